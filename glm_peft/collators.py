@@ -1,0 +1,71 @@
+"""Features → batches: padding, masks and positions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from glm_peft.errors import UserError
+
+IGNORED_LABEL = -100
+
+
+@dataclass
+class GenerationCollator:
+    """
+    Prompts padded on the left to the longest of the batch.
+
+    Input: features with `input_ids`; other columns are not looked at. Output, each [b, s] and int64: `input_ids`,
+    `attention_mask`, and `position_ids` that count the real tokens from 0 (0 on padding).
+    """
+
+    tokenizer: Any
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return _padded_inputs([feature["input_ids"] for feature in features], self, "left")
+
+
+@dataclass
+class TrainingCollator:
+    """
+    Prompts with answers, padded on the tokenizer's padding side to the longest of the batch.
+
+    Input: features with `input_ids` and `labels`. Output as `GenerationCollator`, with `labels`: padded with -100,
+    or, where `ignore_pad_token_for_loss` is off as published scripts allow, with the pad token.
+    """
+
+    tokenizer: Any
+    ignore_pad_token_for_loss: bool = True
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        side = self.tokenizer.padding_side
+        batch = _padded_inputs([feature["input_ids"] for feature in features], self, side)
+        filler = IGNORED_LABEL if self.ignore_pad_token_for_loss else self.tokenizer.pad_token_id
+        length = batch["input_ids"].shape[1]
+        batch["labels"] = _padded([feature["labels"] for feature in features], filler, length, side)
+        return batch
+
+
+def _padded_inputs(
+    rows: list[list[int]], collator: GenerationCollator | TrainingCollator, side: str
+) -> dict[str, torch.Tensor]:
+    pad = collator.tokenizer.pad_token_id
+    if pad is None:
+        raise UserError("The tokenizer has no pad token, which batches need: set tokenizer.pad_token.")
+    multiple = collator.pad_to_multiple_of or 1
+    length = -(-max(len(row) for row in rows) // multiple) * multiple
+    attention_mask = _padded([[1] * len(row) for row in rows], 0, length, side)
+    return {
+        "input_ids": _padded(rows, pad, length, side),
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(dim=-1) - 1) * attention_mask,
+    }
+
+
+def _padded(rows: list[list[int]], filler: int, length: int, side: str) -> torch.Tensor:
+    """The rows as one tensor [b, length]."""
+    fillers = [[filler] * (length - len(row)) for row in rows]
+    pairs = zip(fillers, rows, strict=True) if side == "left" else zip(rows, fillers, strict=True)
+    return torch.tensor([first + second for first, second in pairs], dtype=torch.long)

@@ -1,0 +1,198 @@
+"""Conversations → features: the same prompt ids for training, evaluation and prediction."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from datasets.fingerprint import generate_random_fingerprint
+
+from glm_peft.collators import IGNORED_LABEL
+from glm_peft.conversations import Conversation, Message, Split
+from glm_peft.errors import UserError
+from glm_peft.length_report import LengthReport, summarize_lengths
+
+_IDS, _NUMBER = List(Value("int32")), Value("int32")
+_PROMPT_FEATURES = Features({"input_ids": _IDS, "length": _NUMBER, "prompt_length": _NUMBER})
+_TRAINING_FEATURES = Features({**_PROMPT_FEATURES, "labels": _IDS, "answer_length": _NUMBER})
+_TOKENS_PER_LINE = 8
+
+
+@dataclass(frozen=True)
+class GenerationFeatures:
+    """
+    Prompts to generate from, and beside them, in the same order, what the batches do not carry.
+
+    `dataset` has `input_ids` and `length`; `prompts` are the last questions as the file has them; `references` are
+    the answers of the file, `None` where there is none.
+    """
+
+    dataset: Dataset
+    prompts: list[str]
+    references: list[str | None]
+    report: LengthReport
+
+
+def build_training_features(
+    split: Split, chat_format: Any, tokenizer: Any, data_args: Any
+) -> tuple[Dataset, LengthReport]:
+    """
+    One example for each answer that is trained on: the prompt exactly as prediction would have it, then the answer.
+
+    Prompts may have `max_source_length` tokens and answers `max_target_length` (`val_max_target_length` in the
+    validation split, where it is given), special tokens included; what is longer is cut by the chat format.
+
+    Returns:
+        A data set of `input_ids`, `labels` (-100 on the prompt) and `length` (tokens), and the report on lengths.
+
+    Raises:
+        UserError: the chat format refuses a conversation; the message names the row.
+    """
+    limit = data_args.max_target_length
+    if split.name == "validation":
+        limit = data_args.val_max_target_length or limit
+    encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, limit)
+    rows = _as_rows(split, data_args, lambda conversation: _trained_turns(conversation, data_args.train_on))
+    dataset = _encode(rows, encoder, _TRAINING_FEATURES, data_args, split.name)
+    return _with_report(dataset, split, data_args, limit)
+
+
+def build_generation_features(split: Split, chat_format: Any, tokenizer: Any, data_args: Any) -> GenerationFeatures:
+    """
+    One prompt for each conversation, without its last answer.
+
+    Raises:
+        UserError: the chat format refuses a conversation; the message names the row.
+    """
+    encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, None)
+    rows = _as_rows(split, data_args, lambda conversation: [(conversation.prompt, "")])
+    dataset, report = _with_report(
+        _encode(rows, encoder, _PROMPT_FEATURES, data_args, split.name), split, data_args, None
+    )
+    prompts = [conversation.prompt[-1]["content"] for conversation in split]
+    return GenerationFeatures(dataset, prompts, [conversation.answer for conversation in split], report)
+
+
+def describe_example(tokenizer: Any, feature: dict[str, Any]) -> str:
+    """
+    An example for the log: every token with its id, and which carry loss.
+
+    Args:
+        feature: `input_ids`, and `labels` if it is an example for training.
+    """
+    ids = feature["input_ids"]
+    labels = feature.get("labels") or [IGNORED_LABEL] * len(ids)
+    lines = [f"{len(ids)} tokens, {sum(label != IGNORED_LABEL for label in labels)} of them carry loss"]
+    tokens = zip(_token_texts(tokenizer, ids), ids, labels, strict=True)
+    for carries_loss, group in groupby(tokens, lambda token: token[2] != IGNORED_LABEL):
+        lines += _token_lines("loss" if carries_loss else "no loss", [f"{id_} {text!r}" for text, id_, _ in group])
+    return "\n".join(lines)
+
+
+def _token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    if not getattr(tokenizer, "is_fast", False):
+        return tokens
+    # Byte-level tokens spell each byte as some letter: show the text, unless it is a part of a character.
+    texts = [tokenizer.decode([id_]) for id_ in ids]
+    return [token if "\ufffd" in text else text for token, text in zip(tokens, texts, strict=True)]
+
+
+def _token_lines(name: str, tokens: list[str]) -> Iterator[str]:
+    for start in range(0, len(tokens), _TOKENS_PER_LINE):
+        yield f"  {name if start == 0 else '':<8}" + " | ".join(tokens[start : start + _TOKENS_PER_LINE])
+
+
+def _trained_turns(conversation: Conversation, train_on: str) -> list[tuple[list[Message], str]]:
+    """The (prompt, answer) pairs to train on: every assistant turn of a row of messages, or only the last one."""
+    messages = conversation.messages
+    if not conversation.is_chat or train_on == "last":
+        return [(conversation.prompt, messages[-1]["content"])]
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    return [(messages[:number], messages[number]["content"]) for number in answers]
+
+
+def _as_rows(
+    split: Split, data_args: Any, turns_of: Callable[[Conversation], list[tuple[list[Message], str]]]
+) -> Dataset:
+    """The turns as a data set, which can be handed to worker processes."""
+    columns: dict[str, list[Any]] = {"messages": [], "answer": [], "where": []}
+    for conversation in split:
+        for prompt, answer in turns_of(conversation):
+            columns["messages"].append(_with_prefix(prompt, data_args.source_prefix))
+            columns["answer"].append(answer)
+            columns["where"].append(conversation.where)
+    return Dataset.from_dict(columns)
+
+
+def _with_prefix(messages: list[Message], source_prefix: str | None) -> list[Message]:
+    if not source_prefix:
+        return messages
+    question = messages[-1]
+    return [*messages[:-1], {**question, "content": source_prefix + question["content"]}]
+
+
+@dataclass
+class _Encoder:
+    """Encodes a batch of rows; `max_answer_length` is `None` where there are no answers."""
+
+    chat_format: Any
+    tokenizer: Any
+    max_prompt_length: int
+    max_answer_length: int | None
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        rows = zip(batch["messages"], batch["answer"], batch["where"], strict=True)
+        encoded = [self._encode_row(*row) for row in rows]
+        return {name: [row[name] for row in encoded] for name in encoded[0]}
+
+    def _encode_row(self, messages: list[Message], answer: str, where: str) -> dict[str, Any]:
+        try:
+            prompt, prompt_length = self._fit(self.chat_format.encode_prompt, messages, self.max_prompt_length)
+            if self.max_answer_length is None:
+                return {"input_ids": prompt, "length": len(prompt), "prompt_length": prompt_length}
+            ids, answer_length = self._fit(self.chat_format.encode_answer, answer, self.max_answer_length)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        return {
+            "input_ids": prompt + ids,
+            "labels": [IGNORED_LABEL] * len(prompt) + ids,
+            "length": len(prompt) + len(ids),
+            "prompt_length": prompt_length,
+            "answer_length": answer_length,
+        }
+
+    def _fit(self, encode: Callable[..., Any], content: Any, limit: int) -> tuple[list[int], int]:
+        """The ids within the limit, and how many they would be without one."""
+        ids = encode(self.tokenizer, content).ids
+        if len(ids) <= limit:
+            return ids, len(ids)
+        return encode(self.tokenizer, content, max_length=limit).ids, len(ids)
+
+
+def _encode(rows: Dataset, encoder: _Encoder, features: Features, data_args: Any, name: str) -> Dataset:
+    # Encoded anew in memory each time: a random fingerprint spares hashing a tokenizer, which is not stable.
+    return rows.map(
+        encoder,
+        batched=True,
+        num_proc=data_args.preprocessing_num_workers,
+        remove_columns=rows.column_names,
+        features=features,
+        keep_in_memory=True,
+        new_fingerprint=generate_random_fingerprint(),
+        desc=f"Encoding {name} rows",
+    )
+
+
+def _with_report(
+    dataset: Dataset, split: Split, data_args: Any, max_answer_length: int | None
+) -> tuple[Dataset, LengthReport]:
+    prompt_lengths = dataset["prompt_length"][:]
+    lengths = [summarize_lengths("prompt", "--max_source_length", data_args.max_source_length, prompt_lengths)]
+    measured = ["prompt_length"]
+    if max_answer_length is not None:
+        flag = "--val_max_target_length" if split.name != "train" else "--max_target_length"
+        lengths.append(summarize_lengths("answer", flag, max_answer_length, dataset["answer_length"][:]))
+        measured.append("answer_length")
+    return dataset.remove_columns(measured), LengthReport(split, len(dataset), tuple(lengths))

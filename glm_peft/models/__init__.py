@@ -1,0 +1,15 @@
+"""The ChatGLM generations for transformers' Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from glm_peft.models.chatglm import ChatGLMConfig, ChatGLMForCausalLM, ChatGLMModel
+from glm_peft.models.glm import register_key_mapping
+from glm_peft.models.tokenization_auto import register_tokenizers
+
+AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
+AutoModel.register(ChatGLMConfig, ChatGLMModel, exist_ok=True)
+AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
+register_key_mapping()
+register_tokenizers()
+
+__all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMModel"]

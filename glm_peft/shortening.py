@@ -1,0 +1,69 @@
+"""
+Prompts and answers that are longer than allowed, made shorter without breaking their format.
+
+Nothing is cut out of finished ids: the conversation or the text is shortened and encoded anew, so what comes out has
+every special token and could have come from a shorter row. Texts are cut between characters, never within one.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+
+from glm_peft.errors import UserError
+
+Message = dict[str, str]  # {"role": system, user, assistant or observation, "content": text}
+
+
+def shorten_prompt(
+    messages: list[Message], encode: Callable[[list[Message]], list[int]], max_length: int
+) -> list[int]:
+    """
+    The ids of a prompt without its oldest turns or, where its last turn alone is too long, without the end of that.
+
+    Args:
+        messages: the conversation; its system messages stay.
+        encode: gives the ids of the prompt of a conversation.
+        max_length: the most tokens that the prompt may have.
+
+    Raises:
+        UserError: where not even one character of the last message finds room.
+    """
+    shorter = _without_oldest_turns(messages)
+    dropped = bisect_left(shorter, -max_length, key=lambda rest: -len(encode(rest)))
+    if dropped < len(shorter):
+        return encode(shorter[dropped])
+    *earlier, last = shorter[-1] if shorter else messages
+
+    def encode_last(content: str) -> list[int]:
+        return encode([*earlier, {**last, "content": content}])
+
+    return shorten_text(last["content"], encode_last, max_length, "--max_source_length")
+
+
+def shorten_text(text: str, encode: Callable[[str], list[int]], max_length: int, flag: str) -> list[int]:
+    """
+    The ids of the longest beginning of a text that stays within `max_length` tokens.
+
+    Args:
+        text: the text.
+        encode: gives the ids of a text, together with the special tokens around it.
+        max_length: the most tokens that there may be.
+        flag: what the user knows `max_length` by.
+
+    Raises:
+        UserError: where not even one character finds room.
+    """
+    lengths = range(1, len(text) + 1)
+    characters = bisect_right(lengths, max_length, key=lambda length: len(encode(text[:length])))
+    if not characters:
+        raise UserError(
+            f"{flag} {max_length} is too short: one character and what the chat format puts around it take "
+            f"{len(encode(text[:1]))} tokens here; give a larger value."
+        )
+    return encode(text[:characters])
+
+
+def _without_oldest_turns(messages: list[Message]) -> list[list[Message]]:
+    """The conversation without its oldest turn, without its two oldest, and so on; system messages stay."""
+    spoken = [index for index, message in enumerate(messages) if message["role"] != "system"]
+    starts = [index for index in spoken[1:] if messages[index]["role"] == "user"]
+    return [[m for index, m in enumerate(messages) if index >= start or m["role"] == "system"] for start in starts]

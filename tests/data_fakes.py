@@ -1,0 +1,69 @@
+"""Stand-ins for the data tests: arguments with their defaults, a tokenizer and a chat format of one id a character."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from glm_peft.chat_formats import EncodedText
+from glm_peft.errors import UserError
+
+END = 1
+DEFAULTS = {
+    "train_file": None,
+    "validation_file": None,
+    "test_file": None,
+    "dataset_name": None,
+    "dataset_config_name": None,
+    "prompt_column": None,
+    "response_column": None,
+    "history_column": None,
+    "source_prefix": None,
+    "max_source_length": 1024,
+    "max_target_length": 128,
+    "val_max_target_length": None,
+    "max_train_samples": None,
+    "max_eval_samples": None,
+    "max_predict_samples": None,
+    "preprocessing_num_workers": None,
+    "train_on": "all",
+    "skip_bad_rows": False,
+}
+
+
+def make_data_args(**changes: Any) -> SimpleNamespace:
+    """Data arguments; only the names that the arguments really have can be changed."""
+    unknown = changes.keys() - DEFAULTS
+    assert not unknown, unknown
+    return SimpleNamespace(**{**DEFAULTS, **changes})
+
+
+class CharacterTokenizer:
+    """Each character is its own code point; ids 0 and 1 pad and end."""
+
+    pad_token_id = 0
+    padding_side = "left"
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [{0: "<pad>", 1: "<end>"}.get(id_, chr(id_)) for id_ in ids]
+
+
+class CharacterFormat:
+    """`q>a;q>` as the prompt, the answer and the end id after it."""
+
+    def encode_prompt(
+        self, tokenizer: CharacterTokenizer, messages: list[dict], max_length: int | None = None
+    ) -> EncodedText:
+        if "forbidden" in messages[-1]["content"]:
+            raise UserError("This format has no such word.")
+        ends = {"user": ">", "assistant": ";", "system": "!"}
+        text = "".join(message["content"] + ends[message["role"]] for message in messages)
+        cut = text if max_length is None else text[-max_length:]
+        return EncodedText([ord(character) for character in cut], cut != text)
+
+    def encode_answer(self, tokenizer: CharacterTokenizer, answer: str, max_length: int | None = None) -> EncodedText:
+        cut = answer if max_length is None else answer[: max_length - 1]
+        return EncodedText([*(ord(character) for character in cut), END], cut != answer)
+
+
+def text_of(ids: list[int]) -> str:
+    """The ids of `CharacterFormat` as text, with `.` for the end."""
+    return "".join("." if id_ == END else chr(id_) for id_ in ids)

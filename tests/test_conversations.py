@@ -1,0 +1,251 @@
+"""Rows into conversations: every known shape, and one sentence with place and finding for each bad row."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from data_fakes import make_data_args
+
+from glm_peft.conversations import load_splits
+from glm_peft.errors import UserError
+
+PAIR = {"content": "q", "summary": "a"}
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(*rows: object, name: str = "train.json") -> str:
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=True) for row in rows]
+    Path(name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return name
+
+
+def load(*rows: object, split: str = "train", name: str = "train.json", **flags: object):
+    file = write(*rows, name=name)
+    return load_splits(make_data_args(**{f"{split}_file": file}, **flags), [split])[split]
+
+
+def turns(conversation) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in conversation.messages]
+
+
+def error_of(*rows: object, **flags: object) -> str:
+    with pytest.raises(UserError) as error:
+        load(*rows, **flags)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("names", [("content", "summary"), ("prompt", "response")])
+def test_well_known_columns_are_read_without_flags_and_the_log_says_so(caplog, names):
+    caplog.set_level(logging.INFO, logger="glm_peft")
+    [conversation] = load(dict(zip(names, "qa", strict=True)))
+    assert turns(conversation) == [("user", "q"), ("assistant", "a")]
+    assert f"no --prompt_column given; reading the well-known columns '{names[0]}', '{names[1]}'" in caplog.text
+
+
+def test_columns_are_read_by_their_flags():
+    row = {"instruction": "q", "output": "a", "past": [["q0", "a0"], ["q1", "a1"]]}
+    flags = {"prompt_column": "instruction", "response_column": "output", "history_column": "past"}
+    [conversation] = load(row, **flags)
+    assert [content for _, content in turns(conversation)] == ["q0", "a0", "q1", "a1", "q", "a"]
+    assert (conversation.answer, conversation.prompt[-1]["content"], conversation.is_chat) == ("a", "q", False)
+
+
+@pytest.mark.parametrize("history", [None, "", []])
+def test_an_absent_history_is_none(history):
+    row = {"prompt": "q", "response": "a"}
+    first, second = load(row, {**row, "history": history})
+    assert first.messages == second.messages
+
+
+def test_history_that_only_later_rows_have_is_read():
+    row = {"prompt": "q", "response": "a"}
+    _, second = load(row, {**row, "history": [["q0", "a0"]]})
+    assert len(second.messages) == 4
+
+
+def test_history_and_messages_are_json_text_in_csv():
+    line = '"[[""q0"", ""a0""]]"'
+    [conversation] = load("prompt,response,history", f"q,a,{line}", name="train.csv")
+    assert [content for _, content in turns(conversation)] == ["q0", "a0", "q", "a"]
+    [chat] = load("messages", '"' + json.dumps(CHAT).replace('"', '""') + '"', name="chat.csv")
+    assert chat.messages == CHAT
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_rows_of_messages_are_read(column):
+    messages = [{"role": "system", "content": ""}, *CHAT, *CHAT]
+    [conversation] = load({column: messages})
+    assert conversation.messages == messages
+    assert conversation.is_chat
+
+
+def test_messages_may_be_from_and_value():
+    [conversation] = load({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]})
+    assert conversation.messages == CHAT
+
+
+def test_test_rows_need_no_answer():
+    rows = [{"content": "q"}, {"content": "q", "summary": None}, {"content": "q", "summary": ""}, PAIR]
+    assert [conversation.answer for conversation in load(*rows, split="test")] == [None, None, None, "a"]
+    chats = [{"messages": CHAT[:1]}, {"messages": [CHAT[0], {"role": "assistant", "content": ""}]}, {"messages": CHAT}]
+    assert [conversation.answer for conversation in load(*chats, split="test")] == [None, None, "a"]
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_an_empty_answer_to_learn_from_is_an_error(split):
+    message = error_of(PAIR, {"content": "q", "summary": " "}, split=split)
+    assert message == (
+        "train.json, line 2, column 'summary': the answer is empty, found ' '; "
+        "correct it, or leave such rows out with --skip_bad_rows."
+    )
+
+
+def chat_of(*roles: str) -> dict:
+    return {"messages": [{"role": role, "content": "x"} for role in roles]}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('{"content": "q", "summary": "a"', "column 32: this is not JSON (Expecting ',' delimiter), found the end of"),
+        (
+            {"content": "q", "sumary": "a"},
+            "there is no column 'summary', the nearest is 'sumary', the columns found are",
+        ),
+        ({"content": 3, "summary": "a"}, "column 'content': the prompt must be text, found the number 3"),
+        ({"content": None, "summary": "a"}, "column 'content': the prompt must be text, found null"),
+        ({"content": "", "summary": "a"}, "column 'content': the prompt is empty, found ''"),
+        ({"content": "q", "summary": 7}, "column 'summary': the answer must be text, found the number 7"),
+        ({"content": "q", "summary": ["a"]}, """column 'summary': the answer must be text, found the list ["a"]"""),
+        ({"content": "q", "summary": "\ud800"}, "column 'summary': the answer holds '\\ud800', half of a character"),
+    ],
+)
+def test_a_bad_row_of_columns_is_named_with_what_was_found(row, words):
+    assert f"train.json, line 2, {words}" in error_of(PAIR, row)
+
+
+@pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        (5, "the history must be a list, found the number 5"),
+        ({"q": "a"}, 'the history must be a list, found the object {"q": "a"}'),
+        ("[[1", "the history is text that is not JSON (Expecting ',' delimiter), found the text"),
+        (["q", "a"], 'a history is a list of [question, answer] pairs, found the text "q" as pair 1'),
+        ([["q", "a"], ["q"]], 'a history is a list of [question, answer] pairs, found the list ["q"] as pair 2'),
+        ([["q", 4]], "the answer of history pair 1 must be text, found the number 4"),
+        ([["q", "a"], ["", "a"]], "the question of history pair 2 is empty, found ''"),
+    ],
+)
+def test_a_bad_history_is_named_with_what_was_found(history, words):
+    good = {"prompt": "q", "response": "a", "history": []}
+    assert f"train.json, line 2, column 'history': {words}" in error_of(good, {**good, "history": history})
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": "hello"}, "the conversation is text that is not JSON (Expecting value), found the text"),
+        ({"messages": None}, "the conversation must be a list, found null"),
+        ({"messages": []}, "the conversation has no question, found the list []"),
+        ({"messages": [1]}, "message 1 must have 'role' and 'content', found the number 1"),
+        ({"messages": [{"role": "user"}]}, "message 1 must have 'role' and 'content', found the object"),
+        ({"messages": [{"role": "user", "content": []}]}, "the content of message 1 must be text, found the list []"),
+        (
+            chat_of("user", "tool"),
+            "the role of message 2 must be one of 'system', 'user', 'human', 'assistant', 'gpt'",
+        ),
+        (chat_of("system"), "the conversation has no question"),
+        (chat_of("user", "user"), "message 2 has the role 'user' where 'assistant' must follow"),
+        (chat_of("assistant", "user"), "message 1 has the role 'assistant' where 'user' must follow"),
+        (chat_of("user", "system"), "message 2 has the role 'system' where 'assistant' must follow"),
+        (
+            chat_of("user", "assistant", "user"),
+            "the last message must be the assistant's answer, found one of the role",
+        ),
+        (
+            {"messages": [CHAT[0], {"role": "assistant", "content": " "}]},
+            "the assistant content of message 2 is empty",
+        ),
+    ],
+)
+def test_bad_messages_are_named_with_what_was_found(row, words):
+    assert f"train.json, line 2, column 'messages': {words}" in error_of({"messages": CHAT}, row)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            {"prompt_column": "contents", "response_column": "summary"},
+            "no column 'contents', the nearest is 'content'",
+        ),
+        ({"prompt_column": "content", "response_column": "Sumary"}, "no column 'Sumary', the nearest is 'summary'"),
+        ({"prompt_column": "content"}, "--response_column is not given; the columns found are 'content', 'summary'."),
+        ({"response_column": "summary"}, "--prompt_column is not given; the columns found are 'content', 'summary'."),
+        (
+            {"history_column": "past"},
+            "there is no column 'past', the columns found are 'content', 'summary' (--history",
+        ),
+    ],
+)
+def test_flags_that_name_no_column_are_errors(flags, words):
+    assert words in error_of(PAIR, **flags)
+
+
+def test_a_file_of_unknown_columns_lists_them():
+    message = error_of({"q": "1", "a": "2"})
+    assert "train.json, line 1: the columns found are 'q', 'a'; name yours with --prompt_column" in message
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.csv"])
+def test_an_empty_file_is_an_error(name):
+    assert error_of(name=name) == f"{name} is empty (1 bytes): it must hold at least one row."
+
+
+@pytest.mark.parametrize(("name", "text"), [("train.json", "[]"), ("train.csv", "content,summary")])
+def test_a_file_without_rows_is_an_error(name, text):
+    assert error_of(text, name=name) == f"{name} holds no rows: it must hold at least one."
+
+
+def test_bad_rows_are_left_out_on_request_and_kept_count_of():
+    rows = ["{", PAIR, {"content": "q"}, {"content": "q", "summary": ""}, PAIR]
+    split = load(*rows, skip_bad_rows=True)
+    assert (split.rows_read, len(split)) == (5, 2)
+    found = [(bad_row.row.number, bad_row.kind) for bad_row in split.left_out]
+    assert found == [(1, "unreadable row"), (3, "missing column"), (4, "empty answer")]
+
+
+def test_a_file_in_which_nothing_is_left_is_an_error():
+    message = error_of({"content": "", "summary": "a"}, {"content": "q", "summary": ""}, skip_bad_rows=True)
+    assert message.startswith("train.json: none of the 2 rows can be used; the first: train.json, line 1, column")
+
+
+@pytest.mark.parametrize(
+    ("split", "flag"),
+    [("train", "max_train_samples"), ("validation", "max_eval_samples"), ("test", "max_predict_samples")],
+)
+def test_only_the_first_samples_are_read_where_a_number_is_given(split, flag):
+    loaded = load(PAIR, PAIR, "{", split=split, **{flag: 2})
+    assert (len(loaded), loaded.limit) == (2, f"--{flag} 2")
+
+
+def test_a_split_without_a_source_names_its_flags():
+    with pytest.raises(UserError, match="There is no validation data: give --validation_file or --dataset_name."):
+        load_splits(make_data_args(train_file=write(PAIR)), ["validation"])
+
+
+def test_a_file_goes_before_the_data_set(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    Path("hub").mkdir()
+    write({"prompt": "hub", "response": "a"}, name="hub/train.jsonl")
+    data_args = make_data_args(dataset_name="./hub", test_file=write({"content": "file"}, name="own.json"))
+    splits = load_splits(data_args, ["train", "test"])
+    assert [splits[name].conversations[0].prompt[0]["content"] for name in ("train", "test")] == ["hub", "file"]
+    assert splits["train"].conversations[0].where == "./hub, train row 1"
