@@ -5,10 +5,17 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from glm_peft.errors import UserError
-from glm_peft.models.glm.configuration_glm import GlmConfig, is_published, translate_config
+from glm_peft.models.generations import CHATGLM
+from glm_peft.models.glm.configuration_glm import GlmConfig, check_generation, is_published, translate_config
 
 _OLD_REVISION_VOCABULARY = 150528
-_OLD_REVISION_IDS = {"mask_token_id": 150000, "gmask_token_id": 150001, "pad_token_id": 20003}
+_OLD_REVISION_IDS = {
+    "mask_token_id": 150000,
+    "gmask_token_id": 150001,
+    "bos_token_id": 150004,
+    "eos_token_id": 150005,
+    "pad_token_id": 20003,
+}
 
 
 class ChatGLMConfig(PreTrainedConfig):
@@ -66,7 +73,8 @@ class ChatGLMConfig(PreTrainedConfig):
             generation (keyword): wins over what the recorded name tells, where ChatGLM2 and ChatGLM3 differ.
 
         Raises:
-            UserError: the weights are pre-quantized, or the fields are of no known generation.
+            UserError: the weights are pre-quantized, or the fields are of no known generation or not of the one asked
+                for.
         """
         generation = kwargs.pop("generation", None)
         config_dict = {name: value for name, value in config_dict.items() if name != "auto_map"}
@@ -79,6 +87,7 @@ class ChatGLMConfig(PreTrainedConfig):
                 "inner_hidden_size) nor of ChatGLM2, ChatGLM3 and GLM-4 (multi_query_group_num); known generations "
                 "are ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B, GLM-4-9B and GLM-4-0414: use one of their repositories."
             )
+        check_generation(generation, (CHATGLM,), config_dict)
         return super().from_dict(_with_old_revision_ids(config_dict), **kwargs)
 
 

@@ -207,7 +207,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         kwargs["position_embeddings"] = self.rotary_emb(hidden_states, position_rows)
         for layer in self.layers:
             hidden_states = layer(hidden_states, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
-        return BaseModelOutputWithPast(self.final_layernorm(hidden_states), past_key_values)
+        # A prefix comes as a cache also where none is kept: returned, `generate` would take it for one that is.
+        return BaseModelOutputWithPast(self.final_layernorm(hidden_states), past_key_values if use_cache else None)
 
     def _build_mask(
         self,

@@ -5,7 +5,7 @@ from typing import Any
 import transformers
 
 from glm_peft.errors import UserError
-from glm_peft.models.generations import CHATGLM2, CHATGLM3, generation_of_name
+from glm_peft.models.generations import CHATGLM2, CHATGLM3, GLM4, generation_of_name
 
 _RENAMED = {
     "padded_vocab_size": "vocab_size",
@@ -38,7 +38,9 @@ _PUBLISHED = {
     "multi_query_attention": True,
     "original_rope": True,
 }
-_PUBLISHED_VOCABULARY = 65024
+_POSSIBLE_GENERATIONS = (CHATGLM2, CHATGLM3, GLM4)
+_CHATGLM3_VOCABULARY = 65024
+_GLM4_VOCABULARY = 151552
 _CHATGLM3_END_TOKENS = [2, 64795, 64797]  # </s>, <|user|>, <|observation|>
 
 
@@ -71,18 +73,38 @@ def translate_config(config: dict[str, Any], generation: str | None = None) -> d
         generation: wins over what the recorded `_name_or_path` tells.
 
     Raises:
-        UserError: the fields describe another network, or `rope_ratio` could mean two things.
+        UserError: the fields describe another network or generation, or `rope_ratio` could mean two things.
     """
     _refuse_other_networks(config)
-    generation = generation or generation_of_name(config.get("_name_or_path"))
+    check_generation(generation, _POSSIBLE_GENERATIONS, config)
+    generation = generation or _recorded_generation(config)
     translated = {name: config[name] for name in _KEPT if name in config}
     translated |= {new: config[old] for old, new in _RENAMED.items() if old in config}
     translated |= {"model_type": "glm", "architectures": ["GlmForCausalLM"], "tie_word_embeddings": False}
     translated["rope_parameters"] = _rope_parameters(config, generation)
-    if generation == CHATGLM3 and translated["vocab_size"] == _PUBLISHED_VOCABULARY:
+    if generation == CHATGLM3 and translated["vocab_size"] == _CHATGLM3_VOCABULARY:
         translated["eos_token_id"] = _CHATGLM3_END_TOKENS
     # GlmConfig has defaults of its own for these two, which are GLM-4's.
     return {"eos_token_id": 2, "pad_token_id": 0} | translated
+
+
+def check_generation(generation: str | None, possible: tuple[str, ...], config: dict[str, Any]) -> None:
+    """Raise a `UserError` where a generation is asked for that a config's fields cannot be of."""
+    if generation is None or generation in possible:
+        return
+    name = config.get("_name_or_path")
+    raise UserError(
+        f"The config{f' of {name}' if name else ''} is of {' or '.join(possible)} by its fields, but "
+        f"generation={generation!r} was asked for: leave that argument out, or give the folder of that generation."
+    )
+
+
+def _recorded_generation(config: dict[str, Any]) -> str | None:
+    """By the recorded name, or by GLM-4's vocabulary, which no other generation has."""
+    generation = generation_of_name(config.get("_name_or_path"))
+    if generation in _POSSIBLE_GENERATIONS:
+        return generation
+    return GLM4 if config.get("padded_vocab_size") == _GLM4_VOCABULARY else None
 
 
 def _refuse_other_networks(config: dict[str, Any]) -> None:
@@ -100,7 +122,7 @@ def _rope_parameters(config: dict[str, Any], generation: str | None) -> dict[str
     parameters = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     if ratio == 1:
         return parameters
-    if generation is None and config.get("padded_vocab_size") == _PUBLISHED_VOCABULARY:
+    if generation is None:
         raise UserError(
             f"The config has rope_ratio {ratio}, which ChatGLM2 and ChatGLM3 read differently, and its _name_or_path "
             f"({config.get('_name_or_path')!r}) names neither: say which with generation='chatglm2' or 'chatglm3' "

@@ -1,0 +1,98 @@
+"""How answers are generated: the settings, from the arguments to what `generate` takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from glm_peft.chat_formats import ChatFormat
+from glm_peft.errors import UserError
+
+_SAMPLING = ("top_p", "top_k", "temperature")
+_OTHER_FLAGS = {
+    "batch_size": ("per_device_eval_batch_size",),
+    "max_new_tokens": ("max_new_tokens", "val_max_target_length", "max_target_length"),
+}
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """
+    How answers are generated, and how prompts are put into batches.
+
+    Args:
+        max_new_tokens: the most tokens that an answer may have, its end token counted.
+        do_sample: draw each token from the `top_k` most likely ones, of those the likeliest that together have the
+            probability `top_p`, at `temperature`; off, the most likely token is taken, and the three have no effect.
+        num_beams: number of beams; 1 is no beam search.
+        seed: of the draws. Each batch has its own, made of this one and of the batch's first row.
+        batch_size: rows in a batch.
+        max_batch_tokens: instead of `batch_size`, the most tokens in a batch: rows * `num_beams` * (longest prompt +
+            `max_new_tokens`). A row that is larger by itself is a batch by itself.
+
+    Raises:
+        UserError: for a value out of range.
+    """
+
+    max_new_tokens: int = 128
+    do_sample: bool = False
+    top_p: float = 0.7
+    top_k: int = 50
+    temperature: float = 0.95
+    num_beams: int = 1
+    seed: int = 42
+    batch_size: int = 8
+    max_batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_beams", "batch_size", "max_batch_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} is {value}: give 1 or more.")
+        _require(0 < self.top_p <= 1, f"top_p is {self.top_p}: give a probability above 0 and up to 1.")
+        _require(self.top_k >= 0, f"top_k is {self.top_k}: give a number of tokens, or 0 for all of them.")
+        _require(self.temperature > 0, f"temperature is {self.temperature}: give a number above 0.")
+
+    @classmethod
+    def from_arguments(cls, *sources: Any) -> "GenerationSettings":
+        """
+        The settings in argument dataclasses: each from the first that has a field of its name with a value.
+
+        `batch_size` is called `per_device_eval_batch_size` there, and where there is no `max_new_tokens`, an answer
+        may be as long as those of the data: `val_max_target_length` or else `max_target_length`.
+
+        Raises:
+            UserError: for a value out of range, and for one of sampling where `do_sample` is off.
+        """
+        flags = {name: (name,) for name in cls.__dataclass_fields__} | _OTHER_FLAGS
+        found = {name: _first_value(sources, names) for name, names in flags.items()}
+        given = {name: value for name, value in found.items() if value is not None}
+        idle = [name for name in _SAMPLING if name in given and not given.get("do_sample")]
+        _require(not idle, f"--{''.join(idle[:1])} has no effect on greedy decoding: add --do_sample or leave it out.")
+        return cls(**given)
+
+
+def build_generation_config(
+    tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, settings: GenerationSettings
+) -> GenerationConfig:
+    """The settings for `generate`, with every token that ends an answer of this generation."""
+    sampling = {name: getattr(settings, name) for name in _SAMPLING if settings.do_sample}
+    return GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=settings.do_sample,
+        num_beams=settings.num_beams,
+        eos_token_id=chat_format.stop_token_ids(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,  # a prefix needs the cache
+        **sampling,
+    )
+
+
+def _first_value(sources: Sequence[Any], names: Sequence[str]) -> Any:
+    values = (getattr(source, name, None) for name in names for source in sources)
+    return next((value for value in values if value is not None), None)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)

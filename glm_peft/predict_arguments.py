@@ -1,0 +1,98 @@
+"""The arguments of prediction: which rows or prompt, where the answers go, and how they are generated."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from glm_peft.arguments import DataArguments, ModelArguments
+from glm_peft.command_line import parse_command
+from glm_peft.errors import UserError
+
+_USAGE = "python -m glm_peft.predict [CONFIG.yaml|CONFIG.json] [--flags]"
+_DESCRIPTION = "Answers to a file or to one prompt, by a base alone or with an adapter. Flags win over the file."
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class PredictArguments:
+    """
+    What to answer, and how.
+
+    Raises:
+        UserError: an argument of sampling is given without `do_sample`.
+    """
+
+    _argument_group_name = "prediction"
+
+    output_dir: str | None = _option(None, "Folder for generated_predictions.jsonl and predict_results.json.")
+    prompt: str | None = _option(None, "A question to answer on stdout, instead of --test_file.")
+    resume: bool = _option(False, "Go on with the stopped run that left its answers in --output_dir.")
+    max_new_tokens: int | None = _option(
+        None, "Most tokens of an answer, its end token counted. None: --val_max_target_length."
+    )
+    num_beams: int = _option(1, "Beams of the search for an answer; 1 is no beam search.")
+    do_sample: bool = _option(False, "Draw answers at random instead of taking the most likely tokens.")
+    top_p: float | None = _option(
+        None, "With --do_sample: draw from the likeliest tokens of this probability together. None: 0.7."
+    )
+    top_k: int | None = _option(None, "With --do_sample: draw from this many tokens at most; 0 is no limit. None: 50.")
+    temperature: float | None = _option(
+        None, "With --do_sample: above 1 more varied answers, near 0 the most likely ones. None: 0.95."
+    )
+    seed: int = _option(42, "Seed of --do_sample; the same seed and batches give the same answers.")
+    per_device_eval_batch_size: int = _option(8, "Rows in a batch.")
+    max_batch_tokens: int | None = _option(
+        None,
+        "Instead of a number of rows, most tokens in a batch: rows * --num_beams * (longest prompt + "
+        "--max_new_tokens). None: --per_device_eval_batch_size rows.",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("top_p", "top_k", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not self.do_sample:
+                raise UserError(
+                    f"--{name} {value} changes nothing in greedy decoding: add --do_sample or leave it out."
+                )
+
+
+def parse_predict_arguments(
+    argv: list[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, PredictArguments]:
+    """
+    The arguments of `python -m glm_peft.predict [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
+
+    Args:
+        argv: the words after the command's name; `None` for those of this process.
+
+    Raises:
+        UserError: anything that is wrong with the arguments, told in one sentence.
+    """
+    types = (ModelArguments, DataArguments, PredictArguments)
+    argv = sys.argv[1:] if argv is None else argv
+    model_args, data_args, predict_args = parse_command(
+        argv, types, {"generation_num_beams": "num_beams"}, usage=_USAGE, description=_DESCRIPTION
+    )
+    _check_task(data_args, predict_args)
+    return model_args, data_args, predict_args
+
+
+def _check_task(data_args: DataArguments, predict_args: PredictArguments) -> None:
+    source = data_args.test_file or data_args.dataset_name
+    if predict_args.prompt is None and source is None:
+        raise UserError('There is nothing to predict: give --test_file FILE, --dataset_name NAME, or --prompt "…".')
+    if predict_args.prompt is not None and source is not None:
+        raise UserError(f"--prompt is given beside {source}: give one prompt or many, not both.")
+    if predict_args.prompt is not None and not predict_args.prompt.strip():
+        raise UserError(f"--prompt {predict_args.prompt!r} is empty: give a question.")
+    if predict_args.prompt is None and predict_args.output_dir is None:
+        raise UserError("--output_dir is not given: name a folder for the predictions and the scores.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"glm_peft.predict is one process, but {os.environ['WORLD_SIZE']} were started: use "
+            "`accelerate launch glm_peft/train.py --do_predict` for several."
+        )

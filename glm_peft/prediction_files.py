@@ -1,0 +1,170 @@
+"""The files of a prediction run: answers as they come, which a stopped run goes on from, and the finished file."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from glm_peft.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PREDICTIONS_NAME = "generated_predictions.jsonl"
+PARTIAL_NAME = "generated_predictions.partial.jsonl"
+
+
+def write_predictions(
+    path: str | Path, prompts: Sequence[str], references: Sequence[str | None], answers: Sequence[str]
+) -> None:
+    """
+    One JSON object a row, `prompt`, `labels` (null where there is none) and `predict`, in one stroke.
+
+    A reader sees the file that was there before or the whole new one, never a part.
+    """
+    rows = zip(prompts, references, answers, strict=True)
+    names = ("prompt", "labels", "predict")
+    write_atomically(path, "".join(_json_line(dict(zip(names, row, strict=True))) for row in rows))
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Replaces the file by the text, UTF-8, or leaves it as it was."""
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            _flush(file)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def make_output_dir(folder: str | Path) -> Path:
+    """
+    The folder, made where it is not there yet.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written into it.
+    """
+    folder = Path(folder)
+    probe = folder / f".writable.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            f"--output_dir {folder} cannot be written to ({reason}): give a folder that can be."
+        ) from error
+    return folder
+
+
+def check_resumable(folder: str | Path, resume: bool) -> None:
+    """
+    Sees to it that a stopped run is not overwritten; to be called before anything that takes long.
+
+    Raises:
+        UserError: there is a file of a stopped run and `resume` is not set.
+    """
+    path = Path(folder) / PARTIAL_NAME
+    if path.exists() and not resume:
+        raise UserError(
+            f"{path} has the answers of a stopped run: add --resume to go on with it, or remove it to start anew."
+        )
+
+
+class PartialPredictions:
+    """
+    The answers of a run that is not finished, one line each behind a first line that says which run it is.
+
+    Each batch is on the disk before the next one starts. A line that was being written when the run was stopped is
+    taken back on opening. `answers` has what is there, by row number.
+    """
+
+    def __init__(self, folder: str | Path, run: Mapping[str, Any], resume: bool) -> None:
+        """
+        Opens the file of the folder for writing, new or where it ended.
+
+        Args:
+            folder: where the predictions will be.
+            run: what the answers depend on, by the name of its flag; values that JSON has.
+            resume: whether to go on with the file of a stopped run, if there is one.
+
+        Raises:
+            UserError: there is a file of a stopped run and `resume` is not set, or it is another run's.
+        """
+        check_resumable(folder, resume)
+        self.path = Path(folder) / PARTIAL_NAME
+        self.answers: dict[int, str] = {}
+        end = self._read(dict(run)) if self.path.exists() else 0
+        self._file: BinaryIO = self.path.open("ab")
+        self._file.truncate(end)
+        if not end:
+            self._append([{"run": dict(run)}])
+
+    def __enter__(self) -> "PartialPredictions":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, rows: Sequence[int], answers: Sequence[str]) -> None:
+        """Puts the answers of a batch on the disk."""
+        self._append([{"row": row, "predict": answer} for row, answer in zip(rows, answers, strict=True)])
+        self.answers.update(zip(rows, answers, strict=True))
+
+    def remove(self) -> None:
+        """Ends it, once the answers are where they belong."""
+        self._file.close()
+        self.path.unlink()
+
+    def _append(self, lines: list[dict[str, Any]]) -> None:
+        self._file.write("".join(_json_line(line) for line in lines).encode())
+        _flush(self._file)
+
+    def _read(self, run: dict[str, Any]) -> int:
+        """Takes over the whole lines, and returns where they end, in bytes."""
+        lines = list(_whole_lines(self.path.read_bytes()))
+        if not lines:
+            return 0
+        self._check_run(lines[0][0].get("run"), json.loads(json.dumps(run)))
+        self.answers = {line["row"]: line["predict"] for line, _ in lines[1:]}
+        return lines[-1][1]
+
+    def _check_run(self, begun: Any, run: dict[str, Any]) -> None:
+        begun = begun if isinstance(begun, dict) else {}
+        for name in (name for name in run if begun.get(name) != run[name]):
+            raise UserError(
+                f"{self.path} is of another run, with {name} {begun.get(name)!r} where this one has {run[name]!r}: "
+                "resume with the same arguments and files, or remove it to start anew."
+            )
+
+
+def _whole_lines(content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
+    """The lines before the first that is torn, each with the place of its end."""
+    end = 0
+    for line in BytesIO(content):
+        try:
+            values = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            logger.warning(
+                "The last %d bytes of the stopped run are torn: their rows are done again.", len(content) - end
+            )
+            return
+        end += len(line)
+        yield values, end
+
+
+def _json_line(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

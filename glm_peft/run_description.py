@@ -1,0 +1,58 @@
+"""What the answers of a run depend on, so that a stopped run is gone on with by the same one only."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from glm_peft.arguments import ModelArguments
+from glm_peft.data import GenerationFeatures
+from glm_peft.generation_settings import GenerationSettings
+
+_DRAWING = ("top_p", "top_k", "temperature", "seed", "batch_size", "max_batch_tokens")
+_CHUNK = 1 << 24
+
+
+def describe_run(
+    model_args: ModelArguments, features: GenerationFeatures, settings: GenerationSettings
+) -> dict[str, Any]:
+    """
+    The name of what the answers depend on → its value, or a digest of it.
+
+    Files of the adapter and the prompts' ids count with their content, the base's files with their names and sizes.
+    Batches count only where answers are drawn: greedy ones do not depend on them.
+    """
+    generation = {
+        name: value for name, value in asdict(settings).items() if settings.do_sample or name not in _DRAWING
+    }
+    return {
+        "base": _describe_source(model_args.model_name_or_path, with_content=False),
+        "base's revision": model_args.model_revision,
+        "dtype": model_args.dtype,
+        "quantization_bit": model_args.quantization_bit,
+        "adapter": _describe_source(model_args.adapter_name_or_path, with_content=True),
+        "digest of the prompts' ids": _digest_prompts(features),
+        **generation,
+    }
+
+
+def _describe_source(name_or_path: str | None, with_content: bool) -> str | None:
+    if name_or_path is None or not Path(name_or_path).is_dir():
+        return name_or_path
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(name_or_path).iterdir() if path.is_file()):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        if with_content:
+            _update(digest, path)
+    return f"{name_or_path} (sha256 {digest.hexdigest()[:12]})"
+
+
+def _update(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+
+
+def _digest_prompts(features: GenerationFeatures) -> str:
+    return hashlib.sha256(json.dumps(features.dataset["input_ids"][:]).encode()).hexdigest()[:12]

@@ -1,0 +1,234 @@
+"""Published P-Tuning v2 checkpoints as adapters, held to what the published code computed with them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import glm_peft  # noqa: F401
+from glm_peft.adapters import create_adapter, load_adapter
+from glm_peft.errors import UserError
+from glm_peft.legacy import read_published_prefix, rotate_prefix_keys
+
+TOLERANCE = 2e-5
+NAMES = ["chatglm-6b", "chatglm2-6b", "chatglm3-6b"]
+TAGS = ["prefix", "prefix_projection"]
+
+
+class Arguments:
+    """The model arguments that make an adapter."""
+
+    def __init__(self, **values):
+        self.num_virtual_tokens, self.prefix_projection = 4, False
+        self.encoder_hidden_size = self.adapter_name_or_path = None
+        self.__dict__.update(values)
+
+
+def load_base(folder: Path):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(params=[(name, tag) for name in NAMES for tag in TAGS], ids=lambda pair: "-".join(pair))
+def published(request, reference_models):
+    name, tag = request.param
+    folder = reference_models / name
+    expected = load_file(folder / "expected.safetensors")
+    expected = {key.removeprefix(f"{tag}."): value for key, value in expected.items() if key.startswith(f"{tag}.")}
+    return load_base(folder), folder / f"ptuning-{tag}", expected
+
+
+@torch.no_grad()
+def test_a_published_prefix_gives_the_published_logits_and_losses(published):
+    base, checkpoint, expected = published
+    model = load_adapter(base, str(checkpoint)).eval()
+    for i in range(3):
+        ids, labels = expected[f"single{i}.input_ids"], expected[f"single{i}.labels"]
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
+        torch.testing.assert_close(output.logits, expected[f"single{i}.logits"], atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(output.loss, expected[f"single{i}.loss"][0], atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_a_published_prefix_gives_the_published_logits_in_a_left_padded_batch(published):
+    base, checkpoint, expected = published
+    model = load_adapter(base, str(checkpoint)).eval()
+    mask = expected["batch.attention_mask"]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    output = model(input_ids=expected["batch.input_ids"], attention_mask=mask, position_ids=positions)
+    torch.testing.assert_close(output.logits[:, -1], expected["batch.last_logits"], atol=TOLERANCE, rtol=0)
+
+
+def test_a_published_prefix_generates_what_the_published_code_generates(published):
+    base, checkpoint, expected = published
+    model = load_adapter(base, str(checkpoint)).eval()
+    for i in range(3):
+        ids = expected[f"greedy{i}.input_ids"]
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        assert output.sequences[0, ids.shape[1] :].tolist() == expected[f"greedy{i}.tokens"].tolist()
+        torch.testing.assert_close(torch.cat(output.logits), expected[f"greedy{i}.logits"], atol=TOLERANCE, rtol=0)
+
+
+def test_gradients_of_the_prefix_are_the_published_ones(published):
+    base, checkpoint, expected = published
+    model = load_adapter(base, str(checkpoint), is_trainable=True).eval()
+    ids = expected["single2.input_ids"]
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=expected["single2.labels"]).loss.backward()
+    encoder = model.prompt_encoder["default"]
+    if hasattr(encoder, "transform"):
+        found = {name.replace("transform", "trans"): value.grad for name, value in encoder.named_parameters()}
+    else:
+        found = gradients_of_the_published_parameters(checkpoint, encoder.embedding.weight.grad, base)
+    assert found.keys() == {name.removeprefix("grad.") for name in expected if name.startswith("grad.")}
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[f"grad.{name}"], atol=TOLERANCE, rtol=0)
+
+
+def gradients_of_the_published_parameters(checkpoint: Path, gradient: torch.Tensor, base) -> dict[str, torch.Tensor]:
+    """The chain rule from PEFT's flat prefix back through the rotation and the published projection."""
+    state = torch.load(checkpoint / "pytorch_model.bin", weights_only=True)
+    state = {name.split("prefix_encoder.")[1]: value.float().requires_grad_() for name, value in state.items()}
+    flat = state["embedding.weight"]
+    if "trans.0.weight" in state:
+        hidden = torch.tanh(torch.nn.functional.linear(flat, state["trans.0.weight"], state["trans.0.bias"]))
+        flat = torch.nn.functional.linear(hidden, state["trans.2.weight"], state["trans.2.bias"])
+    flat.backward(rotate_prefix_keys(gradient, base, -len(gradient)))
+    return {name: value.grad for name, value in state.items()}
+
+
+def test_rotating_back_undoes_the_rotation(reference_models):
+    base = load_base(reference_models / "chatglm2-6b")
+    weight = torch.randn(5, 192)
+    rotated = rotate_prefix_keys(weight, base)
+    assert not torch.allclose(rotated, weight)
+    torch.testing.assert_close(rotate_prefix_keys(rotated, base, -5), weight, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "sharded pickle", "whole model"])
+def test_a_checkpoint_is_read_in_every_form_that_scripts_saved(form, reference_models, tmp_path):
+    source = reference_models / "chatglm-6b" / "ptuning-prefix_projection"
+    state = torch.load(source / "pytorch_model.bin", weights_only=True)
+    if form == "safetensors":
+        save_file(state, tmp_path / "model.safetensors")
+    elif form == "whole model":
+        base = load_file(reference_models / "chatglm-6b" / "model.safetensors")
+        torch.save(base | state, tmp_path / "pytorch_model.bin")
+    else:
+        write_shards(state, tmp_path)
+    expected, found = read_published_prefix(source), read_published_prefix(tmp_path)
+    torch.testing.assert_close(found.weight, expected.weight, atol=0, rtol=0)
+
+
+def write_shards(state: dict[str, torch.Tensor], folder: Path) -> None:
+    names = {key: f"pytorch_model-{i:05d}-of-{len(state):05d}.bin" for i, key in enumerate(state, 1)}
+    for key, file in names.items():
+        torch.save({key: state[key]}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"transformer.prefix_encoder.embedding.weight": torch.zeros(2, 4), "x": Bomb()}, "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin is not a file of plain tensors.*nothing in it is run"):
+        read_published_prefix(tmp_path)
+    assert not Path("exploded").exists()
+
+
+def test_a_checkpoint_without_a_prefix_is_named(reference_models):
+    with pytest.raises(UserError, match="holds no P-Tuning v2 prefix.*model.safetensors"):
+        read_published_prefix(reference_models / "chatglm-6b")
+
+
+def test_a_published_prefix_of_another_base_is_refused_with_both_sizes(reference_models):
+    base = load_base(reference_models / "chatglm2-6b")
+    checkpoint = str(reference_models / "chatglm-6b" / "ptuning-prefix")
+    with pytest.raises(UserError, match="has 384 numbers a virtual token, but .*chatglm2-6b needs 192"):
+        load_adapter(base, checkpoint)
+
+
+def test_an_adapter_of_another_base_is_refused_with_both_sizes(reference_models, tmp_path):
+    create_adapter(load_base(reference_models / "chatglm-6b"), Arguments()).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="3 layers of 64 numbers .*chatglm-6b.*has 3 layers of 32"):
+        load_adapter(load_base(reference_models / "chatglm2-6b"), str(tmp_path))
+
+
+def test_a_folder_without_an_adapter_is_refused(reference_models, tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} is no folder with an adapter_config.json"):
+        load_adapter(load_base(reference_models / "chatglm-6b"), str(tmp_path))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "glm-4-9b-chat"])
+def test_an_adapter_holds_its_prefix_and_nothing_of_the_base(name, reference_models, tmp_path):
+    base = load_base(reference_models / name)
+    create_adapter(base, Arguments()).save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    }
+    assert load_file(tmp_path / "adapter_model.safetensors").keys() == {"prompt_embeddings"}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "glm-4-9b-chat"])
+@pytest.mark.parametrize("projection", [False, True])
+@torch.no_grad()
+def test_stock_peft_loads_what_was_saved(name, projection, reference_models, tmp_path):
+    ids = torch.tensor([[7, 8, 9, 251, 254, 10]])
+    model = create_adapter(load_base(reference_models / name), Arguments(prefix_projection=projection)).eval()
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    model.save_pretrained(tmp_path)
+    by_base = PeftModel.from_pretrained(load_base(reference_models / name), tmp_path).eval()
+    by_adapter = AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for loaded in (by_base, by_adapter):
+        output = loaded(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        torch.testing.assert_close(output, logits, atol=1e-6, rtol=0)
+        with loaded.disable_adapter():
+            without = loaded(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        torch.testing.assert_close(without, load_base(reference_models / name)(ids).logits, atol=1e-6, rtol=0)
+
+
+def test_training_continues_from_the_saved_loss(reference_models, tmp_path):
+    ids = torch.tensor([[7, 8, 9, 251, 254, 10, 11]])
+    base = load_base(reference_models / "chatglm-6b")
+    model = create_adapter(base, Arguments()).eval()
+    loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
+    model.save_pretrained(tmp_path)
+    base = load_base(reference_models / "chatglm-6b")
+    continued = create_adapter(base, Arguments(adapter_name_or_path=str(tmp_path))).eval()
+    again = continued(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
+    torch.testing.assert_close(again, loss)
+    again.backward()
+    assert continued.prompt_encoder["default"].embedding.weight.grad.abs().max() > 0
+
+
+def test_the_prefix_is_trained_in_float32_on_a_half_precision_base(reference_models):
+    base = AutoModelForCausalLM.from_pretrained(reference_models / "chatglm2-6b", dtype=torch.bfloat16)
+    model = create_adapter(base, Arguments())
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    assert trained.keys() == {"prompt_encoder.default.embedding.weight"}
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+
+
+def test_a_lora_adapter_is_loaded_but_not_continued(reference_models, tmp_path):
+    folder = reference_models / "chatglm2-6b"
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    get_peft_model(load_base(folder), config).save_pretrained(tmp_path)
+    assert isinstance(load_adapter(load_base(folder), str(tmp_path)), PeftModel)
+    with pytest.raises(UserError, match="is a LORA adapter"):
+        load_adapter(load_base(folder), str(tmp_path), is_trainable=True)
