@@ -1,6 +1,9 @@
 """Make, load and continue the adapter: a stock `PrefixTuningConfig` on the base."""
 
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +53,12 @@ def load_adapter(model: PreTrainedModel, adapter_name_or_path: str, is_trainable
         return PeftModel.from_pretrained(model, adapter_name_or_path)
     _check_sizes(config, model, adapter_name_or_path)
     if not is_trainable:
-        return PeftModel.from_pretrained(model, adapter_name_or_path)
+        with _without_peft_warnings():
+            return PeftModel.from_pretrained(model, adapter_name_or_path)
     # PEFT refuses to train a loaded prefix, so the trained one starts as its copy.
-    return _with_weights(model, load_peft_weights(adapter_name_or_path, device="cpu")["prompt_embeddings"], is_trainable)
+    return _with_weights(
+        model, load_peft_weights(adapter_name_or_path, device="cpu")["prompt_embeddings"], is_trainable
+    )
 
 
 def _load_published(model: PreTrainedModel, folder: str, is_trainable: bool) -> PeftModel:
@@ -90,10 +96,19 @@ def _new_adapter(model: PreTrainedModel, **settings: Any) -> PeftModel:
     config = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, **settings)
     if config.prefix_projection and config.encoder_hidden_size is None:
         config.encoder_hidden_size = model.config.hidden_size
-    adapted = get_peft_model(model, config)
+    with _without_peft_warnings():
+        adapted = get_peft_model(model, config)
     # The prefix trains in float32 whatever the base's precision; PEFT casts it where it meets the base.
     adapted.prompt_encoder.float()
     return adapted
+
+
+@contextmanager
+def _without_peft_warnings() -> Iterator[None]:
+    """PEFT asks the base by a name that transformers has deprecated, about which a user can do nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _read_config(adapter_name_or_path: str) -> PeftConfig:

@@ -184,7 +184,8 @@ class _Parser(HfArgumentParser):
 
     def __init__(self, dataclass_types: Sequence[type], renamed: Mapping[str, str], **options: Any) -> None:
         super().__init__(dataclass_types, allow_abbrev=False, formatter_class=_HelpFormatter, **options)
-        self._names = _names_of_fields(dataclass_types) | dict(renamed)
+        names = _names_of_fields(dataclass_types)
+        self._names = names | {old: new for old, new in renamed.items() if new in names}
         for action in self._actions:
             if action.type is string_to_bool and action.nargs is None:
                 action.nargs, action.const = "?", True  # those that may be None lack it

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,9 @@ def choose_protocol(chat_format: ChatFormat, metric_protocol: str | None) -> str
 
 def score_answers(references: Sequence[str | None], answers: Sequence[str], protocol: str) -> dict[str, float]:
     """The scores of the rows that have a reference; nothing where none has."""
-    pairs = [(answer, reference) for answer, reference in zip(answers, references, strict=True) if reference is not None]
+    pairs = [
+        (answer, reference) for answer, reference in zip(answers, references, strict=True) if reference is not None
+    ]
     if not pairs:
         return {}
     predictions, labels = zip(*pairs, strict=True)
@@ -69,7 +70,9 @@ def predict(
     seconds = time.perf_counter() - start
     folder = Path(output_dir)
     write_predictions(folder / PREDICTIONS_NAME, features.prompts, features.references, answers)
-    results = {f"predict_{name}": score for name, score in score_answers(features.references, answers, protocol).items()}
+    results = {
+        f"predict_{name}": score for name, score in score_answers(features.references, answers, protocol).items()
+    }
     results |= {
         "predict_samples": len(answers),
         "predict_runtime": round(seconds, 4),

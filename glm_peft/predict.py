@@ -1,7 +1,7 @@
 """
 Predict with a base model, alone or with an adapter: a whole file, or one prompt.
 
-    python -m glm_peft.predict --model_name_or_path BASE --adapter_name_or_path ADAPTER --test_file FILE --output_dir OUT
+    python -m glm_peft.predict --model_name_or_path BASE --adapter_name_or_path ADAPTER --test_file F --output_dir O
     python -m glm_peft.predict --model_name_or_path BASE --adapter_name_or_path ADAPTER --prompt "…"
 
 The first writes `generated_predictions.jsonl` and `predict_results.json`, and goes on with a stopped run where
@@ -109,16 +109,7 @@ def load_model(model_args: ModelArguments) -> PreTrainedModel | PeftModel:
 
 def log_settings(settings: GenerationSettings, features: GenerationFeatures, partial: PartialPredictions) -> None:
     """What is left to do, and how it will be done."""
-    batches = (
-        f"{settings.batch_size} rows" if settings.max_batch_tokens is None else f"{settings.max_batch_tokens} tokens"
-    )
-    logger.info(
-        "%d rows, %d of them answered before; batches of %s, %s",
-        len(features.prompts),
-        len(partial.answers),
-        batches,
-        settings,
-    )
+    logger.info("%d rows, %d of them answered before; %s", len(features.prompts), len(partial.answers), settings)
 
 
 def generate_into(

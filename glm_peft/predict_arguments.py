@@ -55,9 +55,7 @@ class PredictArguments:
         for name in ("top_p", "top_k", "temperature"):
             value = getattr(self, name)
             if value is not None and not self.do_sample:
-                raise UserError(
-                    f"--{name} {value} changes nothing in greedy decoding: add --do_sample or leave it out."
-                )
+                raise UserError(f"--{name} {value} has no effect without --do_sample: add that or leave it out.")
 
 
 def parse_predict_arguments(

@@ -65,7 +65,7 @@ def make_output_dir(folder: str | Path) -> Path:
 
 def check_resumable(folder: str | Path, resume: bool) -> None:
     """
-    Sees to it that a stopped run is not overwritten; to be called before anything that takes long.
+    See to it that a stopped run is not overwritten; to be called before anything that takes long.
 
     Raises:
         UserError: there is a file of a stopped run and `resume` is not set.
@@ -81,66 +81,76 @@ class PartialPredictions:
     """
     The answers of a run that is not finished, one line each behind a first line that says which run it is.
 
-    Each batch is on the disk before the next one starts. A line that was being written when the run was stopped is
-    taken back on opening. `answers` has what is there, by row number.
+    Each batch is on the disk before the next one starts; before the first, there is no file. A line that was being
+    written when the run was stopped is dropped. `answers` has what is there, by row number.
     """
 
     def __init__(self, folder: str | Path, run: Mapping[str, Any], resume: bool) -> None:
         """
-        Opens the file of the folder for writing, new or where it ended.
+        Reads what a stopped run left in the folder.
 
         Args:
             folder: where the predictions will be.
-            run: what the answers depend on, by the name of its flag; values that JSON has.
+            run: what the answers depend on; values that JSON has.
             resume: whether to go on with the file of a stopped run, if there is one.
 
         Raises:
             UserError: there is a file of a stopped run and `resume` is not set, or it is another run's.
         """
         check_resumable(folder, resume)
-        self.path = Path(folder) / PARTIAL_NAME
+        self.path, self.run = Path(folder) / PARTIAL_NAME, dict(run)
         self.answers: dict[int, str] = {}
-        end = self._read(dict(run)) if self.path.exists() else 0
-        self._file: BinaryIO = self.path.open("ab")
-        self._file.truncate(end)
-        if not end:
-            self._append([{"run": dict(run)}])
+        self._end = self._read() if self.path.exists() else 0
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> "PartialPredictions":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if self._file:
+            self._file.close()
+        if error_type and self.path.exists():
+            kept = f"{len(self.answers)} answers are in {self.path}"
+            logger.warning("Stopped: %s; the same command with --resume goes on from there.", kept)
 
     def add(self, rows: Sequence[int], answers: Sequence[str]) -> None:
         """Puts the answers of a batch on the disk."""
+        if self._file is None:
+            self._open()
         self._append([{"row": row, "predict": answer} for row, answer in zip(rows, answers, strict=True)])
         self.answers.update(zip(rows, answers, strict=True))
 
     def remove(self) -> None:
         """Ends it, once the answers are where they belong."""
-        self._file.close()
-        self.path.unlink()
+        if self._file:
+            self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        self._file = self.path.open("ab")
+        self._file.truncate(self._end)
+        if not self._end:
+            self._append([{"run": self.run}])
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
         self._file.write("".join(_json_line(line) for line in lines).encode())
         _flush(self._file)
 
-    def _read(self, run: dict[str, Any]) -> int:
+    def _read(self) -> int:
         """Takes over the whole lines, and returns where they end, in bytes."""
         lines = list(_whole_lines(self.path.read_bytes()))
         if not lines:
             return 0
-        self._check_run(lines[0][0].get("run"), json.loads(json.dumps(run)))
+        self._check_run(lines[0][0].get("run"))
         self.answers = {line["row"]: line["predict"] for line, _ in lines[1:]}
         return lines[-1][1]
 
-    def _check_run(self, begun: Any, run: dict[str, Any]) -> None:
+    def _check_run(self, begun: Any) -> None:
         begun = begun if isinstance(begun, dict) else {}
-        for name in (name for name in run if begun.get(name) != run[name]):
+        for name in (name for name in self.run if begun.get(name) != self.run[name]):
             raise UserError(
-                f"{self.path} is of another run, with {name} {begun.get(name)!r} where this one has {run[name]!r}: "
-                "resume with the same arguments and files, or remove it to start anew."
+                f"{self.path} is of another run, with {name} {begun.get(name)!r} where this one has "
+                f"{self.run[name]!r}: resume with the same arguments and files, or remove it to start anew."
             )
 
 

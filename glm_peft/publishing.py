@@ -41,31 +41,34 @@ or `python -m glm_peft.predict --model_name_or_path {base} --adapter_name_or_pat
 """
 
 
-def save_adapter(
-    model: PeftModel,
-    output_dir: str | Path,
-    settings: dict[str, Any],
-    results: dict[str, float],
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> None:
-    """
-    Write `adapter_config.json`, `adapter_model.safetensors` and `README.md`; of the base nothing.
-
-    Args:
-        settings: what the card says of the training.
-        results: scores and losses, by name.
-        tokenizer: saved beside the adapter where given.
-    """
-    folder = Path(output_dir)
-    model.save_pretrained(folder)
+def save_adapter(model: PeftModel, output_dir: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write `adapter_config.json`, `adapter_model.safetensors` and `README.md`; of the base nothing."""
+    model.save_pretrained(output_dir)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    write_card(model, folder, settings, results)
+        tokenizer.save_pretrained(output_dir)
 
 
-def write_card(model: PeftModel, folder: Path, settings: dict[str, Any], results: dict[str, float]) -> None:
-    """The model card of an adapter, over PEFT's template."""
-    config = model.active_peft_config
+def describe_recipe(data_args: Any, training_args: Any) -> dict[str, Any]:
+    """What the card says of the training, by the names of the flags."""
+    data = ("train_file", "dataset_name", "max_source_length", "max_target_length")
+    training = (
+        "learning_rate",
+        "lr_scheduler_type",
+        "max_steps",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "seed",
+    )
+    values = {name: getattr(data_args, name) for name in data} | {
+        name: getattr(training_args, name) for name in training
+    }
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def write_card(model: PeftModel, output_dir: str | Path, recipe: dict[str, Any], results: dict[str, float]) -> None:
+    """The model card of an adapter, in the place of PEFT's template."""
+    folder, config = Path(output_dir), model.active_peft_config
     base = config.base_model_name_or_path
     data = ModelCardData(library_name="peft", base_model=base, tags=["p-tuning-v2", "prefix-tuning", "chatglm"])
     text = _TEXT.format(
@@ -73,7 +76,7 @@ def write_card(model: PeftModel, folder: Path, settings: dict[str, Any], results
         num_virtual_tokens=config.num_virtual_tokens,
         base=base,
         adapter=folder.resolve().name,
-        settings=_table(settings),
+        settings=_table(recipe),
         results=_table(results),
     )
     # The Hub's validation of base_model is for the push; a local base is fine here.
@@ -81,4 +84,6 @@ def write_card(model: PeftModel, folder: Path, settings: dict[str, Any], results
 
 
 def _table(values: dict[str, Any]) -> str:
-    return "\n".join(f"| {name} | {value if isinstance(value, str) else json.dumps(value)} |" for name, value in values.items())
+    return "\n".join(
+        f"| {name} | {value if isinstance(value, str) else json.dumps(value)} |" for name, value in values.items()
+    )

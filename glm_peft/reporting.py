@@ -1,11 +1,17 @@
 """What a run tells: the log, and the table of results at its end."""
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import transformers
 from peft import PeftModel
 from transformers import TrainingArguments
+
+from glm_peft.prediction_files import write_atomically
+
+RESULTS_NAME = "all_results.json"
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +46,11 @@ def format_results(results: dict[str, float]) -> str:
     width = max(map(len, results), default=0)
     lines = [f"  {name:<{width}}  {_format(value):>14}" for name, value in results.items()]
     return "\n".join(["Results", *lines])
+
+
+def save_results(results: dict[str, float], output_dir: str) -> None:
+    """Write `all_results.json`."""
+    write_atomically(Path(output_dir) / RESULTS_NAME, json.dumps(results, indent=4) + "\n")
 
 
 def _format(value: Any) -> str:

@@ -11,6 +11,7 @@ from glm_peft.data import GenerationFeatures
 from glm_peft.generation_settings import GenerationSettings
 
 _DRAWING = ("top_p", "top_k", "temperature", "seed", "batch_size", "max_batch_tokens")
+_WEIGHTS, _CONFIGS = (".safetensors", ".bin"), ("config.json", "adapter_config.json")
 _CHUNK = 1 << 24
 
 
@@ -23,9 +24,7 @@ def describe_run(
     Files of the adapter and the prompts' ids count with their content, the base's files with their names and sizes.
     Batches count only where answers are drawn: greedy ones do not depend on them.
     """
-    generation = {
-        name: value for name, value in asdict(settings).items() if settings.do_sample or name not in _DRAWING
-    }
+    kept = [name for name in asdict(settings) if settings.do_sample or name not in _DRAWING]
     return {
         "base": _describe_source(model_args.model_name_or_path, with_content=False),
         "base's revision": model_args.model_revision,
@@ -33,7 +32,7 @@ def describe_run(
         "quantization_bit": model_args.quantization_bit,
         "adapter": _describe_source(model_args.adapter_name_or_path, with_content=True),
         "digest of the prompts' ids": _digest_prompts(features),
-        **generation,
+        **{name: getattr(settings, name) for name in kept},
     }
 
 
@@ -41,7 +40,9 @@ def _describe_source(name_or_path: str | None, with_content: bool) -> str | None
     if name_or_path is None or not Path(name_or_path).is_dir():
         return name_or_path
     digest = hashlib.sha256()
-    for path in sorted(path for path in Path(name_or_path).iterdir() if path.is_file()):
+    for path in sorted(Path(name_or_path).iterdir()):
+        if path.suffix not in _WEIGHTS and path.name not in _CONFIGS:
+            continue
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         if with_content:
             _update(digest, path)

@@ -20,10 +20,11 @@ from glm_peft.conversations import load_splits
 from glm_peft.data import build_generation_features, build_training_features, describe_example
 from glm_peft.errors import exit_with_user_errors
 from glm_peft.evaluation import choose_protocol, evaluate_answers, predict
-from glm_peft.generation import GenerationSettings
+from glm_peft.generation_settings import GenerationSettings
 from glm_peft.prediction_files import make_output_dir
-from glm_peft.publishing import describe_training, save_adapter
-from glm_peft.reporting import format_results, log_run, set_up_logging
+from glm_peft.prefix_attention import attach_prefix_attention
+from glm_peft.publishing import describe_recipe, save_adapter, write_card
+from glm_peft.reporting import format_results, log_run, save_results, set_up_logging
 from glm_peft.trainer import PrefixTrainer
 
 logger = logging.getLogger("glm_peft.train")
@@ -48,13 +49,14 @@ def main() -> None:
     encode = (chat_format, tokenizer, data_args)
     examples = {name: build_training_features(splits[name], *encode) for name in splits if name != "test"}
     prompts = {name: build_generation_features(splits[name], *encode) for name in splits if name != "train"}
-    for report in [report for _, report in examples.values()] + [prompts[name].report for name in prompts]:
-        logger.info("%s", report)
+    for name in splits:
+        logger.info("%s", examples[name][1] if name in examples else prompts[name].report)
     if "train" in examples:
         logger.info("The first example\n%s", describe_example(tokenizer, examples["train"][0][0]))
 
     # Model
     model = create_adapter(load_base_model(model_args, training_args.device), model_args)
+    attach_prefix_attention(model)
     log_run(model, model_args, training_args)
 
     # Trainer
@@ -75,11 +77,14 @@ def main() -> None:
     results: dict[str, float] = {}
     if training_args.do_train:
         results |= trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
-        save_adapter(model, training_args.output_dir, ...)
+        save_adapter(model, training_args.output_dir, tokenizer if model_args.save_tokenizer else None)
     if training_args.do_eval:
         results |= trainer.evaluate()
     if training_args.do_predict:
         results |= predict(*answering, prompts["test"], settings, protocol, training_args.output_dir)
+    save_results(results, training_args.output_dir)
+    if training_args.do_train:
+        write_card(model, training_args.output_dir, describe_recipe(data_args, training_args), results)
     logger.info("%s", format_results(results))
 
 

@@ -82,7 +82,7 @@ def translate_config(config: dict[str, Any], generation: str | None = None) -> d
     translated |= {new: config[old] for old, new in _RENAMED.items() if old in config}
     translated |= {"model_type": "glm", "architectures": ["GlmForCausalLM"], "tie_word_embeddings": False}
     translated["rope_parameters"] = _rope_parameters(config, generation)
-    if generation == CHATGLM3 and translated["vocab_size"] == _CHATGLM3_VOCABULARY:
+    if generation == CHATGLM3 and translated.get("vocab_size") == _CHATGLM3_VOCABULARY:
         translated["eos_token_id"] = _CHATGLM3_END_TOKENS
     # GlmConfig has defaults of its own for these two, which are GLM-4's.
     return {"eos_token_id": 2, "pad_token_id": 0} | translated
@@ -124,9 +124,9 @@ def _rope_parameters(config: dict[str, Any], generation: str | None) -> dict[str
         return parameters
     if generation is None:
         raise UserError(
-            f"The config has rope_ratio {ratio}, which ChatGLM2 and ChatGLM3 read differently, and its _name_or_path "
-            f"({config.get('_name_or_path')!r}) names neither: say which with generation='chatglm2' or 'chatglm3' "
-            "(--chat_format on the command line)."
+            f"The config has rope_ratio {ratio}, which ChatGLM2 reads differently from ChatGLM3 and GLM-4, and its "
+            f"_name_or_path ({config.get('_name_or_path')!r}) names none of them: say which with generation='chatglm2', "
+            "'chatglm3' or 'glm4' (--chat_format on the command line)."
         )
     if generation == CHATGLM2:
         return parameters | {"rope_type": "linear", "factor": float(ratio)}

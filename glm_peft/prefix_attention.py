@@ -1,0 +1,100 @@
+"""
+A prefix that reaches attention as an argument instead of as a cache.
+
+PEFT hands the prefix on as `past_key_values`, which transformers drops under activation checkpointing. Here a hook on
+the base takes it out of the cache, and an attention function puts it before the keys and values. Nothing is kept in
+global state, so recomputation in the backward pass sees the same tensors.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.glm.modeling_glm import eager_attention_forward
+
+from glm_peft.errors import UserError
+
+PrefixKeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+_NAME = "prefix_{}"
+_SUPPORTED = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+
+
+def attach_prefix_attention(model: PeftModel) -> None:
+    """
+    Let the prefix of a PEFT model reach the attention as an argument; calls with `use_cache=True` stay as they are.
+
+    Loss and gradients stay what they were; activation checkpointing now works. Generation goes on through the cache.
+
+    Raises:
+        UserError: the attention implementation cannot take a prefix.
+    """
+    base = model.get_base_model()
+    implementation = base.config._attn_implementation
+    if implementation not in _SUPPORTED:
+        raise UserError(
+            f"--attn_implementation {implementation} cannot carry a prefix in training: use sdpa or eager."
+        )
+    name = _NAME.format(implementation)
+    AttentionInterface.register(
+        name, _with_prefix(ALL_ATTENTION_FUNCTIONS.get(implementation, eager_attention_forward))
+    )
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    base.set_attn_implementation(name)
+    base.register_forward_pre_hook(_take_prefix_from_cache, with_kwargs=True)
+
+
+def _with_prefix(attend: Callable) -> Callable:
+    """The attention function, for a prefix before the keys and values."""
+
+    def attend_with_prefix(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        prefix_key_values: PrefixKeyValues | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """query [b, n_h, s, d], key and value [b, n_kv, s, d]; the prefix of each layer is [b, n_kv, P, d]."""
+        if prefix_key_values is not None:
+            prefix_key, prefix_value = prefix_key_values[module.layer_idx]
+            attention_mask = _widen(attention_mask, query, prefix_key.shape[2])
+            key, value = torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)
+        return attend(module, query, key, value, attention_mask, **kwargs)
+
+    return attend_with_prefix
+
+
+def _widen(attention_mask: torch.Tensor | None, query: torch.Tensor, num_virtual_tokens: int) -> torch.Tensor:
+    """The mask with columns for the prefix, which every token sees. `None` stands for a plain causal mask."""
+    if attention_mask is None:
+        length = query.shape[2]
+        columns = length + num_virtual_tokens
+        mask = torch.ones(length, columns, dtype=torch.bool, device=query.device)
+        return mask.tril(num_virtual_tokens)[None, None]
+    visible = 0.0 if attention_mask.is_floating_point() else 1
+    return nn.functional.pad(attention_mask, (num_virtual_tokens, 0), value=visible)
+
+
+def _take_prefix_from_cache(
+    base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Turn PEFT's call with a cache into one without."""
+    cache = kwargs.get("past_key_values")
+    if kwargs.get("use_cache") or not isinstance(cache, Cache):
+        return None
+    num_virtual_tokens = cache.get_seq_length()
+    prefix = tuple((layer.keys, layer.values) for layer in cache.layers)
+    kwargs = kwargs | {"past_key_values": None, "use_cache": False, "prefix_key_values": prefix}
+    if kwargs.get("attention_mask") is not None:
+        kwargs["attention_mask"] = kwargs["attention_mask"][:, num_virtual_tokens:]
+    if kwargs.get("position_ids") is None:
+        length, device = kwargs["input_ids"].shape[1], kwargs["input_ids"].device
+        kwargs["position_ids"] = torch.arange(length, device=device)[None] + num_virtual_tokens
+    return args, kwargs
