@@ -37,6 +37,12 @@ def create_adapter(model: PreTrainedModel, model_args: Any) -> PeftModel:
     )
 
 
+def check_adapter(adapter_name_or_path: str) -> None:
+    """Raise a `UserError` where there is no adapter of this name; to be called before anything that takes long."""
+    if not is_published_checkpoint(adapter_name_or_path):
+        _read_config(adapter_name_or_path)
+
+
 def load_adapter(model: PreTrainedModel, adapter_name_or_path: str, is_trainable: bool = False) -> PeftModel:
     """
     The base with an adapter: PEFT's, from a folder or the Hub, or a published P-Tuning v2 checkpoint folder.

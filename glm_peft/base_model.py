@@ -16,7 +16,7 @@ from transformers import (
 
 import glm_peft.models  # noqa: F401  (registers the generations)
 from glm_peft.errors import UserError
-from glm_peft.models.generations import CHATGLM2, CHATGLM3
+from glm_peft.models.generations import CHATGLM2, CHATGLM3, GLM4
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +46,14 @@ def load_config(model_args: Any) -> PreTrainedConfig:
     Raises:
         UserError: there is no such folder or Hub id, or it is of no generation that glm_peft knows.
     """
-    # Only here do ChatGLM2 and ChatGLM3 differ for the network: in what rope_ratio means.
+    # Only here do the later generations differ for the network: in what rope_ratio means.
     chat_format = getattr(model_args, "chat_format", None)
-    generation = {"generation": chat_format} if chat_format in (CHATGLM2, CHATGLM3) else {}
+    generation = {"generation": chat_format} if chat_format in (CHATGLM2, CHATGLM3, GLM4) else {}
     config = _load(AutoConfig, model_args, **_hub_kwargs(model_args), **generation)
     if config.model_type not in ("chatglm", "glm", "glm4"):
         raise UserError(
-            f"{model_args.model_name_or_path} is a model of type {config.model_type!r}, but glm_peft tunes ChatGLM-6B, "
-            "ChatGLM2-6B, ChatGLM3-6B, GLM-4-9B and GLM-4-0414: give one of their folders or Hub ids."
+            f"{model_args.model_name_or_path} is a model of type {config.model_type!r}, but glm_peft tunes "
+            "ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B, GLM-4-9B and GLM-4-0414: give one of their folders or Hub ids."
         )
     return config
 

@@ -99,7 +99,12 @@ def read_config(file: str) -> list[Setting]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: this configuration file cannot be read ({error}).") from error
     read = _json_settings if path.suffix.lower() == ".json" else _yaml_settings
-    return list(read(file, text))
+    try:
+        return list(read(file, text))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}, line {mark.line + 1}, column {mark.column + 1}" if mark else file
+        raise UserError(f"{where}: not YAML ({' '.join(str(getattr(error, 'problem', error)).split())}).") from error
 
 
 def _json_settings(file: str, text: str) -> Iterator[Setting]:
@@ -120,16 +125,11 @@ def _json_settings(file: str, text: str) -> Iterator[Setting]:
 
 def _yaml_settings(file: str, text: str) -> Iterator[Setting]:
     loader = yaml.SafeLoader(text)
-    try:
-        root = loader.get_single_node()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "somewhere"
-        raise UserError(f"{file}, {where}: not YAML ({error.problem}).") from error
+    root = loader.get_single_node()
     if root is not None and not isinstance(root, yaml.MappingNode):
         raise UserError(f"{file}: a configuration must be lines of `name: value`.")
     pairs = root.value if root else []
-    _require_once(file, [key.value for key, _ in pairs])
+    _require_once(file, [str(key.value) for key, _ in pairs])
     for key, value in pairs:
         if value.tag != "tag:yaml.org,2002:null":
             words = _yaml_words(loader, value)

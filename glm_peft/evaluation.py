@@ -4,18 +4,27 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glm_peft.chat_formats import ChatFormat
 from glm_peft.data import GenerationFeatures
-from glm_peft.generation import GenerationSettings, generate_answers
+from glm_peft.generation import AnsweredBatch, generate_answers
+from glm_peft.generation_settings import GenerationSettings
 from glm_peft.metrics import compute_scores
 from glm_peft.models.generations import CHATGLM3, GLM4
-from glm_peft.prediction_files import PREDICTIONS_NAME, write_atomically, write_predictions
+from glm_peft.prediction_files import (
+    PREDICTIONS_NAME,
+    RESULTS_NAME,
+    PartialPredictions,
+    write_atomically,
+    write_predictions,
+)
 
-RESULTS_NAME = "predict_results.json"
+Answering = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, ChatFormat]
 
 
 def choose_protocol(chat_format: ChatFormat, metric_protocol: str | None) -> str:
@@ -35,49 +44,57 @@ def score_answers(references: Sequence[str | None], answers: Sequence[str], prot
 
 
 def evaluate_answers(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    chat_format: ChatFormat,
-    features: GenerationFeatures,
-    settings: GenerationSettings,
-    protocol: str,
+    answering: Answering, features: GenerationFeatures, settings: GenerationSettings, protocol: str
 ) -> dict[str, float]:
     """Generate an answer to every prompt and score the answers."""
-    answers = generate_answers(model, tokenizer, chat_format, features, settings)
-    return score_answers(features.references, answers, protocol)
+    return score_answers(features.references, generate_answers(*answering, features, settings), protocol)
 
 
 def predict(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    chat_format: ChatFormat,
+    answering: Answering,
     features: GenerationFeatures,
     settings: GenerationSettings,
     protocol: str,
-    output_dir: str,
-) -> dict[str, float]:
+    output_dir: str | Path,
+    partial: PartialPredictions | None = None,
+) -> dict[str, float | str]:
     """
     Generate an answer to every prompt; write `generated_predictions.jsonl` and `predict_results.json`.
 
+    Args:
+        answering: model, tokenizer and chat format.
+        partial: keeps each batch on the disk as soon as it is there, and knows the answers of a stopped run.
+
     Returns:
-        The results: scores where there are references, rows, and rows and tokens a second.
+        The results: scores where there are references, rows, and rows and tokens a second of this run alone.
     """
-    counted: list[int] = []
+    known = dict(partial.answers) if partial else {}
+    num_tokens: list[int] = []
+
+    def keep(batch: AnsweredBatch) -> None:
+        num_tokens.extend(batch.num_tokens)
+        if partial:
+            partial.add(batch.rows, batch.answers)
+
     start = time.perf_counter()
-    answers = generate_answers(
-        model, tokenizer, chat_format, features, settings, on_batch=lambda batch: counted.extend(batch.num_tokens)
-    )
-    seconds = time.perf_counter() - start
-    folder = Path(output_dir)
-    write_predictions(folder / PREDICTIONS_NAME, features.prompts, features.references, answers)
-    results = {
-        f"predict_{name}": score for name, score in score_answers(features.references, answers, protocol).items()
-    }
-    results |= {
-        "predict_samples": len(answers),
-        "predict_runtime": round(seconds, 4),
-        "predict_samples_per_second": round(len(answers) / seconds, 3),
-        "predict_tokens_per_second": round(sum(counted) / seconds, 3),
-    }
-    write_atomically(folder / RESULTS_NAME, json.dumps(results, indent=4, ensure_ascii=False) + "\n")
+    answers = generate_answers(*answering, features, settings, on_batch=keep, known_answers=known)
+    speed = _measure_speed(len(answers), len(known), num_tokens, time.perf_counter() - start)
+    scores = score_answers(features.references, answers, protocol)
+    results = {"metric_protocol": protocol, **scores} if scores else {}
+    results = {f"predict_{name}": value for name, value in (results | speed).items()}
+    if PartialState().is_main_process:
+        folder = Path(output_dir)
+        write_predictions(folder / PREDICTIONS_NAME, features.prompts, features.references, answers)
+        write_atomically(folder / RESULTS_NAME, json.dumps(results, indent=4) + "\n")
     return results
+
+
+def _measure_speed(rows: int, known: int, num_tokens: list[int], seconds: float) -> dict[str, float]:
+    """Rows of a stopped run do not count; of several processes the tokens of all are counted."""
+    return {
+        "samples": rows,
+        "resumed_samples": known,
+        "runtime": round(seconds, 4),
+        "samples_per_second": round((rows - known) / seconds, 3),
+        "tokens_per_second": round(sum(gather_object([sum(num_tokens)])) / seconds, 3),
+    }

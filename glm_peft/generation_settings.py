@@ -62,13 +62,11 @@ class GenerationSettings:
         may be as long as those of the data: `val_max_target_length` or else `max_target_length`.
 
         Raises:
-            UserError: for a value out of range, and for one of sampling where `do_sample` is off.
+            UserError: for a value out of range.
         """
         flags = {name: (name,) for name in cls.__dataclass_fields__} | _OTHER_FLAGS
         found = {name: _first_value(sources, names) for name, names in flags.items()}
         given = {name: value for name, value in found.items() if value is not None}
-        idle = [name for name in _SAMPLING if name in given and not given.get("do_sample")]
-        _require(not idle, f"--{''.join(idle[:1])} has no effect on greedy decoding: add --do_sample or leave it out.")
         return cls(**given)
 
 

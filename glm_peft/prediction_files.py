@@ -13,6 +13,7 @@ from glm_peft.errors import UserError
 logger = logging.getLogger(__name__)
 
 PREDICTIONS_NAME = "generated_predictions.jsonl"
+RESULTS_NAME = "predict_results.json"
 PARTIAL_NAME = "generated_predictions.partial.jsonl"
 
 

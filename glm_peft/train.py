@@ -11,7 +11,7 @@ from functools import partial
 
 from transformers import set_seed
 
-from glm_peft.adapters import create_adapter
+from glm_peft.adapters import check_adapter, create_adapter
 from glm_peft.arguments import parse_train_arguments
 from glm_peft.base_model import check_pair, load_base_model, load_config, load_tokenizer
 from glm_peft.chat_formats import get_chat_format
@@ -21,6 +21,7 @@ from glm_peft.data import build_generation_features, build_training_features, de
 from glm_peft.errors import exit_with_user_errors
 from glm_peft.evaluation import choose_protocol, evaluate_answers, predict
 from glm_peft.generation_settings import GenerationSettings
+from glm_peft.label_loss import attach_label_loss
 from glm_peft.prediction_files import make_output_dir
 from glm_peft.prefix_attention import attach_prefix_attention
 from glm_peft.publishing import describe_recipe, save_adapter, write_card
@@ -37,6 +38,8 @@ def main() -> None:
     set_up_logging(is_main_process=training_args.process_index == 0)
     set_seed(training_args.seed)
     make_output_dir(training_args.output_dir)
+    if model_args.adapter_name_or_path:
+        check_adapter(model_args.adapter_name_or_path)
 
     # Tokenizer and prompts
     tokenizer = load_tokenizer(model_args)
@@ -57,13 +60,14 @@ def main() -> None:
     # Model
     model = create_adapter(load_base_model(model_args, training_args.device), model_args)
     attach_prefix_attention(model)
+    attach_label_loss(model.get_base_model())
     log_run(model, model_args, training_args)
 
     # Trainer
     settings = GenerationSettings.from_arguments(training_args, data_args)
     answering = (model, tokenizer, chat_format)
     protocol = choose_protocol(chat_format, data_args.metric_protocol)
-    scorer = partial(evaluate_answers, *answering, prompts.get("validation"), settings, protocol)
+    scorer = partial(evaluate_answers, answering, prompts.get("validation"), settings, protocol)
     trainer = PrefixTrainer(
         model,
         training_args,
@@ -81,7 +85,7 @@ def main() -> None:
     if training_args.do_eval:
         results |= trainer.evaluate()
     if training_args.do_predict:
-        results |= predict(*answering, prompts["test"], settings, protocol, training_args.output_dir)
+        results |= predict(answering, prompts["test"], settings, protocol, training_args.output_dir)
     save_results(results, training_args.output_dir)
     if training_args.do_train:
         write_card(model, training_args.output_dir, describe_recipe(data_args, training_args), results)

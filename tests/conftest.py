@@ -23,7 +23,9 @@ def reference_tokenizers() -> Path:
     """The folder of published tokenizers, which are not ours to ship."""
     folder = SHARED_REFERENCE / "tokenizers"
     if not folder.is_dir():
-        pytest.skip(f"the published tokenizers are not at {folder} (set GLM_PEFT_REFERENCE to the folder that has them)")
+        pytest.skip(
+            f"the published tokenizers are not at {folder} (set GLM_PEFT_REFERENCE to the folder that has them)"
+        )
     return folder
 
 

@@ -156,6 +156,7 @@ def test_accelerate_configurations_launch_without_a_word(name, tmp_path):
         ("pre_seq_len: 1\nnum_virtual_tokens: 2\n", "line 6, num_virtual_tokens: 2 contradicts pre_seq_len 1"),
         ("max_steps: [1, 2]\n", "line 5, max_steps: 2 is one value too many"),
         ("max_steps: [1\n", "line 6, column 1: not YAML"),
+        ("lr_scheduler_kwargs: {a: !x 1}\n", "line 5, column 26: not YAML"),
     ],
 )
 def test_a_mistake_in_a_file_is_told_with_its_line(config, text, message):

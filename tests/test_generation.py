@@ -1,8 +1,14 @@
 """The generation engine on made-up models: answers, batches, settings in effect, what happens on the way."""
 
+import json
 import logging
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 import glm_peft  # noqa: F401
 from glm_peft.chat_formats import get_chat_format
 from glm_peft.errors import UserError
-from glm_peft.generation import AnsweredBatch, GenerationSettings, generate_answers, plan_batches
+from glm_peft.generation import AnsweredBatch, generate_answers, plan_batches
+from glm_peft.generation_settings import GenerationSettings
 
 GENERATIONS = ("chatglm", "chatglm2", "chatglm3", "glm4", "glm4_0414")
 QUESTIONS = ("白色衬衫", "类型#裤*版型#宽松", "今天天气很好，我们去公园散步吧。", "Hello", "她把信放进抽屉，关上了灯")
@@ -280,3 +287,59 @@ def test_an_adapter_loaded_by_stock_peft_answers_the_same(setup: Setup, tmp_path
 def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         GenerationSettings(**changes)
+
+
+def test_settings_come_from_the_first_arguments_that_have_them() -> None:
+    training = SimpleNamespace(max_new_tokens=None, num_beams=2, per_device_eval_batch_size=5, top_p=0.6, seed=1)
+    data = SimpleNamespace(val_max_target_length=None, max_target_length=64, num_beams=4)
+    expected = GenerationSettings(max_new_tokens=64, num_beams=2, batch_size=5, top_p=0.6, seed=1)
+    assert GenerationSettings.from_arguments(training, data) == expected
+    data.val_max_target_length = 32
+    assert GenerationSettings.from_arguments(training, data).max_new_tokens == 32
+    training.max_new_tokens = 16
+    assert GenerationSettings.from_arguments(training, data).max_new_tokens == 16
+
+
+SHARED_RUN = """
+import json, sys
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer
+import glm_peft
+from glm_peft.chat_formats import get_chat_format
+from glm_peft.generation import generate_answers
+from glm_peft.generation_settings import GenerationSettings
+folder, prompts, target = sys.argv[1:]
+state = PartialState(cpu=True)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+rows, calls, generate = [], [], model.generate
+model.generate = lambda **inputs: (calls.append(1), generate(**inputs))[1]
+answers = generate_answers(
+    model, tokenizer, get_chat_format(tokenizer), json.loads(prompts), GenerationSettings(12, batch_size=2),
+    on_batch=lambda batch: rows.extend(batch.rows),
+)
+with open(f"{target}.{state.process_index}", "w") as file:
+    json.dump({"answers": answers, "rows": rows, "calls": len(calls), "processes": state.num_processes}, file)
+"""
+
+
+def test_two_processes_share_the_batches_and_both_have_all_answers(setup: Setup, tmp_path: Path) -> None:
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SHARED_RUN, setup.base.name_or_path, json.dumps(setup.prompts)]
+    processes = []
+    for rank in ("0", "1"):
+        environment = os.environ | common | {"RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": os.pathsep.join(sys.path)}
+        processes.append(subprocess.Popen([*command, str(tmp_path / "out")], env=environment))
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    first, second = (json.loads((tmp_path / f"out.{rank}").read_text()) for rank in (0, 1))
+    assert first["processes"] == second["processes"] == 2
+    assert sorted(first["rows"] + second["rows"]) == [0, 1, 2, 3, 4]
+    assert first["calls"] == second["calls"] == 2
+    assert first["answers"] == second["answers"] == setup.answer(model=setup.base)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

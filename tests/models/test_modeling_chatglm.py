@@ -168,7 +168,7 @@ def test_flex_attention_is_the_same(either, batch):
     before = base.config._attn_implementation
     base.set_attn_implementation("flex_attention")
     # Not compiled, as a machine for tests need not have a compiler.
-    with torch._dynamo.config.patch(disable=True):
+    with torch.compiler.set_stance("force_eager"):
         found = generate(either, batch)
     base.set_attn_implementation(before)
     assert_same(found, expected)

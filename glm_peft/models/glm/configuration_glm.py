@@ -125,8 +125,8 @@ def _rope_parameters(config: dict[str, Any], generation: str | None) -> dict[str
     if generation is None:
         raise UserError(
             f"The config has rope_ratio {ratio}, which ChatGLM2 reads differently from ChatGLM3 and GLM-4, and its "
-            f"_name_or_path ({config.get('_name_or_path')!r}) names none of them: say which with generation='chatglm2', "
-            "'chatglm3' or 'glm4' (--chat_format on the command line)."
+            f"_name_or_path ({config.get('_name_or_path')!r}) names none of them: say which with "
+            "generation='chatglm2', 'chatglm3' or 'glm4' (--chat_format on the command line)."
         )
     if generation == CHATGLM2:
         return parameters | {"rope_type": "linear", "factor": float(ratio)}
