@@ -217,7 +217,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         past_key_values: Cache | None,
         position_rows: torch.Tensor,
     ) -> torch.Tensor | None:
-        """Causal, but that the tokens before `<sop>`, whose second position is 0, are seen by all."""
+        """Causal, but that the tokens before `<sop>`, whose second position is 0, are seen by all of their example."""
         past, length = 0, inputs_embeds.shape[1]
         total = length
         if past_key_values is not None:
@@ -226,11 +226,23 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         # What is in the cache is seen by all anyway.
         is_prompt = nn.functional.pad(position_rows[:, 1] == 0, (past, max(total - past - length, 0)))
 
+        # Only the first token of an example has both positions 0; several of them make a packed row.
+        example = (position_rows == 0).all(dim=1).cumsum(dim=1)
+        is_packed = attention_mask is None and past_key_values is None and bool((example[:, -1] > 1).any())
+
         def sees_prompt(batch: int, head: int, query: int, key: int) -> torch.Tensor:
             return is_prompt[batch, key]
 
+        def in_one_example(batch: int, head: int, query: int, key: int) -> torch.Tensor:
+            return example[batch, query] == example[batch, key]
+
         return create_causal_mask(
-            self.config, inputs_embeds, attention_mask, past_key_values, or_mask_function=sees_prompt
+            self.config,
+            inputs_embeds,
+            attention_mask,
+            past_key_values,
+            or_mask_function=sees_prompt,
+            and_mask_function=in_one_example if is_packed else None,
         )
 
 
