@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, PrefixTuningConfig, TaskType, get_peft_model, load_peft_weights
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from glm_peft.errors import UserError
 from glm_peft.legacy import is_published_checkpoint, read_published_prefix, rotate_prefix_keys
@@ -40,7 +40,7 @@ def create_adapter(model: PreTrainedModel, model_args: Any) -> PeftModel:
 def check_adapter(adapter_name_or_path: str) -> None:
     """Raise a `UserError` where there is no adapter of this name; to be called before anything that takes long."""
     if not is_published_checkpoint(adapter_name_or_path):
-        _read_config(adapter_name_or_path)
+        read_adapter_config(adapter_name_or_path)
 
 
 def load_adapter(model: PreTrainedModel, adapter_name_or_path: str, is_trainable: bool = False) -> PeftModel:
@@ -52,12 +52,12 @@ def load_adapter(model: PreTrainedModel, adapter_name_or_path: str, is_trainable
     """
     if is_published_checkpoint(adapter_name_or_path):
         return _load_published(model, adapter_name_or_path, is_trainable)
-    config = _read_config(adapter_name_or_path)
+    config = read_adapter_config(adapter_name_or_path)
     if config.peft_type != PeftType.PREFIX_TUNING:
         if is_trainable:
             raise UserError(f"{adapter_name_or_path} is a {config.peft_type.value} adapter: continue from a prefix.")
         return PeftModel.from_pretrained(model, adapter_name_or_path)
-    _check_sizes(config, model, adapter_name_or_path)
+    check_sizes(config, model.config, adapter_name_or_path)
     if not is_trainable:
         with _without_peft_warnings():
             return PeftModel.from_pretrained(model, adapter_name_or_path)
@@ -69,17 +69,11 @@ def load_adapter(model: PreTrainedModel, adapter_name_or_path: str, is_trainable
 
 def _load_published(model: PreTrainedModel, folder: str, is_trainable: bool) -> PeftModel:
     prefix = read_published_prefix(folder)
-    wanted = _prefix_width(model)
-    if prefix.weight.shape[1] != wanted:
-        raise UserError(
-            f"The prefix in {folder} has {prefix.weight.shape[1]} numbers a virtual token, but "
-            f"{model.config.name_or_path} needs {wanted} (layers x 2 x key-value heads x head size): it was trained "
-            "on another base; give that one as --model_name_or_path."
-        )
+    check_width(prefix.weight.shape[1], model.config, folder)
     logger.info("Read a published P-Tuning v2 prefix of %d virtual tokens from %s", len(prefix.weight), folder)
     if is_trainable and prefix.encoder and "transform.0.weight" in prefix.encoder:
         return _with_encoder(model, prefix.encoder)
-    return _with_weights(model, rotate_prefix_keys(prefix.weight, model), is_trainable)
+    return _with_weights(model, rotate_prefix_keys(prefix.weight, model.config), is_trainable)
 
 
 def _with_encoder(model: PreTrainedModel, encoder: dict[str, torch.Tensor]) -> PeftModel:
@@ -117,7 +111,8 @@ def _without_peft_warnings() -> Iterator[None]:
         yield
 
 
-def _read_config(adapter_name_or_path: str) -> PeftConfig:
+def read_adapter_config(adapter_name_or_path: str) -> PeftConfig:
+    """The config of a PEFT adapter; a `UserError` where there is none."""
     try:
         return PeftConfig.from_pretrained(adapter_name_or_path)
     except (ValueError, OSError) as error:
@@ -128,19 +123,29 @@ def _read_config(adapter_name_or_path: str) -> PeftConfig:
         ) from error
 
 
-def _check_sizes(config: PrefixTuningConfig, model: PreTrainedModel, adapter: str) -> None:
-    width = config.num_layers * 2 * config.token_dim
-    if width == _prefix_width(model) and config.num_layers == model.config.num_hidden_layers:
+def check_width(width: int, config: PreTrainedConfig, source: str) -> None:
+    """Raise a `UserError` where a published prefix of `width` numbers a virtual token is not this base's."""
+    wanted = _prefix_width(config)
+    if width != wanted:
+        raise UserError(
+            f"The prefix in {source} has {width} numbers a virtual token, but {config.name_or_path} needs {wanted} "
+            "(layers x 2 x key-value heads x head size): it was trained on another base; give that one."
+        )
+
+
+def check_sizes(adapter_config: PrefixTuningConfig, config: PreTrainedConfig, adapter: str) -> None:
+    """Raise a `UserError` where an adapter's layers and widths are not those of the base's config."""
+    layers, width = adapter_config.num_layers, adapter_config.token_dim
+    wanted = _prefix_width(config) // (2 * config.num_hidden_layers)
+    if (layers, width) == (config.num_hidden_layers, wanted):
         return
     raise UserError(
-        f"The prefix in {adapter} is for {config.num_layers} layers of {config.token_dim} numbers "
-        f"({config.base_model_name_or_path}), but {model.config.name_or_path} has {model.config.num_hidden_layers} "
-        f"layers of {_prefix_width(model) // (2 * model.config.num_hidden_layers)}: load it on the base that it was "
-        "trained on."
+        f"The prefix in {adapter} is for {layers} layers of {width} numbers "
+        f"({adapter_config.base_model_name_or_path}), but {config.name_or_path} has {config.num_hidden_layers} layers "
+        f"of {wanted}: load it on the base that it was trained on."
     )
 
 
-def _prefix_width(model: PreTrainedModel) -> int:
+def _prefix_width(config: PreTrainedConfig) -> int:
     """Numbers of one virtual token: layers x (key and value) x key-value heads x head size."""
-    config = model.config
     return config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim

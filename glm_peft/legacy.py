@@ -4,11 +4,12 @@ import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedModel
-from transformers.models.glm.modeling_glm import apply_rotary_pos_emb
+from transformers import PreTrainedConfig
+from transformers.models.glm.modeling_glm import GlmRotaryEmbedding, apply_rotary_pos_emb
 
 from glm_peft.errors import UserError
 
@@ -57,7 +58,22 @@ def read_published_prefix(folder: str | Path) -> PublishedPrefix:
     return _apply_projection(encoder)
 
 
-def rotate_prefix_keys(weight: torch.Tensor, model: PreTrainedModel, positions: int | None = None) -> torch.Tensor:
+def write_published_prefix(weight: torch.Tensor, base_config: dict[str, Any], folder: str | Path) -> None:
+    """
+    Write a flat prefix, keys not rotated, as the published scripts save one without projection.
+
+    Args:
+        weight: [P, layers * 2 * kv].
+        base_config: the fields of the base's `config.json`, to which the prefix's are added.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({f"transformer.{_PREFIX}embedding.weight": weight.contiguous()}, folder / "pytorch_model.bin")
+    config = base_config | {"pre_seq_len": len(weight), "prefix_projection": False}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def rotate_prefix_keys(weight: torch.Tensor, config: PreTrainedConfig, positions: int | None = None) -> torch.Tensor:
     """
     Move a flat prefix between the published positions and PEFT's.
 
@@ -66,16 +82,16 @@ def rotate_prefix_keys(weight: torch.Tensor, model: PreTrainedModel, positions: 
 
     Args:
         weight: [P, layers * 2 * kv], in the order layer, key or value, head, number.
+        config: of the base.
         positions: how far, P where `None`; -P is the way back.
     """
-    if model.config.model_type == "chatglm":
+    if config.model_type == "chatglm":
         return weight
-    config = model.config
     states = weight.view(weight.shape[0], config.num_hidden_layers, 2, config.num_key_value_heads, -1)
     keys, values = states.permute(2, 1, 3, 0, 4)
-    position_ids = torch.full((1, weight.shape[0]), positions or weight.shape[0], device=model.device)
-    cos, sin = model.model.rotary_emb(weight.to(model.device), position_ids)
-    keys, _ = apply_rotary_pos_emb(keys, keys, cos.to(weight.device), sin.to(weight.device))
+    position_ids = torch.full((1, weight.shape[0]), positions or weight.shape[0])
+    cos, sin = GlmRotaryEmbedding(config)(weight, position_ids)
+    keys, _ = apply_rotary_pos_emb(keys, keys, cos, sin)
     return torch.stack([keys, values]).permute(3, 1, 0, 2, 4).reshape(weight.shape)
 
 
