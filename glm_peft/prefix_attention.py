@@ -7,6 +7,7 @@ global state, so recomputation in the backward pass sees the same tensors.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +26,15 @@ _NAME = "prefix_{}"
 _SUPPORTED = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
-def attach_prefix_attention(model: PeftModel) -> None:
+def attach_prefix_attention(model: PeftModel, dropout: float = 0.0) -> None:
     """
     Let the prefix of a PEFT model reach the attention as an argument; calls with `use_cache=True` stay as they are.
 
     Loss and gradients stay what they were; activation checkpointing now works. Generation goes on through the cache.
+
+    Args:
+        dropout: share of the prefix's numbers that each row loses while the base is in training mode. It is applied
+            here and not in PEFT's encoder, whose output is what gets saved.
 
     Raises:
         UserError: the attention implementation cannot take a prefix.
@@ -46,7 +51,7 @@ def attach_prefix_attention(model: PeftModel) -> None:
     )
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
     base.set_attn_implementation(name)
-    base.register_forward_pre_hook(_take_prefix_from_cache, with_kwargs=True)
+    base.register_forward_pre_hook(partial(_take_prefix_from_cache, dropout), with_kwargs=True)
 
 
 def _with_prefix(attend: Callable) -> Callable:
@@ -83,14 +88,15 @@ def _widen(attention_mask: torch.Tensor | None, query: torch.Tensor, num_virtual
 
 
 def _take_prefix_from_cache(
-    base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    dropout: float, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Turn PEFT's call with a cache into one without."""
     cache = kwargs.get("past_key_values")
     if kwargs.get("use_cache") or not isinstance(cache, Cache):
         return None
     num_virtual_tokens = cache.get_seq_length()
-    prefix = tuple((layer.keys, layer.values) for layer in cache.layers)
+    drop = partial(nn.functional.dropout, p=dropout, training=base.training)
+    prefix = tuple((drop(layer.keys), drop(layer.values)) for layer in cache.layers)
     kwargs = kwargs | {"past_key_values": None, "use_cache": False, "prefix_key_values": prefix}
     if kwargs.get("attention_mask") is not None:
         kwargs["attention_mask"] = kwargs["attention_mask"][:, num_virtual_tokens:]

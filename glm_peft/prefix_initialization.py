@@ -1,0 +1,57 @@
+"""Where a new prefix starts: random numbers of a chosen size, or the keys and values of a real instruction."""
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from glm_peft.errors import UserError
+
+
+def initialize_normal(model: PeftModel, std: float) -> None:
+    """Draw the prefix's embeddings anew, with standard deviation `std` (PEFT's own is 1)."""
+    nn.init.normal_(_encoder(model).embedding.weight, std=std)
+
+
+@torch.no_grad()
+def initialize_from_text(model: PeftModel, ids: list[int]) -> None:
+    """
+    Start as the keys and values of an instruction, cut or repeated to P tokens.
+
+    For Glm and Glm4, where the text counts its positions from P, the model then computes exactly what it would with
+    the instruction in front of the prompt. In ChatGLM-6B the prompt would see the instruction and the instruction the
+    prompt; a prefix cannot see, so there it is as near as the mask allows.
+
+    Args:
+        ids: of the instruction, without special tokens.
+
+    Raises:
+        UserError: the instruction is empty, or the prefix is projected and so cannot be set.
+    """
+    config = model.active_peft_config
+    if config.prefix_projection:
+        raise UserError("--prefix_init text sets the prefix itself: leave out --prefix_projection.")
+    if not ids:
+        raise UserError("--prefix_init_text is empty: give an instruction.")
+    length = config.num_virtual_tokens
+    base = model.get_base_model()
+    repeated = torch.tensor([(ids * -(-length // len(ids)))[:length]], device=base.device)
+    _encoder(model).load_prompt_embeddings(_keys_and_values(base, repeated))
+
+
+def _keys_and_values(base: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """ids [1, P] -> the flat prefix [P, layers * 2 * kv], in float32."""
+    is_training, inputs = base.training, {"input_ids": ids}
+    if base.config.model_type == "chatglm":
+        # Its text counts from 0, so what stands before it has negative positions.
+        positions = torch.arange(-ids.shape[1], 0, device=ids.device)
+        inputs["position_rows"] = torch.stack([positions, torch.zeros_like(positions)])[None]
+        inputs["attention_mask"] = torch.ones_like(ids)
+    cache = base.eval()(**inputs, use_cache=True).past_key_values
+    base.train(is_training)
+    states = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
+    return states.permute(3, 0, 1, 2, 4).reshape(ids.shape[1], -1).float()
+
+
+def _encoder(model: PeftModel) -> nn.Module:
+    return model.prompt_encoder[model.active_adapter]
