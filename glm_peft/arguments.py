@@ -138,7 +138,8 @@ class TrainingArguments(Seq2SeqTrainingArguments):
 
     Raises:
         UserError: `output_dir` is missing, a number is out of its range, a token for the Hub is given (it would be
-            saved in clear), or the best model is asked for by a score without `predict_with_generate`.
+            saved in clear), `push_to_hub` is given, or the best model is asked for by a score without
+            `predict_with_generate`.
     """
 
     _argument_group_name = "training, evaluation and generation"
@@ -186,6 +187,10 @@ class TrainingArguments(Seq2SeqTrainingArguments):
         self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
         super().__post_init__()
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        if self.n_gpu > 1:
+            # One process would use them by DataParallel, which copies no hooks, and the prefix needs some.
+            warn(f"{self.n_gpu} GPUs are there, one is used: accelerate launch --num_processes {self.n_gpu} uses all.")
+            self._n_gpu = 1
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
         by_score = self.load_best_model_at_end and self.metric_for_best_model not in _LOSSES
@@ -200,6 +205,11 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             raise UserError("--output_dir is not given: name a folder for the adapter and the results.")
         if self.hub_token is not None:
             raise UserError("hub_token would be saved in clear: set the environment variable HF_TOKEN instead.")
+        if self.push_to_hub:
+            raise UserError(
+                "--push_to_hub is not part of this version: train without it, and send the adapter afterwards with "
+                f"`hf upload REPOSITORY {self.output_dir} --exclude 'checkpoint-*'`."
+            )
         for name in self._VALID_DICT_FIELDS:
             _require_json(name, getattr(self, name))
         _require_at_least_one(

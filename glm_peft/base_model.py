@@ -1,9 +1,12 @@
 """The frozen base and its tokenizer: loaded, and checked to belong together."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,6 +23,8 @@ from glm_peft.models.generations import CHATGLM2, CHATGLM3, GLM4
 
 logger = logging.getLogger(__name__)
 
+_MODEL_TYPES = ("chatglm", "glm", "glm4")
+
 
 def load_tokenizer(model_args: Any) -> PreTrainedTokenizerBase:
     """
@@ -28,8 +33,8 @@ def load_tokenizer(model_args: Any) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is no such folder or Hub id, or its tokenizer file cannot be read.
     """
-    kwargs = _hub_kwargs(model_args)
-    tokenizer = _load(AutoTokenizer, model_args, **kwargs)
+    load_config(model_args)  # where the folder is no ChatGLM model, this says so
+    tokenizer = _load(AutoTokenizer.from_pretrained, model_args)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         raise UserError(
@@ -49,13 +54,14 @@ def load_config(model_args: Any) -> PreTrainedConfig:
     # Only here do the later generations differ for the network: in what rope_ratio means.
     chat_format = getattr(model_args, "chat_format", None)
     generation = {"generation": chat_format} if chat_format in (CHATGLM2, CHATGLM3, GLM4) else {}
-    config = _load(AutoConfig, model_args, **_hub_kwargs(model_args), **generation)
-    if config.model_type not in ("chatglm", "glm", "glm4"):
+    model_type = _load(PreTrainedConfig.get_config_dict, model_args)[0].get("model_type")
+    if model_type not in _MODEL_TYPES:
+        found = f"is a model of type {model_type!r}" if model_type else "has no config.json with a model_type"
         raise UserError(
-            f"{model_args.model_name_or_path} is a model of type {config.model_type!r}, but glm_peft tunes "
-            "ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B, GLM-4-9B and GLM-4-0414: give one of their folders or Hub ids."
+            f"--model_name_or_path {model_args.model_name_or_path} {found}, but glm_peft tunes ChatGLM-6B, "
+            "ChatGLM2-6B, ChatGLM3-6B, GLM-4-9B and GLM-4-0414: give one of their folders or Hub ids."
         )
-    return config
+    return _load(AutoConfig.from_pretrained, model_args, **generation)
 
 
 def load_base_model(model_args: Any, device: torch.device | str | None = None) -> PreTrainedModel:
@@ -65,16 +71,29 @@ def load_base_model(model_args: Any, device: torch.device | str | None = None) -
     Args:
         model_args: `model_name_or_path`, `dtype`, `quantization_bit`, `attn_implementation` and the Hub's arguments.
         device: where it goes; a GPU if there is one, otherwise the CPU, where `None`.
+
+    Raises:
+        UserError: the weights cannot be read, or are not all there.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = choose_dtype(getattr(model_args, "dtype", "auto"), device)
-    kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **_hub_kwargs(model_args)}
+    kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "output_loading_info": True}
+    kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
     if getattr(model_args, "attn_implementation", None):
         kwargs["attn_implementation"] = model_args.attn_implementation
     if getattr(model_args, "quantization_bit", None):
         kwargs["quantization_config"] = _quantization_config(model_args.quantization_bit, dtype)
     config = load_config(model_args)
-    model = _load(AutoModelForCausalLM, model_args, config=config, **kwargs)
+    try:
+        model, info = _load(AutoModelForCausalLM.from_pretrained, model_args, config=config, **kwargs)
+    except RuntimeError as error:
+        if "conversion of the weights" not in str(error):
+            raise
+        raise UserError(
+            f"The weights in {model_args.model_name_or_path} cannot be cut into the heads and groups of its "
+            "config.json: take both from one repository and one revision of it."
+        ) from error
+    _check_complete(info, model_args.model_name_or_path)
     return model.eval().requires_grad_(False)
 
 
@@ -109,6 +128,21 @@ def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> 
     )
 
 
+def _check_complete(info: dict[str, Any], name: str) -> None:
+    # transformers goes on with random numbers for both.
+    for key, found, expected in info["mismatched_keys"]:
+        raise UserError(
+            f"The weights in {name} have {key} of shape {tuple(found)} where its config.json asks for "
+            f"{tuple(expected)}: take both from one repository and one revision of it."
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"The weights in {name} lack {len(missing)} of the model's parameters, such as {missing[0]}: download its "
+            "files again."
+        )
+
+
 def _quantization_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -126,13 +160,24 @@ def _hub_kwargs(model_args: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _load(auto_class: Any, model_args: Any, **kwargs: Any) -> Any:
-    """`from_pretrained`, with a missing folder or Hub id told in one sentence."""
+def _load(read: Callable[..., Any], model_args: Any, **kwargs: Any) -> Any:
+    """What `from_pretrained` or the like reads, with everything that can be wrong there told in one sentence."""
     try:
-        return auto_class.from_pretrained(model_args.model_name_or_path, **kwargs)
-    except OSError as error:
-        reason = " ".join(str(error).split())
+        # Said aloud: where nothing is said, transformers may ask whether to run the repository's own code.
+        return read(model_args.model_name_or_path, trust_remote_code=False, **_hub_kwargs(model_args), **kwargs)
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        is_path = isinstance(error.__cause__, HFValidationError)
+        reason = "there is no such folder" if is_path else " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"--model_name_or_path {model_args.model_name_or_path} cannot be loaded ({reason}): give a folder in the "
-            "published layout or a Hub id."
+            f"--model_name_or_path {model_args.model_name_or_path} cannot be loaded ({reason}): {_advice(error)}."
         ) from error
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return "install what is missing, or change --attn_implementation or --quantization_bit"
+    if "attn_implementation" in str(error):
+        return "give another --attn_implementation, or none"
+    return "give a folder in the published layout or a Hub id, with all its files"

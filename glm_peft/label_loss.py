@@ -16,11 +16,14 @@ from transformers import PreTrainedModel
 CHUNK_LOGITS = 1 << 24  # numbers in a chunk of logits: 64 MiB in float32, whatever the vocabulary
 
 
-def attach_label_loss(base: PreTrainedModel) -> None:
+def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0) -> None:
     """
     Let calls with `labels` compute the loss in chunks; they return no logits. Other calls stay as they are.
 
     The loss is stock's `ForCausalLMLoss`: shifted by one, -100 is no label, `num_items_in_batch` divides where given.
+
+    Args:
+        label_smoothing: the share of each label's weight that goes to the whole vocabulary, 0 to 1.
     """
     head = base.get_output_embeddings()
     project = head.forward
@@ -39,7 +42,7 @@ def attach_label_loss(base: PreTrainedModel) -> None:
 
     def loss_function(logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`logits` are the hidden states that the head passed on, [b, s, h]."""
-        return label_loss(logits, labels, project, kwargs.get("num_items_in_batch"))
+        return label_loss(logits, labels, project, kwargs.get("num_items_in_batch"), label_smoothing)
 
     head.forward = lambda hidden_states: hidden_states if is_deferred else project(hidden_states)
     base.loss_function = loss_function
@@ -52,6 +55,7 @@ def label_loss(
     labels: torch.Tensor,
     project: Callable[[torch.Tensor], torch.Tensor],
     num_items_in_batch: torch.Tensor | int | None = None,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """
     The cross-entropy of the next token.
@@ -61,11 +65,12 @@ def label_loss(
         labels: [b, s], -100 where there is none.
         project: the head, [n, h] -> [n, vocabulary].
         num_items_in_batch: what the sum is divided by; the number of labels where `None`.
+        label_smoothing: the share of each label's weight that goes to the whole vocabulary, 0 to 1.
     """
     targets = labels[:, 1:]
     is_label = targets != -100
     targets = targets[is_label].to(hidden_states.device)
-    total = _ChunkedCrossEntropy.apply(hidden_states[:, :-1][is_label], targets, project)
+    total = _ChunkedCrossEntropy.apply(hidden_states[:, :-1][is_label], targets, project, label_smoothing)
     count = len(targets) if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if isinstance(count, torch.Tensor) else count)
 
@@ -75,7 +80,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_states: torch.Tensor, targets: torch.Tensor, project: Callable[[torch.Tensor], torch.Tensor]
+        ctx: Any,
+        hidden_states: torch.Tensor,
+        targets: torch.Tensor,
+        project: Callable[[torch.Tensor], torch.Tensor],
+        label_smoothing: float,
     ) -> torch.Tensor:
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden_states) if needs_gradient else None
@@ -83,7 +92,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for chunk in _chunks(hidden_states, project):
             with torch.set_grad_enabled(needs_gradient):
                 states = hidden_states[chunk].detach().requires_grad_(needs_gradient)
-                loss = nn.functional.cross_entropy(project(states).float(), targets[chunk], reduction="sum")
+                logits = project(states).float()
+                loss = nn.functional.cross_entropy(
+                    logits, targets[chunk], reduction="sum", label_smoothing=label_smoothing
+                )
             total += loss.detach()
             if needs_gradient:
                 (gradient[chunk],) = torch.autograd.grad(loss, states)
@@ -91,9 +103,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None
+        return gradient * grad_output.to(gradient.dtype), None, None, None
 
 
 def _chunks(hidden_states: torch.Tensor, project: Callable[[torch.Tensor], torch.Tensor]) -> list[slice]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from accelerate import PartialState
 from peft import PeftModel
 from transformers import TrainingArguments
 
@@ -31,10 +32,12 @@ def log_run(model: PeftModel, model_args: Any, training_args: TrainingArguments)
     trainable, total = model.get_nb_trainable_parameters()
     config = model.active_peft_config
     bits = f", quantized to {model_args.quantization_bit} bits" if model_args.quantization_bit else ""
+    size = config.num_virtual_tokens * config.num_layers * 2 * config.token_dim
     lines = [
         f"base: {model_args.model_name_or_path} ({model.config.model_type}, {model.dtype}{bits})",
         f"device: {training_args.device}, {training_args.world_size} process(es)",
-        f"adapter: {config.num_virtual_tokens} virtual tokens{', projected' if config.prefix_projection else ''}",
+        f"adapter: {config.num_virtual_tokens} virtual tokens{', projected' if config.prefix_projection else ''}; "
+        f"{size:,} numbers in float32, {4 * size / 2**20:.2f} MiB",
         f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.4f} %)",
         f"results: {training_args.output_dir}",
     ]
@@ -49,8 +52,9 @@ def format_results(results: dict[str, float]) -> str:
 
 
 def save_results(results: dict[str, float], output_dir: str) -> None:
-    """Write `all_results.json`."""
-    write_atomically(Path(output_dir) / RESULTS_NAME, json.dumps(results, indent=4) + "\n")
+    """Write `all_results.json`, in the main process."""
+    if PartialState().is_main_process:
+        write_atomically(Path(output_dir) / RESULTS_NAME, json.dumps(results, indent=4) + "\n")
 
 
 def _format(value: Any) -> str:

@@ -26,7 +26,7 @@ from glm_peft.prediction_files import make_output_dir
 from glm_peft.prefix_attention import attach_prefix_attention
 from glm_peft.publishing import describe_recipe, save_adapter, write_card
 from glm_peft.reporting import format_results, log_run, save_results, set_up_logging
-from glm_peft.trainer import PrefixTrainer
+from glm_peft.trainer import PrefixTrainer, choose_checkpoint
 
 logger = logging.getLogger("glm_peft.train")
 
@@ -40,6 +40,7 @@ def main() -> None:
     make_output_dir(training_args.output_dir)
     if model_args.adapter_name_or_path:
         check_adapter(model_args.adapter_name_or_path)
+    checkpoint = choose_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
 
     # Tokenizer and prompts
     tokenizer = load_tokenizer(model_args)
@@ -60,7 +61,7 @@ def main() -> None:
     # Model
     model = create_adapter(load_base_model(model_args, training_args.device), model_args)
     attach_prefix_attention(model)
-    attach_label_loss(model.get_base_model())
+    attach_label_loss(model.get_base_model(), training_args.label_smoothing_factor)
     log_run(model, model_args, training_args)
 
     # Trainer
@@ -80,7 +81,7 @@ def main() -> None:
     # Train, evaluate, predict
     results: dict[str, float] = {}
     if training_args.do_train:
-        results |= trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
+        results |= trainer.train(resume_from_checkpoint=checkpoint).metrics
         save_adapter(model, training_args.output_dir, tokenizer if model_args.save_tokenizer else None)
     if training_args.do_eval:
         results |= trainer.evaluate()
@@ -88,7 +89,7 @@ def main() -> None:
         results |= predict(answering, prompts["test"], settings, protocol, training_args.output_dir)
     save_results(results, training_args.output_dir)
     if training_args.do_train:
-        write_card(model, training_args.output_dir, describe_recipe(data_args, training_args), results)
+        write_card(model, training_args.output_dir, describe_recipe(model_args, data_args, training_args), results)
     logger.info("%s", format_results(results))
 
 

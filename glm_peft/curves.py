@@ -1,0 +1,133 @@
+"""The curves of a training run as a picture, from the trainer's log."""
+
+import logging
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+CURVES_NAME = "training_curves.png"
+
+Points = list[tuple[float, float]]
+
+_EVAL = "eval_"
+_COLUMN_WIDTH, _ROW_HEIGHT = 5.6, 3.4  # inches
+_DOTS_PER_INCH = 120
+_MARKED_POINTS = 30  # more points than these make a line that needs no marks
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingCurves(TrainerCallback):
+    """
+    Writes `training_curves.png` into `output_dir` when training ends, from the main process alone.
+
+    A picture that cannot be drawn or written is a warning: it must not cost the run its results.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.output_dir = Path(output_dir)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw what was logged so far."""
+        if not state.is_world_process_zero:
+            return
+        try:
+            path = plot_training_curves(state.log_history, self.output_dir / CURVES_NAME)
+        except (OSError, ImportError) as error:
+            logger.warning("The training curves could not be drawn (%s).", error)
+            return
+        if path:
+            logger.info("Training curves: %s", path)
+
+
+def plot_training_curves(log_history: list[dict[str, Any]], path: str | Path) -> Path | None:
+    """
+    Draw loss, learning rate, gradient norm and evaluation scores over the optimizer's steps.
+
+    Args:
+        log_history: `trainer.state.log_history`: dictionaries with `step` and what was logged there.
+        path: where the PNG goes; folders are made. A panel without finite numbers is left out.
+
+    Returns:
+        The path, or `None` where there is nothing to draw.
+    """
+    panels = {title: curves for title, curves in _panels(log_history).items() if curves}
+    if not panels:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure((_COLUMN_WIDTH * columns, _ROW_HEIGHT * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    steps = [step for curves in panels.values() for points in curves.values() for step, _ in points]
+    for number, (title, curves) in enumerate(panels.items(), 1):
+        _draw_panel(figure.add_subplot(rows, columns, number), title, curves, (min(steps), max(steps)))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")
+    return path
+
+
+def _panels(log_history: list[dict[str, Any]]) -> dict[str, dict[str, Points]]:
+    """Titles with units → curves by name; a curve without points is not there."""
+    return {
+        "loss (nats per token)": _curves(log_history, {"loss": "training", "eval_loss": "evaluation"}),
+        "learning rate": _curves(log_history, {"learning_rate": "learning rate"}),
+        "gradient norm (before clipping)": _curves(log_history, {"grad_norm": "gradient norm"}),
+        # Apart, as one protocol has BLEU-4 from 0 to 100 and the other from 0 to 1.
+        "ROUGE F of generated answers (0 to 100)": _curves(log_history, _score_names(log_history, "rouge")),
+        "BLEU-4 of generated answers": _curves(log_history, _score_names(log_history, "bleu")),
+    }
+
+
+def _score_names(log_history: list[dict[str, Any]], family: str) -> dict[str, str]:
+    keys = sorted({key for entry in log_history for key in entry if key.startswith(_EVAL + family)})
+    return {key: key.removeprefix(_EVAL).upper() for key in keys}
+
+
+def _curves(log_history: list[dict[str, Any]], names: dict[str, str]) -> dict[str, Points]:
+    curves = {name: _points(log_history, key) for key, name in names.items()}
+    return {name: points for name, points in curves.items() if points}
+
+
+def _points(log_history: Iterable[dict[str, Any]], key: str) -> Points:
+    """The last finite number that was logged at each step; a step can be evaluated twice."""
+    by_step = {}
+    for entry in log_history:
+        value = entry.get(key)
+        if isinstance(value, int | float) and math.isfinite(value) and "step" in entry:
+            by_step[entry["step"]] = float(value)
+    return sorted(by_step.items())
+
+
+def _draw_panel(axes: Any, title: str, curves: dict[str, Points], span: tuple[float, float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for name, points in curves.items():
+        mark = "o" if len(points) <= _MARKED_POINTS else None
+        axes.plot(*zip(*points, strict=True), label=name, marker=mark, markersize=4, linewidth=1.5, clip_on=False)
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel("optimizer step")
+    margin = max((span[1] - span[0]) * 0.03, 1)  # the same steps under every panel
+    axes.set_xlim(span[0] - margin, span[1] + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+    _scale_values(axes, curves)
+    axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        # Beside the axes, where it can cover no curve.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=min(len(curves), 4), frameon=False)
+
+
+def _scale_values(axes: Any, curves: dict[str, Points]) -> None:
+    """Start at zero where nothing is below it, so that a small change looks small; powers of ten in one corner."""
+    values = [value for points in curves.values() for _, value in points]
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
+    if min(values) >= 0:
+        axes.set_ylim(0, max(values) * 1.08 or 1)

@@ -1,0 +1,136 @@
+"""What a careful reader finds in conversations: duplicates, overlaps, echoes, characters that do not belong."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+
+from glm_peft.conversations import Conversation, Split
+
+SHORTEST_ECHO = 4  # characters; a shorter question stands in many answers by right
+
+_SUSPICIOUS = {
+    "control characters": (re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"), "remove them"),
+    "U+FFFD, what a wrong decoding leaves": (re.compile("\ufffd"), "read the source again in its own encoding"),
+    "mojibake, text decoded with the wrong encoding": (
+        re.compile(
+            "[\u00c2-\u00f4](?:[\u0080-\u00bf\u0152-\u0178\u2013-\u203a\u20ac\u2122]){1,3}[\u00c2-\u00f4]|锟斤拷|烫烫烫"
+        ),
+        "read the source again in its own encoding",
+    ),
+    "byte order marks": (re.compile("\ufeff"), "remove them"),
+    "zero-width and direction characters": (
+        re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069]"),
+        "remove them",
+    ),
+    "unusual white space": (re.compile("[\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f]"), "put plain spaces"),
+    "HTML entities or tags": (
+        re.compile(
+            r"&(?:[a-zA-Z]{2,8}|#\d{2,6}|#[xX][0-9a-fA-F]{2,6});|</?(?:a|b|br|div|font|img|li|p|span|td|tr|ul)\b[^<>]*>"
+        ),
+        "unescape or strip them, unless they are wanted",
+    ),
+    "control tokens spelt out": (
+        re.compile(r"\[g?s?MASK\]|<s?[oe]op>|<\|(?:system|user|assistant|observation|endoftext)\|>"),
+        "remove them: they are read as plain text",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Rows that have something in common: what, where (`train.json, line 3`, maybe with more), and what to do."""
+
+    what: str
+    rows: list[str]
+    advice: str
+
+
+def check_split(split: Split) -> list[Finding]:
+    """Everything that can be said of one split; a finding without rows is left out."""
+    findings = [*find_duplicates(split), *find_echoes(split), *find_suspicious_characters(split)]
+    return [finding for finding in findings if finding.rows]
+
+
+def find_duplicates(split: Split) -> list[Finding]:
+    """Rows that repeat an earlier row, and rows whose prompt stands earlier with another answer."""
+    same_pair, other_answer = [], []
+    first_of_pair: dict[Hashable, str] = {}
+    first_of_prompt: dict[Hashable, str] = {}
+    for conversation in split:
+        prompt, where = _prompt_key(conversation), conversation.where
+        pair = (prompt, conversation.answer)
+        if pair in first_of_pair:
+            same_pair.append(_as_before(where, first_of_pair[pair]))
+        elif prompt in first_of_prompt:
+            other_answer.append(_as_before(where, first_of_prompt[prompt]))
+        first_of_pair.setdefault(pair, where)
+        first_of_prompt.setdefault(prompt, where)
+    return [
+        Finding("rows that repeat an earlier row, prompt and answer", same_pair, "remove them: they count twice"),
+        Finding("prompts that stand earlier with another answer", other_answer, "keep them only if both are right"),
+    ]
+
+
+def find_overlap(split: Split, other: Split) -> Finding:
+    """Rows of `split` whose whole prompt is that of a row of `other`."""
+    places: dict[Hashable, str] = {}
+    for conversation in other:
+        places.setdefault(_prompt_key(conversation), conversation.where)
+    shared = [(conversation, places.get(_prompt_key(conversation))) for conversation in split]
+    rows = [_as_before(conversation.where, place) for conversation, place in shared if place]
+    advice = f"remove them from {other.name}, or its scores measure memory"
+    return Finding(f"{split.name} prompts that are in {other.name} too", rows, advice)
+
+
+def find_echoes(split: Split) -> list[Finding]:
+    """Answers that hold the whole question (of `SHORTEST_ECHO` characters or more), or are nothing but it."""
+    nothing_else = _where(split, lambda conversation: _answer(conversation) == _question(conversation))
+    repeats = _where(split, lambda conversation: _echoes(conversation) and conversation.where not in nothing_else)
+    return [
+        Finding("answers that are the prompt and nothing else", nothing_else, "write the answers that are meant"),
+        Finding("answers that repeat the prompt", repeats, "cut the prompt off, unless repeating it is the task"),
+    ]
+
+
+def find_suspicious_characters(split: Split) -> Iterable[Finding]:
+    """One finding for each kind of character or mark that prompts and answers seldom hold on purpose."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    for conversation in split:
+        text = "\n".join(message["content"] for message in conversation.messages)
+        for what, (pattern, _) in _SUSPICIOUS.items():
+            if found := pattern.search(text):
+                rows[what].append(f"{conversation.where} ({_spelt(found.group())})")
+    return [Finding(what, rows[what], advice) for what, (_, advice) in _SUSPICIOUS.items()]
+
+
+def _as_before(where: str, earlier: str) -> str:
+    """Two places, the file of the second left out where it is that of the first."""
+    file, _, _ = where.rpartition(", ")
+    return f"{where} (as {earlier.removeprefix(f'{file}, ')})"
+
+
+def _spelt(found: str) -> str:
+    """What was found, so that even an invisible character can be read: U+200B, or the text itself."""
+    return f"U+{ord(found):04X}" if len(found) == 1 else repr(found[:20])
+
+
+def _where(split: Split, is_so: Callable[[Conversation], bool]) -> list[str]:
+    return [conversation.where for conversation in split if is_so(conversation)]
+
+
+def _prompt_key(conversation: Conversation) -> Hashable:
+    return tuple((message["role"], message["content"]) for message in conversation.prompt)
+
+
+def _question(conversation: Conversation) -> str:
+    return conversation.prompt[-1]["content"].strip()
+
+
+def _answer(conversation: Conversation) -> str:
+    return (conversation.answer or "").strip()
+
+
+def _echoes(conversation: Conversation) -> bool:
+    question = _question(conversation)
+    return len(question) >= SHORTEST_ECHO and question in _answer(conversation)

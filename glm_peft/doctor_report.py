@@ -1,0 +1,130 @@
+"""How the doctor shows what it found, on a terminal or in a file."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedConfig
+
+from glm_peft.data_checks import Finding
+from glm_peft.length_report import LengthReport
+from glm_peft.memory_estimate import BaseSize, Memory, Settings, estimate_memory, fit_settings
+
+GB = 10**9
+GPU_SIZES = (8, 16, 24, 80)  # GB
+
+_BAR_WIDTH = 40
+_MOST_BINS = 12
+_SHOWN_ROWS = 5
+_DIM, _GREEN, _PLAIN = "\033[2m", "\033[32m", "\033[0m"
+_MEMORY_LINES = {
+    "base": "base, frozen",
+    "prefix_and_optimizer": "prefix, gradient, AdamW",
+    "prefix_in_batch": "prefix in the batch",
+    "activations": "activations",
+    "logits": "logits, a chunk",
+    "reserve": "CUDA and reserve",
+    "total": "total",
+}
+
+
+def format_histogram(name: str, lengths: Sequence[int], limit: int) -> str:
+    """
+    A histogram of lengths in tokens, one line a bin.
+
+    Args:
+        limit: bins that lie wholly above it, where texts are cut, are drawn lighter.
+    """
+    width = _bin_width(max(lengths))
+    counts = [0] * (max(lengths) // width + 1)
+    for length in lengths:
+        counts[length // width] += 1
+    first = next(number for number, count in enumerate(counts) if count)
+    lines = [f"  {name}, in tokens (limit {limit})"]
+    for number, count in enumerate(counts[first:], first):
+        start = number * width
+        bar = ("░" if start > limit else "█") * math.ceil(_BAR_WIDTH * count / max(counts))
+        lines.append(f"  {f'{start}–{start + width - 1}' if width > 1 else start:>13} {count:>8}  {bar}".rstrip())
+    return "\n".join(lines)
+
+
+def _bin_width(longest: int) -> int:
+    """1, 2 or 5 times a power of ten, so that there are few bins."""
+    power = 10 ** max(int(math.log10(max(longest, 1))) - 1, 0)
+    return next(width for width in (power, 2 * power, 5 * power, 10 * power) if longest // width < _MOST_BINS)
+
+
+def format_findings(findings: Iterable[Finding]) -> str:
+    """One line for each finding, with its first rows below it."""
+    lines = []
+    for finding in findings:
+        lines.append(f"  {finding.what}: {len(finding.rows)}; {finding.advice}")
+        lines += _first_rows(finding.rows, _SHOWN_ROWS)
+    return "\n".join(lines) or "  Nothing to remark."
+
+
+def format_problems(problems: Sequence[str], most: int) -> str:
+    """What keeps training from starting, `most` lines of it."""
+    return "\n".join(_first_rows(problems, most))
+
+
+def _first_rows(rows: Sequence[str], most: int) -> list[str]:
+    more = [f"    … and {len(rows) - most} more"] if len(rows) > most else []
+    return [f"    {row}" for row in rows[:most]] + more
+
+
+def format_suggestion(report: LengthReport) -> str:
+    """The length flags that hold 99 % of the texts, where those given hold fewer."""
+    short = [lengths for lengths in report.lengths if lengths.suggestion > lengths.limit]
+    if not short:
+        return "  The lengths that are given hold 99 % of the texts: nothing to change."
+    flags = " ".join(f"{lengths.flag} {lengths.suggestion}" for lengths in short)
+    cut = " and ".join(f"{100 * x.truncated / report.examples:.1f} % of the {x.name}s" for x in short)
+    return f"  {flags}  (holds 99 %; the lengths that are given cut {cut})"
+
+
+def colour_example(description: str) -> str:
+    """`describe_example`'s lines for a terminal: what carries loss is green, the rest dim."""
+    lines, colour = [], ""
+    for line in description.split("\n"):
+        name = line[:10].strip()
+        colour = {"loss": _GREEN, "no loss": _DIM}.get(name, colour)
+        lines.append(f"{colour}{line}{_PLAIN}" if colour else line)
+    return "\n".join(lines)
+
+
+def format_memory(config: PreTrainedConfig, settings: Settings, base: BaseSize) -> str:
+    """The estimate with and without activation checkpointing, and what makes training fit common GPUs."""
+    plain, checkpointed = (
+        estimate_memory(config, replace(settings, activation_checkpointing=is_on), base) for is_on in (False, True)
+    )
+    given = "with" if settings.activation_checkpointing else "without"
+    lines = [
+        f"  {_describe(settings, base)}",
+        f"  {'GB':<26}{'without':>10}{'with':>10}  activation checkpointing (the flags say {given})",
+        *(_memory_line(name, plain, checkpointed) for name in _MEMORY_LINES),
+    ]
+    return "\n".join(lines + [_gpu_line(size, config, settings, base) for size in GPU_SIZES])
+
+
+def _describe(settings: Settings, base: BaseSize) -> str:
+    precision = "half precision" if settings.element == 2 else "float32"
+    bits = f", quantized to {settings.quantization_bit} bits" if settings.quantization_bit else ""
+    return (
+        f"{base.parameters:,} parameters in {precision}{bits}; {settings.num_virtual_tokens} virtual tokens; "
+        f"rows of up to {settings.tokens} tokens, {settings.batch_size} in a batch"
+    )
+
+
+def _memory_line(name: str, plain: Memory, checkpointed: Memory) -> str:
+    values = "".join(f"{getattr(memory, name) / GB:>10.2f}" for memory in (plain, checkpointed))
+    return f"  {_MEMORY_LINES[name]:<26}{values}"
+
+
+def _gpu_line(size: int, config: PreTrainedConfig, settings: Settings, base: BaseSize) -> str:
+    flags = fit_settings(config, settings, size * GB, base)
+    if flags is None:
+        advice = "does not fit: lower --per_device_train_batch_size or the lengths"
+    else:
+        advice = f"add {' '.join(flags)}" if flags else "fits"
+    return f"  GPU of {size:>2} GB: {advice}"

@@ -1,0 +1,82 @@
+"""What the checks find in conversations, and what they let pass."""
+
+import pytest
+
+from glm_peft.conversations import Conversation, Split
+from glm_peft.data_checks import check_split, find_duplicates, find_echoes, find_overlap, find_suspicious_characters
+
+
+def make_split(*pairs: tuple[str, str | None], name: str = "train") -> Split:
+    conversations = []
+    for number, (question, answer) in enumerate(pairs, 1):
+        messages = [{"role": "user", "content": question}]
+        messages += [{"role": "assistant", "content": answer}] if answer is not None else []
+        conversations.append(Conversation(messages, f"{name}.json, line {number}", is_chat=False))
+    return Split(name, f"{name}.json", conversations)
+
+
+def rows_by_name(findings: list) -> dict[str, list[str]]:
+    return {finding.what: finding.rows for finding in findings if finding.rows}
+
+
+def test_clean_rows_give_no_finding():
+    assert check_split(make_split(("类型#裙", "A & B，100 % 好看。"), ("类型#裤", "第一行\n第二行\t\u3000完"))) == []
+
+
+def test_a_repeated_row_and_another_answer_are_told_apart():
+    findings = find_duplicates(make_split(("q", "a"), ("p", "a"), ("q", "a"), ("q", "b"), ("q", "b")))
+    assert rows_by_name(findings) == {
+        "rows that repeat an earlier row, prompt and answer": [
+            "train.json, line 3 (as line 1)",
+            "train.json, line 5 (as line 4)",
+        ],
+        "prompts that stand earlier with another answer": ["train.json, line 4 (as line 1)"],
+    }
+
+
+def test_overlap_names_the_row_of_the_other_split():
+    finding = find_overlap(make_split(("q", "a"), ("p", "a")), make_split(("x", "a"), ("p", "b"), name="test"))
+    assert finding.rows == ["train.json, line 2 (as test.json, line 2)"]
+    assert "from test" in finding.advice
+
+
+def test_the_history_is_a_part_of_the_prompt():
+    split = make_split(("q", "a"), ("q", "a"))
+    split.conversations[1].messages[:0] = [{"role": "system", "content": "s"}]
+    assert rows_by_name(find_duplicates(split)) == {}
+
+
+def test_answers_that_echo_the_question_are_found():
+    split = make_split(
+        ("类型#裙", " 类型#裙 "), ("类型#裙", "类型#裙：很美"), ("类型#裙", "很美"), ("裙", "裙很美"), ("问", None)
+    )
+    assert rows_by_name(find_echoes(split)) == {
+        "answers that are the prompt and nothing else": ["train.json, line 1"],
+        "answers that repeat the prompt": ["train.json, line 2"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "found"),
+    [
+        ("a\x07b", "control characters", "U+0007"),
+        ("a\ufffd", "U+FFFD, what a wrong decoding leaves", "U+FFFD"),
+        ("\ufeffa", "byte order marks", "U+FEFF"),
+        ("a\u200bb", "zero-width and direction characters", "U+200B"),
+        ("a\u00a0b", "unusual white space", "U+00A0"),
+        ("a&nbsp;b", "HTML entities or tags", "'&nbsp;'"),
+        ("a<br/>b", "HTML entities or tags", "'<br/>'"),
+        ("宽松".encode().decode("cp1252", "ignore"), "mojibake, text decoded with the wrong encoding", "'å®½æ'"),
+        ("锟斤拷", "mojibake, text decoded with the wrong encoding", "'锟斤拷'"),
+        ("x<|user|>y", "control tokens spelt out", "'<|user|>'"),
+    ],
+)
+@pytest.mark.parametrize("is_in_answer", [False, True])
+def test_suspicious_characters_are_found_in_prompts_and_answers(text: str, what: str, found: str, is_in_answer: bool):
+    split = make_split(("q", "a"), ("q", text) if is_in_answer else (text, "a"))
+    assert rows_by_name(find_suspicious_characters(split)) == {what: [f"train.json, line 2 ({found})"]}
+
+
+@pytest.mark.parametrize("text", ["naïve café à Ñuñoa", "R&D; a < b > c", "e\u0301", "😀👍"])
+def test_ordinary_text_of_other_scripts_is_let_pass(text: str):
+    assert rows_by_name(find_suspicious_characters(make_split((text, text)))) == {}

@@ -1,0 +1,151 @@
+"""The command `python -m glm_peft.doctor`: what it says of a run, and its exit codes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glm_peft import doctor
+from glm_peft.doctor_report import colour_example, format_histogram
+
+PROJECT = Path(__file__).parents[1]
+ROWS = [{"content": f"类型#裙*颜色#{number}", "summary": f"第{number}条裙子很美"} for number in range(10)]
+
+
+class Visit:
+    """Examines files in this process."""
+
+    def __init__(self, base: Path, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+        self.base, self.folder, self.capsys, self.monkeypatch = base, folder, capsys, monkeypatch
+
+    def write(self, rows: list, name: str = "train.json") -> str:
+        file = self.folder / name
+        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+        file.write_text("\n".join(lines), encoding="utf-8")
+        return str(file)
+
+    def __call__(self, *words: str, base: Path | None = None) -> tuple[int, str]:
+        """Exit code, and what was printed."""
+        words = ("--model_name_or_path", str(base or self.base), "--num_virtual_tokens", "4", *words)
+        self.monkeypatch.setattr(sys, "argv", ["doctor", *words])
+        try:
+            doctor.main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code
+        output = self.capsys.readouterr()
+        return code, output.out + output.err
+
+
+@pytest.fixture
+def visit(tiny_model_dirs, tmp_path, capsys, monkeypatch) -> Visit:
+    return Visit(tiny_model_dirs["chatglm2"], tmp_path, capsys, monkeypatch)
+
+
+def test_a_good_run_is_told_in_full_and_leaves_with_0(visit: Visit):
+    code, text = visit("--train_file", visit.write(ROWS), "--validation_file", visit.write(ROWS[:2], "dev.json"))
+    assert code == 0
+    assert "train: 10 rows read" in text and "validation: 2 rows read" in text
+    assert "train prompts that are in validation too: 2; remove them from validation" in text
+    assert re.search(r"^\d+ tokens, \d+ of them carry loss$", text, re.MULTILINE)
+    assert "GPU of  8 GB: fits" in text
+    assert text.endswith("\nTraining can start.\n")
+
+
+def test_every_bad_row_is_listed_and_the_command_leaves_with_1(visit: Visit):
+    bad = ['{"content": "a', {"content": "a"}, {"content": "", "summary": "b"}, {"content": 5, "summary": "b"}]
+    code, text = visit("--train_file", visit.write([*ROWS, *bad]))
+    assert code == 1
+    for line, problem in enumerate(("not JSON", "no column 'summary'", "prompt is empty", "the number 5"), 11):
+        assert re.search(rf"train\.json, line {line}, .*{problem}", text)
+    assert "Training would fail: 4 problems" in text
+
+
+def test_bad_rows_that_are_to_be_skipped_are_listed_without_failing(visit: Visit):
+    code, text = visit("--train_file", visit.write([*ROWS, {"content": "a"}]), "--skip_bad_rows", "true")
+    assert code == 0
+    assert "Rows of train that are left out\n" in text and "line 11, there is no column 'summary'" in text
+
+
+def test_rows_beyond_the_limit_are_counted(visit: Visit, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "MOST_PROBLEMS", 2)
+    code, text = visit("--train_file", visit.write([*ROWS, *({"content": "a"} for _ in range(5))]))
+    assert "… and 3 more" in text and "5 problems" in text
+
+
+def test_rows_that_the_lengths_cannot_hold_are_all_listed(visit: Visit):
+    rows = [
+        {"messages": [{"role": "system", "content": "长" * 60 * (number in (1, 3))}, *turns()]} for number in range(4)
+    ]
+    code, text = visit("--train_file", visit.write(rows), "--max_source_length", "60")
+    assert code == 1
+    assert re.findall(r"train\.json, line (\d)", text.split("PROBLEM")[1].split("\n\n")[0]) == ["2", "4"]
+
+
+def turns() -> list[dict]:
+    return [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]
+
+
+def test_a_column_that_is_not_there_leaves_with_1(visit: Visit):
+    words = ("--prompt_column", "contnt", "--response_column", "summary")
+    code, text = visit("--train_file", visit.write(ROWS), *words)
+    assert code == 1 and "the nearest is 'content'" in text
+
+
+def test_a_tokenizer_of_another_model_leaves_with_1(visit: Visit, tiny_model_dirs: dict[str, Path]):
+    mixed = visit.folder / "mixed"
+    shutil.copytree(tiny_model_dirs["chatglm2"], mixed)
+    for file in tiny_model_dirs["glm4"].glob("*token*"):
+        shutil.copy(file, mixed)
+    code, text = visit("--train_file", visit.write(ROWS), base=mixed)
+    assert code == 1 and "do not belong together" in text
+    assert "Remarks on train" in text
+
+
+def test_flags_that_are_wrong_leave_with_2(visit: Visit):
+    assert visit("--train_file", "x.json", "--max_source_lenght", "4")[0] == 2
+    code, text = visit()
+    assert code == 2 and "There is nothing to examine" in text
+
+
+def test_longer_limits_are_suggested_where_rows_are_cut(visit: Visit):
+    _, text = visit("--train_file", visit.write(ROWS), "--max_source_length", "24")
+    suggested = re.search(r"^  --max_source_length (\d+)  \(holds 99 %; .* cut 100.0 % of the prompts\)", text, re.M)
+    again = visit("--train_file", visit.write(ROWS), "--max_source_length", suggested[1])[1]
+    assert "nothing to change" in again
+
+
+def test_the_command_takes_a_recipe_of_training_and_writes_nothing(visit: Visit):
+    train_file = visit.write(ROWS)
+    recipe = visit.folder / "recipe.yaml"
+    recipe.write_text(f"do_train: true\ntrain_file: {train_file}\nmodel_name_or_path: {visit.base}\noutput_dir: out\n")
+    command = [sys.executable, "-m", "glm_peft.doctor", str(recipe), "--per_device_train_batch_size", "3"]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    before = sorted(visit.folder.iterdir())
+    run = subprocess.run(command, cwd=visit.folder, env=environment, capture_output=True, encoding="utf-8")
+    assert run.returncode == 0, run.stderr
+    assert "3 in a batch" in run.stdout and "\033" not in run.stdout
+    assert sorted(visit.folder.iterdir()) == before
+
+
+def test_a_histogram_counts_every_length_and_marks_what_is_cut():
+    lines = format_histogram("prompt", [3, 4, 4, 25, 31], limit=20).split("\n")
+    assert lines[0] == "  prompt, in tokens (limit 20)"
+    bars = {row[0]: (int(row[1]), row[2][0]) for row in map(str.split, lines[1:]) if len(row) == 3}
+    assert bars == {"0–4": (3, "█"), "25–29": (1, "░"), "30–34": (1, "░")}
+
+
+def test_on_a_terminal_the_tokens_that_carry_loss_are_green():
+    text = colour_example("3 tokens\n  no loss 1 'a'\n          2 'b'\n  loss    3 'c'")
+    dim, green, plain = "\033[2m", "\033[32m", "\033[0m"
+    assert text.split("\n") == [
+        "3 tokens",
+        f"{dim}  no loss 1 'a'{plain}",
+        f"{dim}          2 'b'{plain}",
+        f"{green}  loss    3 'c'{plain}",
+    ]

@@ -1,0 +1,304 @@
+"""The documents hold: links resolve, commands and flags exist, examples run, quoted sentences are the toolkit's."""
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.commands.launch import launch_command_parser
+from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from tiny_options import ModelOptions
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+
+from glm_peft import convert, predict, train
+from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments, parse_train_arguments
+from glm_peft.chat_formats import get_chat_format
+from glm_peft.command_line import _names_of_fields
+from glm_peft.conversations import load_splits
+from glm_peft.doctor_arguments import parse_doctor_arguments
+from glm_peft.errors import UserError
+from glm_peft.former_options import IGNORED, REFUSED, RENAMED
+from glm_peft.predict_arguments import PredictArguments, parse_predict_arguments
+
+ROOT = Path(__file__).parents[1]
+READMES = ("README.md", "README_zh.md")
+DOCUMENTS = [*READMES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+LANGUAGES = {"bash", "python", "json", "jsonl", "csv", "text"}
+
+UNCHECKED_COMMANDS = {"pip install": "it installs from a registry; `make test` installs the same way"}
+OTHER_FLAGS = {
+    "--base": "of glm_peft.convert",
+    "--verify": "of glm_peft.convert",
+    "--config_file": "accelerate's",
+    "--num_processes": "accelerate's",
+    "--help": "argparse's",
+    "--output_dir": "of every command",
+    "--generation": "of scripts/make_tiny_model.py",
+    "--hidden_size": "of scripts/make_tiny_model.py",
+    "--num_layers": "of scripts/make_tiny_model.py",
+}
+SENTENCES_OF_LIBRARIES = {"--load_best_model_at_end requires the save and eval strategy to match, …": "transformers'"}
+RECIPES = {
+    "adgen_chatglm": "chatglm",
+    "adgen_chatglm2": "chatglm2",
+    "adgen_chatglm3": "chatglm3",
+    "adgen_glm4": "glm4",
+    "adgen_glm4_0414": "glm4_0414",
+}
+
+
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def blocks(document: str) -> Iterator[tuple[str, str]]:
+    """Language and content of every fenced block."""
+    yield from re.findall(r"^```(\w*)\n(.*?)^```$", text_of(document), re.MULTILINE | re.DOTALL)
+
+
+def blocks_of(*languages: str, documents: list[str] = DOCUMENTS) -> list:
+    """Parameters: every block in one of the languages, with its document and number as its id."""
+    found = [(document, *block) for document in documents for block in blocks(document) if block[0] in languages]
+    return [pytest.param(*block[1:], id=f"{block[0]}-{number}") for number, block in enumerate(found)]
+
+
+def commands() -> list:
+    """Parameters: the words of every command in a block of bash."""
+    found = []
+    for document in DOCUMENTS:
+        for language, content in blocks(document):
+            if language == "bash":
+                lines = content.replace("\\\n", " ").splitlines()
+                found += [(document, words) for line in lines if (words := shlex.split(line, comments=True))]
+    return [pytest.param(words, id=f"{document}-{number}") for number, (document, words) in enumerate(found)]
+
+
+def rows_of_table(document: str, heading: str) -> list[list[str]]:
+    """The cells of the table under a heading, without its first two lines."""
+    section = text_of(document).split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+# Links
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives the headings."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_inside_the_repository_resolves(document):
+    targets = re.findall(r"\]\(([^)\s]+)\)", text_of(document))
+    broken = []
+    for target in (target for target in targets if not re.match(r"\w+:", target)):
+        name, _, anchor = target.partition("#")
+        file = (ROOT / document).parent / name if name else ROOT / document
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_the_readme_is_short_and_both_link_every_document():
+    assert len(text_of("README.md").splitlines()) <= 200
+    for readme in READMES:
+        assert [name for name in DOCUMENTS if name not in READMES and f"({name})" not in text_of(readme)] == []
+
+
+# Commands and flags
+
+
+@pytest.mark.parametrize("words", commands())
+def test_every_command_is_understood(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if " ".join(words[:2]) in UNCHECKED_COMMANDS:
+        return
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", text_of("Makefile"), re.MULTILINE)
+    elif words[:2] == ["accelerate", "launch"]:
+        launched = launch_command_parser().parse_args(words[2:])
+        assert Path(launched.config_file).is_file() and launched.training_script == "glm_peft/train.py"
+        parse_train_arguments(launched.training_script_args)
+    elif words[:3] == ["python", "-m", "glm_peft.predict"]:
+        parse_predict_arguments(words[3:])
+    elif words[:3] == ["python", "-m", "glm_peft.doctor"]:
+        parse_doctor_arguments(words[3:])
+    elif words[:3] == ["python", "-m", "glm_peft.convert"]:
+        convert.parse_arguments(words[3:])
+    else:
+        assert words[:2] == ["python", "scripts/make_tiny_model.py"]
+        HfArgumentParser(ModelOptions).parse_args_into_dataclasses(words[2:])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_blocks_are_of_kinds_that_are_looked_at_here(document):
+    assert {language for language, _ in blocks(document)} <= LANGUAGES
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_module_and_make_target_that_is_named_exists(document):
+    modules = set(re.findall(r"python -m (glm_peft\.\w+)", text_of(document)))
+    assert {name for name in modules if importlib.util.find_spec(name) is None} == set()
+    targets = set(re.findall(r"`make (\w+)", text_of(document)))
+    assert {name for name in targets if not re.search(rf"^{name}:", text_of("Makefile"), re.MULTILINE)} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_flag_that_is_named_exists(document):
+    types = (ModelArguments, DataArguments, TrainingArguments, PredictArguments)
+    known = {f"--{name}" for name in (*_names_of_fields(types), *IGNORED, *REFUSED, *RENAMED)} | set(OTHER_FLAGS)
+    prose = re.sub(r"^(> .*|```.*?^```)$", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
+    if document == "docs/demo.md":
+        pytest.skip("its commands are those of the demo, which `make demo` runs")
+    assert set(re.findall(r"(?<![\w-])--[a-z_]+", prose)) - known == set()
+
+
+def test_the_removed_flags_are_refused_with_the_advice_of_the_table():
+    rows = rows_of_table("docs/migrating.md", "Flags that transformers 5 removed")
+    assert len(rows) >= 9
+    for old, now in rows:
+        for name in re.findall(r"--(\w+)", old):
+            assert all(flag in REFUSED[name] for flag in re.findall(r"--\w+|[A-Z_]{6,}", now))
+
+
+def test_the_flags_that_are_said_to_be_ignored_are():
+    ignored = [cells[0] for cells in rows_of_table("docs/migrating.md", "Flags") if cells[1].startswith("a warning")]
+    assert {name for cell in ignored for name in re.findall(r"--(\w+)", cell)} == set(IGNORED)
+
+
+# Examples
+
+
+@pytest.fixture
+def workplace(tmp_path, tiny_model_dirs, reference_models, monkeypatch) -> dict[str, Path]:
+    """A working folder with what the examples in Python name, and the small models for the names in them."""
+    models = {"THUDM/chatglm3-6b": tiny_model_dirs["chatglm3"], "THUDM/chatglm2-6b": reference_models / "chatglm2-6b"}
+    base = AutoModelForCausalLM.from_pretrained(models["THUDM/chatglm3-6b"])
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    get_peft_model(base, config).save_pretrained(tmp_path / "output" / "adgen_chatglm3")
+    shutil.copytree(reference_models / "chatglm2-6b" / "ptuning-prefix", tmp_path / "ptuning" / "checkpoint-3000")
+    monkeypatch.chdir(tmp_path)
+    return models
+
+
+@pytest.mark.parametrize(("language", "code"), blocks_of("python"))
+def test_examples_in_python_run(language, code, workplace):
+    for name, folder in workplace.items():
+        code = code.replace(name, str(folder))
+    exec(compile(code, "example", "exec"), {})
+    for written in re.findall(r'(?:save_pretrained|to_parquet)\("(.+?)"\)', code):
+        assert Path(written).exists()
+
+
+@pytest.mark.parametrize(("language", "rows"), blocks_of("json", "jsonl", "csv", documents=["docs/data_formats.md"]))
+def test_examples_of_data_are_read(language, rows, tmp_path):
+    file = tmp_path / f"rows.{language}"
+    file.write_text(rows, encoding="utf-8")
+    split = load_splits(DataArguments(train_file=str(file)), ["train"])["train"]
+    expected = {"json": rows.count("\n  {"), "jsonl": len(rows.splitlines()), "csv": len(rows.splitlines()) - 1}
+    assert len(split) == expected[language] and all(conversation.answer for conversation in split)
+
+
+@pytest.mark.parametrize(("line", "said"), rows_of_table("docs/data_formats.md", "Bad rows"))
+def test_bad_rows_give_the_sentence_beside_them(line, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(line.strip("`"), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_splits(DataArguments(train_file="rows.jsonl"), ["train"])
+    assert str(error.value) == said
+
+
+def messages() -> list[tuple[re.Pattern, int]]:
+    """Every string of the package, with anything where an f-string fills something in, and its fixed characters."""
+    found = set()
+    for file in (ROOT / "glm_peft").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+        parts_of_f_strings = [node.values for node in nodes if isinstance(node, ast.JoinedStr)]
+        inside = {id(part) for parts in parts_of_f_strings for part in parts}
+        strings = [[node] for node in nodes if isinstance(node, ast.Constant) and id(node) not in inside]
+        for parts in parts_of_f_strings + strings:
+            texts = [str(part.value) if isinstance(part, ast.Constant) else None for part in parts]
+            pattern = "".join(".*" if text is None else re.escape(text) for text in texts)
+            found.add((pattern, sum(len(text or "") for text in texts)))
+    return [(re.compile(pattern), length) for pattern, length in found]
+
+
+def test_quoted_errors_are_sentences_of_the_toolkit():
+    sentences = re.findall(r"^> (.+)$", text_of("docs/common_errors.md"), re.MULTILINE)
+    known = messages()
+
+    def is_said(sentence: str) -> bool:
+        """Whether the fixed words of one message make three tenths of it at least; names and numbers are examples."""
+        return any(length >= 0.3 * len(sentence) and pattern.search(sentence) for pattern, length in known)
+
+    assert len(sentences) >= 30
+    assert [one for one in sentences if one not in SENTENCES_OF_LIBRARIES and not is_said(one)] == []
+
+
+# What the README says of training and prediction
+
+
+def type_words(module, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *words])
+    module.main()
+
+
+def stock_answer(base: Path, adapter: Path, row: dict[str, str]) -> str:
+    """The greedy answer of four tokens that stock PEFT gives."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter).eval()
+    chat_format = get_chat_format(tokenizer)
+    prompt = chat_format.encode_prompt(tokenizer, [{"role": "user", "content": row["prompt"]}]).ids
+    ids, stops = torch.tensor([prompt]), chat_format.stop_token_ids(tokenizer)
+    settings = SimpleNamespace(max_new_tokens=4, do_sample=False, eos_token_id=stops, repetition_penalty=1.0)
+    generated = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **vars(settings))[0, len(prompt) :]
+    kept = [id_ for id_ in generated.tolist() if id_ not in stops]
+    return chat_format.clean_answer(tokenizer.decode(kept, skip_special_tokens=True))
+
+
+@pytest.mark.parametrize(("recipe", "generation"), RECIPES.items())
+def test_every_recipe_trains_and_predicts_and_stock_peft_answers_the_same(
+    recipe, generation, tiny_model_dirs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    base, adapter, predictions = str(tiny_model_dirs[generation]), tmp_path / "adapter", tmp_path / "predictions"
+    data = ("--test_file", "examples/demo/test.json", "--max_predict_samples", "2", "--max_new_tokens", "4")
+    small = "--quantization_bit 0 --max_steps 2 --save_steps 2 --num_virtual_tokens 4 --max_train_samples 4"
+    words = f"--use_cpu --do_sample false {small} --train_file examples/demo/train.json --disable_tqdm true".split()
+    type_words(
+        train,
+        monkeypatch,
+        f"configs/{recipe}.yaml",
+        *("--model_name_or_path", base, "--output_dir", str(adapter), *words, *data),
+    )
+    type_words(
+        predict,
+        monkeypatch,
+        *("--model_name_or_path", base, "--adapter_name_or_path", str(adapter)),
+        *("--output_dir", str(predictions), *data),
+    )
+    rows = [json.loads(line) for line in (predictions / "generated_predictions.jsonl").read_text().splitlines()]
+    assert (adapter / "generated_predictions.jsonl").read_text().splitlines() == [
+        json.dumps(row, ensure_ascii=False) for row in rows
+    ]
+    answers = [row["predict"] for row in rows]
+    assert [stock_answer(Path(base), adapter, row) for row in rows] == answers
+    assert any(answers) or generation == "chatglm"  # whose random weights say nothing but <sop>
+    named = {
+        name
+        for cells in rows_of_table("docs/recipes.md", "What a run leaves")
+        for name in re.findall("`(.+?)`", cells[0])
+    }
+    left = {re.sub(r"\d+$", "N/", path.name) for path in adapter.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "all_results.json"} <= left <= named
