@@ -2,137 +2,22 @@
 
 import json
 import sys
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from transformers import Seq2SeqTrainingArguments
 
+from glm_peft.command_help import TRAINING_WORDS
 from glm_peft.command_line import parse_command, warn
 from glm_peft.errors import UserError
-from glm_peft.former_options import IGNORED
+from glm_peft.shared_arguments import DataArguments, ModelArguments, require, require_at_least_one
+from glm_peft.training_defaults import TrainingDefaults
 
-_USAGE = "accelerate launch glm_peft/train.py [CONFIG.yaml|CONFIG.json] [--flags]"
-_DESCRIPTION = "P-Tuning v2 for ChatGLM models. Flags win over the file, whose keys are the flags without --."
-_EPILOG = f"Accepted from published scripts, without effect: {', '.join(IGNORED)}."
 _LOSSES = ("loss", "eval_loss")
 
 
-def _option(default: Any, help: str, *aliases: str, **metadata: Any) -> Any:
-    """A dataclass field with a help text and other names for its flag."""
-    metadata |= {"help": help} | ({"aliases": [f"--{alias}" for alias in aliases]} if aliases else {})
-    return field(default=default, metadata=metadata)
-
-
 @dataclass
-class ModelArguments:
-    """
-    The base model and the prefix.
-
-    Raises:
-        UserError: no model is given, or a number is out of its range.
-    """
-
-    _argument_group_name = "model and prefix"
-
-    model_name_or_path: str = _option(
-        "", "Base model: a folder in a published layout or a Hub id, such as THUDM/chatglm3-6b. Must be given."
-    )
-    model_revision: str = _option("main", "Branch, tag or commit of the base model on the Hub.")
-    cache_dir: str | None = _option(None, "Folder for downloaded models. None: the Hub's usual cache.")
-    adapter_name_or_path: str | None = _option(
-        None,
-        "Adapter to go on from: a folder or a Hub id of a PEFT prefix, or a published P-Tuning v2 checkpoint. "
-        "None: a new prefix.",
-        "ptuning_checkpoint",
-    )
-    chat_format: Literal["chatglm", "chatglm2", "chatglm3", "glm4", "plain"] | None = _option(
-        None, "Form of the prompts. None: what the model's files say, or an error where they do not say it."
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
-        "auto", "Precision of the base; auto: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs."
-    )
-    quantization_bit: int | None = _option(
-        None, "4 or 8: load the base quantized, which takes a quarter or half of the memory. None: not quantized."
-    )
-    attn_implementation: str | None = _option(
-        None, "Attention of the base: eager, sdpa, flash_attention_2 or flex_attention. None: the best at hand."
-    )
-    num_virtual_tokens: int = _option(128, "Length of the prefix in virtual tokens.", "pre_seq_len")
-    prefix_projection: bool = _option(
-        False, "Train the prefix through a two-layer network, of which the result is kept."
-    )
-    encoder_hidden_size: int | None = _option(
-        None, "Width of the network of --prefix_projection. None: the hidden size of the base."
-    )
-    save_tokenizer: bool = _option(False, "Put the tokenizer's files beside the adapter.")
-
-    def __post_init__(self) -> None:
-        if not self.model_name_or_path:
-            raise UserError("--model_name_or_path is not given: name a folder or a Hub id of a ChatGLM model.")
-        self.quantization_bit = self.quantization_bit or None  # published scripts say 0 for none
-        if self.quantization_bit not in (None, 4, 8):
-            raise UserError(f"--quantization_bit must be 4 or 8, found {self.quantization_bit}.")
-        _require_at_least_one(self, "num_virtual_tokens", "encoder_hidden_size")
-        if self.encoder_hidden_size and not self.prefix_projection:
-            raise UserError("--encoder_hidden_size is for --prefix_projection only: give both or neither.")
-
-
-@dataclass
-class DataArguments:
-    """
-    The files, their columns, and how many tokens of a row are used.
-
-    Raises:
-        UserError: a number is out of its range.
-    """
-
-    _argument_group_name = "data"
-
-    train_file: str | None = _option(None, "Rows to train on (.json, .jsonl, .csv, .parquet). None: --dataset_name.")
-    validation_file: str | None = _option(None, "Rows for --do_eval, in the same form. None: --dataset_name.")
-    test_file: str | None = _option(None, "Rows for --do_predict; answers may be missing. None: --dataset_name.")
-    dataset_name: str | None = _option(None, "Data set on the Hub for splits without a file. None: only files.")
-    dataset_config_name: str | None = _option(None, "Configuration of --dataset_name. None: its default.")
-    prompt_column: str | None = _option(
-        None, "Column of the questions. None: content or prompt, or the messages of messages or conversations."
-    )
-    response_column: str | None = _option(None, "Column of the answers. None: summary or response.")
-    history_column: str | None = _option(
-        None, "Column of earlier [question, answer] pairs. None: history, where the questions stand in prompt."
-    )
-    source_prefix: str | None = _option(None, "Text before every question. None: nothing.")
-    max_source_length: int = _option(1024, "Most tokens of a prompt, special ones counted; longer ones are cut.")
-    max_target_length: int = _option(128, "Most tokens of an answer, its end token counted; longer ones are cut.")
-    val_max_target_length: int | None = _option(None, "The same in evaluation. None: --max_target_length.")
-    max_train_samples: int | None = _option(None, "Use only so many rows to train on. None: all.")
-    max_eval_samples: int | None = _option(None, "Use only so many rows to evaluate on. None: all.")
-    max_predict_samples: int | None = _option(None, "Use only so many rows to predict. None: all.")
-    train_on: Literal["all", "last"] = _option("all", "In rows of messages, train on every answer or on the last one.")
-    skip_bad_rows: bool = _option(False, "Leave out and count rows that cannot be used, instead of stopping there.")
-    ignore_pad_token_for_loss: bool = _option(True, "Whether padding has no part in the loss.")
-    preprocessing_num_workers: int | None = _option(None, "Processes that encode rows. None: this one alone.")
-    overwrite_cache: bool = _option(False, "Changes nothing: rows are encoded anew in every run.")
-    metric_protocol: Literal["thudm", "chatglm3"] | None = _option(
-        None, "How BLEU-4 is taken: over characters, times 100, or over words. None: as published for the chat format."
-    )
-
-    def __post_init__(self) -> None:
-        if self.val_max_target_length is None:
-            self.val_max_target_length = self.max_target_length
-        _require_at_least_one(
-            self,
-            "max_source_length",
-            "max_target_length",
-            "val_max_target_length",
-            "max_train_samples",
-            "max_eval_samples",
-            "max_predict_samples",
-            "preprocessing_num_workers",
-        )
-
-
-@dataclass
-class TrainingArguments(Seq2SeqTrainingArguments):
+class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
     """
     transformers' own arguments with defaults for a prefix, and the settings of generation.
 
@@ -141,43 +26,6 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             saved in clear), `push_to_hub` is given, or the best model is asked for by a score without
             `predict_with_generate`.
     """
-
-    _argument_group_name = "training, evaluation and generation"
-
-    learning_rate: float = _option(
-        5e-3, "Highest learning rate; a prefix alone needs some hundred times that of full fine-tuning."
-    )
-    logging_steps: float = _option(10, "Log every so many steps, or, below 1, after each such share of all steps.")
-    # On, it shows a loss that is not a number as 0.
-    logging_nan_inf_filter: bool = _option(False, "Hide losses that are not finite from the log.")
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"],
-        metadata={"help": "Services to report to, such as tensorboard or wandb; none, or all that are installed."},
-    )
-    # Every trained parameter is used in every step: looking for others would cost time and memory.
-    ddp_find_unused_parameters: bool | None = _option(False, "Let DDP look for parameters without a gradient.")
-    label_names: list[str] = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Columns of a batch that hold labels."}
-    )
-    # Declared again, as transformers 5.20 has only the old name: both mean the same here, whichever it is.
-    activation_checkpointing: bool | None = _option(
-        None, "Compute activations again in the backward pass: less memory, more time.", nargs="?", const=True
-    )
-    activation_checkpointing_kwargs: dict[str, Any] | str | None = _option(
-        None, "Keyword arguments for activation checkpointing, as JSON. None: use_reentrant is false."
-    )
-    max_new_tokens: int | None = _option(
-        None, "Most tokens of a generated answer, its end token counted. None: --val_max_target_length."
-    )
-    num_beams: int = _option(1, "Beams of the search for an answer; 1 is no beam search.")
-    do_sample: bool = _option(False, "Draw answers at random instead of taking the most likely tokens.")
-    top_p: float | None = _option(
-        None, "With --do_sample: draw from the likeliest tokens of this probability together. None: 0.7."
-    )
-    top_k: int | None = _option(None, "With --do_sample: draw from this many tokens at most; 0 is no limit. None: 50.")
-    temperature: float | None = _option(
-        None, "With --do_sample: above 1 more varied answers, near 0 the most likely ones. None: 0.95."
-    )
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -212,7 +60,7 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             )
         for name in self._VALID_DICT_FIELDS:
             _require_json(name, getattr(self, name))
-        _require_at_least_one(
+        require_at_least_one(
             self,
             "max_new_tokens",
             "num_beams",
@@ -220,12 +68,12 @@ class TrainingArguments(Seq2SeqTrainingArguments):
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
         )
-        _require(self.learning_rate > 0, "--learning_rate must be above 0", self.learning_rate)
+        require(self.learning_rate > 0, "--learning_rate must be above 0", self.learning_rate)
         if not self.do_sample:
             self._drop_sampling()
-        _require(self.top_p is None or 0 < self.top_p <= 1, "--top_p must be above 0 and at most 1", self.top_p)
-        _require(self.top_k is None or self.top_k >= 0, "--top_k must be 0 or more", self.top_k)
-        _require(self.temperature is None or self.temperature > 0, "--temperature must be above 0", self.temperature)
+        require(self.top_p is None or 0 < self.top_p <= 1, "--top_p must be above 0 and at most 1", self.top_p)
+        require(self.top_k is None or self.top_k >= 0, "--top_k must be 0 or more", self.top_k)
+        require(self.temperature is None or self.temperature > 0, "--temperature must be above 0", self.temperature)
 
     def _drop_sampling(self) -> None:
         # A warning, not an error: `--do_sample false` must be able to win over a recipe that samples.
@@ -247,8 +95,7 @@ def parse_train_arguments(argv: list[str] | None = None) -> tuple[ModelArguments
     """
     types = (ModelArguments, DataArguments, TrainingArguments)
     argv = sys.argv[1:] if argv is None else argv
-    words = {"usage": _USAGE, "description": _DESCRIPTION, "epilog": _EPILOG}
-    model_args, data_args, training_args = parse_command(argv, types, **words)
+    model_args, data_args, training_args = parse_command(argv, types, **TRAINING_WORDS)
     _check_tasks(data_args, training_args)
     training_args.max_new_tokens = training_args.max_new_tokens or data_args.val_max_target_length
     return model_args, data_args, training_args
@@ -265,20 +112,9 @@ def _check_tasks(data_args: DataArguments, training_args: TrainingArguments) -> 
             raise UserError(f"--{task} needs data: give --{files[task]} or --dataset_name.")
 
 
-def _require_at_least_one(arguments: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(arguments, name)
-        _require(value is None or value >= 1, f"--{name} must be at least 1", value)
-
-
 def _require_json(name: str, value: Any) -> None:
     if isinstance(value, str) and value.startswith("{"):
         try:
             json.loads(value)
         except json.JSONDecodeError as error:
             raise UserError(f"--{name} is not JSON ({error}), found {value}.") from error
-
-
-def _require(holds: bool, rule: str, found: Any) -> None:
-    if not holds:
-        raise UserError(f"{rule}, found {found}.")

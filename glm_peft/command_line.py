@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Neither a negative number nor a text that happens to begin with a hyphen.
 _is_flag = re.compile(r"--?[A-Za-z]\w[\w-]*(=.*)?", re.DOTALL).fullmatch
+HELP_FLAGS = {"-h", "--help", "--help_all"}
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -53,7 +54,7 @@ def parse_command(
             refuse the values.
     """
     parser = _Parser(dataclass_types, renamed, **parser_options)
-    if {"-h", "--help"} & set(argv):
+    if HELP_FLAGS & set(argv):
         parser.parse_args(["--help"])
     has_file = bool(argv) and not argv[0].startswith("-")
     from_file = read_config(argv[0]) if has_file else []
@@ -162,7 +163,10 @@ def _normal(name: str) -> str:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """One spelling of each flag, and defaults only where there is one."""
+    """One spelling of each flag, defaults only where there is one, and the lines of the epilog as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(super(_HelpFormatter, self)._fill_text(line, width, indent) for line in text.split("\n"))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         flags = [flag for flag in action.option_strings if "-" not in flag.removeprefix("--")]

@@ -7,7 +7,6 @@ Between published P-Tuning v2 checkpoints and PEFT adapters.
 Adapters work with stock PEFT; exported checkpoints with the published scripts, as `--ptuning_checkpoint`.
 """
 
-import argparse
 import logging
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from glm_peft.adapters import check_sizes, check_width, load_adapter, read_adapter_config
 from glm_peft.base_model import load_base_model, load_config
+from glm_peft.convert_arguments import parse_convert_arguments
 from glm_peft.errors import UserError, exit_with_user_errors
 from glm_peft.legacy import read_published_prefix, rotate_prefix_keys, write_published_prefix
 from glm_peft.prediction_files import make_output_dir
@@ -32,7 +32,7 @@ _VERIFIED = 1e-4  # of the largest logit, in float32
 @exit_with_user_errors()
 def main(argv: list[str] | None = None) -> None:
     """Does what the arguments ask for."""
-    arguments = parse_arguments(argv)
+    arguments = parse_convert_arguments(argv)
     set_up_logging()
     config = load_config(SimpleNamespace(model_name_or_path=arguments.base))
     if arguments.direction == "import":
@@ -41,17 +41,6 @@ def main(argv: list[str] | None = None) -> None:
             verify(arguments.source, arguments.base, arguments.output_dir)
     else:
         export_adapter(arguments.source, config, arguments.output_dir)
-
-
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """`import` or `export`, what from, for which base, and where to."""
-    parser = argparse.ArgumentParser("python -m glm_peft.convert", description=__doc__.split("\n\n")[0])
-    parser.add_argument("direction", choices=["import", "export"], help="to a PEFT adapter, or from one")
-    parser.add_argument("source", help="published checkpoint folder (import), or adapter folder or Hub id (export)")
-    parser.add_argument("--base", required=True, help="base model: a folder in a published layout or a Hub id")
-    parser.add_argument("--output_dir", required=True, help="folder for the result")
-    parser.add_argument("--verify", action="store_true", help="import: compare the logits of both on the base")
-    return parser.parse_args(argv)
 
 
 def import_checkpoint(checkpoint: str, base: str, config: PreTrainedConfig, output_dir: str) -> None:

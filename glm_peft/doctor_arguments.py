@@ -4,14 +4,9 @@ import sys
 from dataclasses import dataclass
 
 from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments
+from glm_peft.command_help import DOCTOR_WORDS
 from glm_peft.command_line import parse_command
 from glm_peft.errors import UserError
-
-_USAGE = "python -m glm_peft.doctor [CONFIG.yaml|CONFIG.json] [--flags]"
-_DESCRIPTION = (
-    "Examines data, tokenizer and memory before training, without loading weights. It takes every flag and file of "
-    "training; exit code 0: training can start, 1: it would fail, 2: the flags are wrong."
-)
 
 
 @dataclass
@@ -34,7 +29,7 @@ def parse_doctor_arguments(
     """
     types = (ModelArguments, DataArguments, ExaminedArguments)
     argv = sys.argv[1:] if argv is None else argv
-    arguments = parse_command(argv, types, usage=_USAGE, description=_DESCRIPTION)
+    arguments = parse_command(argv, types, **DOCTOR_WORDS)
     if not wanted_splits(arguments[1]):
         raise UserError(
             "There is nothing to examine: give --train_file, --validation_file, --test_file or a data set."

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedConfig
 
-from glm_peft.collators import IGNORED_LABEL
+from glm_peft.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.errors import UserError
 from glm_peft.models.chatglm.positions import build_position_rows
 
@@ -71,12 +71,17 @@ class PackingCollator:
     """
     Packed rows, padded on the right to the longest of the batch; padding is an example of its own, without loss.
 
+    Rows that are not packed, such as those of an evaluation, go to `unpacked`.
+
     Output, each [b, s] and int64: `input_ids`, `labels`, `position_ids`, and for ChatGLM-6B `position_rows` [b, 2, s].
     """
 
     tokenizer: Any
+    unpacked: TrainingCollator
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if "position_ids" not in rows[0]:
+            return self.unpacked(rows)
         length = max(len(row["input_ids"]) for row in rows)
         fillers = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORED_LABEL}
         return {

@@ -5,12 +5,10 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from glm_peft.arguments import DataArguments, ModelArguments
+from glm_peft.command_help import PREDICTION_WORDS
 from glm_peft.command_line import parse_command
 from glm_peft.errors import UserError
-
-_USAGE = "python -m glm_peft.predict [CONFIG.yaml|CONFIG.json] [--flags]"
-_DESCRIPTION = "Answers to a file or to one prompt, by a base alone or with an adapter. Flags win over the file."
+from glm_peft.shared_arguments import DataArguments, ModelArguments
 
 
 def _option(default: Any, help: str) -> Any:
@@ -73,7 +71,7 @@ def parse_predict_arguments(
     types = (ModelArguments, DataArguments, PredictArguments)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, predict_args = parse_command(
-        argv, types, {"generation_num_beams": "num_beams"}, usage=_USAGE, description=_DESCRIPTION
+        argv, types, {"generation_num_beams": "num_beams"}, **PREDICTION_WORDS
     )
     _check_task(data_args, predict_args)
     return model_args, data_args, predict_args

@@ -1,11 +1,22 @@
 """Where a new prefix starts: random numbers of a chosen size, or the keys and values of a real instruction."""
 
+from typing import Any
+
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glm_peft.errors import UserError
+
+
+def initialize_prefix(model: PeftModel, tokenizer: PreTrainedTokenizerBase, model_args: Any) -> None:
+    """Start a new prefix as `prefix_init` says."""
+    if model_args.prefix_init == "normal":
+        initialize_normal(model, model_args.prefix_init_std)
+    elif model_args.prefix_init == "text":
+        text = tokenizer(model_args.prefix_init_text, add_special_tokens=False, split_special_tokens=True)
+        initialize_from_text(model, text["input_ids"])
 
 
 def initialize_normal(model: PeftModel, std: float) -> None:

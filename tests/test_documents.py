@@ -18,11 +18,12 @@ from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from tiny_options import ModelOptions
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-from glm_peft import convert, predict, train
+from glm_peft import predict, train
 from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments, parse_train_arguments
 from glm_peft.chat_formats import get_chat_format
 from glm_peft.command_line import _names_of_fields
 from glm_peft.conversations import load_splits
+from glm_peft.convert_arguments import parse_convert_arguments
 from glm_peft.doctor_arguments import parse_doctor_arguments
 from glm_peft.errors import UserError
 from glm_peft.former_options import IGNORED, REFUSED, RENAMED
@@ -135,7 +136,7 @@ def test_every_command_is_understood(words, monkeypatch):
     elif words[:3] == ["python", "-m", "glm_peft.doctor"]:
         parse_doctor_arguments(words[3:])
     elif words[:3] == ["python", "-m", "glm_peft.convert"]:
-        convert.parse_arguments(words[3:])
+        parse_convert_arguments(words[3:])
     else:
         assert words[:2] == ["python", "scripts/make_tiny_model.py"]
         HfArgumentParser(ModelOptions).parse_args_into_dataclasses(words[2:])

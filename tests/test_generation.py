@@ -35,9 +35,13 @@ class Setup:
         self.chat_format = get_chat_format(self.tokenizer, chat_format)
         self.base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         torch.manual_seed(7)
+        self.base.requires_grad_(False)
         if self.base.config.tie_word_embeddings:
             # With tied embeddings and even norms, a random model only repeats its last token.
             torch.nn.init.normal_(self.base.get_parameter("transformer.final_layernorm.weight"))
+            # The residuals of ChatGLM-6B are so large that attention says little: let it say more.
+            for layer in self.base.transformer.layers:
+                layer.attention.dense.weight.mul_(20)
         self.model = get_peft_model(self.base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
         self.prompts = {"input_ids": [self.encode(question) for question in QUESTIONS]}
 

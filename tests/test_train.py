@@ -28,7 +28,7 @@ PROJECT = Path(__file__).parents[1]
 CPU = PROJECT / "accelerate_configs" / "cpu.yaml"
 PREFIX = "prompt_encoder.default.embedding.weight"
 WEIGHTS = "adapter_model.safetensors"
-RESULTS = {"all_results.json", "predict_results.json", "generated_predictions.jsonl"}
+RESULTS = {"all_results.json", "predict_results.json", "generated_predictions.jsonl", "training_curves.png"}
 ADAPTER = {"adapter_config.json", WEIGHTS, "README.md"}
 ROWS = [
     {"content": f"类型#{kind}*颜色#{colour}", "summary": f"这条{kind}是{colour}的" + "，很好看" * len(kind)}
@@ -375,6 +375,25 @@ def test_activation_checkpointing_changes_nothing(words, tmp_path):
     run(*words("chatglm", tmp_path / "plain", "--max_steps", "2"))
     run(*words("chatglm", tmp_path / "checkpointed", "--max_steps", "2", "--activation_checkpointing"))
     torch.testing.assert_close(prefix_of(tmp_path / "checkpointed"), prefix_of(tmp_path / "plain"), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("generation", ["chatglm", "chatglm3"])
+def test_packed_rows_train_what_a_batch_of_the_same_examples_does(words, data_file, tmp_path, generation):
+    """All rows in one step either way: in one batch, or in a few long rows."""
+    rows = sum(1 for _ in data_file.open(encoding="utf-8"))
+    once = ["--max_steps", "1", "--num_train_epochs", "1"]
+    run(*words(generation, tmp_path / "batch", *once, "--per_device_train_batch_size", str(rows)))
+    packed = ["--packing", "--max_length", "400", "--per_device_train_batch_size", str(rows)]
+    run(*words(generation, tmp_path / "packed", *once, *packed))
+    torch.testing.assert_close(prefix_of(tmp_path / "packed"), prefix_of(tmp_path / "batch"), rtol=0, atol=1e-5)
+
+
+def test_a_prefix_starts_where_it_was_told_to(words, tmp_path):
+    still = ["--max_steps", "1", "--learning_rate", "1e-12"]
+    run(*words("chatglm2", tmp_path / "normal", *still, "--prefix_init", "normal", "--prefix_init_std", "0.001"))
+    run(*words("chatglm2", tmp_path / "text", *still, "--prefix_init", "text", "--prefix_init_text", "写一句广告"))
+    assert prefix_of(tmp_path / "normal").std().item() == pytest.approx(0.001, rel=0.2)
+    assert not torch.equal(prefix_of(tmp_path / "text"), prefix_of(tmp_path / "normal"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_prefix_is_spoilt(words, tmp_path, capsys):
