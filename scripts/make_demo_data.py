@@ -1,57 +1,36 @@
 """
-Writes the demo data: made-up product lines in ADGEN's shape, one JSON object a line with `content` and `summary`.
+Writes the demo data: made-up products in ADGEN's shape, one JSON object a line with `content` and `summary`.
 
     python scripts/make_demo_data.py --output_dir examples/demo
 
-The same seed gives the same lines. The words and sentences are this project's own.
+Every summary is in one manner. The demo model was trained on texts in all manners of `demo_manners.py` about other
+products: those for which `is_held_out` is false. The same seed gives the same lines.
 """
 
 import argparse
 import json
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from demo_manners import GARMENTS, MANNERS, MOODS, OCCASIONS, PATTERNS, QUALITIES, SIMILES, WANTED_MANNER
+
 SPLITS = {"train": 200, "validation": 40, "test": 40}
+HELD_OUT_SHARE = 5  # one in so many combinations of material, colour and style
 
-MATERIALS = ("棉麻", "羊毛", "牛仔布", "雪纺", "灯芯绒", "亚麻")
-COLORS = ("白色", "黑色", "米色", "雾蓝", "墨绿", "砖红", "浅灰")
-STYLES = ("简约", "复古", "通勤", "休闲", "文艺", "运动")
-PATTERNS = ("纯色", "条纹", "格子", "碎花", "刺绣", "波点")
-GARMENTS = {
-    "上衣": (("衣样式", ("衬衫", "外套", "针织衫", "卫衣")), ("衣领型", ("圆领", "翻领", "立领"))),
-    "裤": (("裤型", ("直筒裤", "阔腿裤", "小脚裤")), ("裤腰型", ("高腰", "松紧腰", "中腰"))),
-    "裙": (("裙型", ("百褶裙", "半身裙", "连衣裙")), ("裙长", ("短裙", "中长裙", "长裙"))),
-}
-STYLE_SENTENCES = {
-    "简约": "线条干净，没有多余的装饰",
-    "复古": "像从旧相册里走出来的一样",
-    "通勤": "上班路上穿着它，精神又得体",
-    "休闲": "周末出门随手一套，轻松自在",
-    "文艺": "适合带一本书，在窗边坐一个下午",
-    "运动": "跑跳之间也不觉得拘束",
-}
-MATERIAL_SENTENCES = {
-    "棉麻": "透气吸汗，夏天也清爽",
-    "羊毛": "厚实保暖，摸起来很软",
-    "牛仔布": "结实耐磨，越洗越有味道",
-    "雪纺": "轻轻薄薄，走动时很飘逸",
-    "灯芯绒": "纹路清楚，秋冬穿最合适",
-    "亚麻": "自然的褶皱，看着就凉快",
-}
-OPENINGS = ("这款{color}的{cut}", "一件{color}{cut}", "我们新做的{color}{cut}")
-PATTERN_SENTENCES = (
-    "用{pattern}点缀，耐看不腻",
-    "{pattern}的图案落在身前，很有精神",
-    "整件是{pattern}，搭什么都不出错",
-)
-CUT_SENTENCES = ("{detail}的设计衬出好身形", "{detail}剪裁，站着坐着都舒服")
+MATERIALS, COLORS, STYLES = tuple(QUALITIES), tuple(SIMILES), tuple(OCCASIONS)
+# The names of the attributes in a prompt; those of the cut and its detail depend on the garment.
+NAMES = {"材质": "material", "颜色": "color", "风格": "style", "图案": "pattern"}
+
+Product = dict[str, str]
 
 
-def product_row(chooser: random.Random) -> dict[str, str]:
-    """One made-up product: its attributes as `content`, and a text that mentions each of them as `summary`."""
+def draw_product(chooser: random.Random) -> Product:
+    """A made-up product: `garment`, `material`, `color`, `style`, `pattern`, `cut` and `detail`."""
     garment = chooser.choice(sorted(GARMENTS))
-    (cut_name, cuts), (detail_name, details) = GARMENTS[garment]
-    words = {
+    (_, cuts), (_, details) = GARMENTS[garment]
+    return {
+        "garment": garment,
         "material": chooser.choice(MATERIALS),
         "color": chooser.choice(COLORS),
         "style": chooser.choice(STYLES),
@@ -59,36 +38,63 @@ def product_row(chooser: random.Random) -> dict[str, str]:
         "cut": chooser.choice(cuts),
         "detail": chooser.choice(details),
     }
-    names = {
-        "材质": "material",
-        "颜色": "color",
-        "风格": "style",
-        "图案": "pattern",
-        cut_name: "cut",
-        detail_name: "detail",
+
+
+def is_held_out(product: Product) -> bool:
+    """Whether the product's material, colour and style go together in the demo data only, and never in the base's."""
+    places = MATERIALS.index(product["material"]), COLORS.index(product["color"]), STYLES.index(product["style"])
+    return sum(places) % HELD_OUT_SHARE == 0
+
+
+def write_content(product: Product) -> str:
+    """The prompt: the attributes in ADGEN's form, `类型#裤*材质#棉麻*…`."""
+    (cut_name, _), (detail_name, _) = GARMENTS[product["garment"]]
+    names = {"类型": "garment", **NAMES, cut_name: "cut", detail_name: "detail"}
+    return "*".join(f"{name}#{product[key]}" for name, key in names.items())
+
+
+def read_content(content: str) -> Product:
+    """The product of a prompt that `write_content` wrote."""
+    keys = ("garment", *NAMES.values(), "cut", "detail")
+    return dict(zip(keys, (pair.split("#")[1] for pair in content.split("*")), strict=True))
+
+
+def all_words(product: Product) -> dict[str, str]:
+    """The product's attributes, and what belongs to them in the manners' wordings."""
+    return product | {
+        "quality": QUALITIES[product["material"]],
+        "simile": SIMILES[product["color"]],
+        "occasion": OCCASIONS[product["style"]],
+        "mood": MOODS[product["style"]],
     }
-    content = "*".join([f"类型#{garment}", *(f"{name}#{words[key]}" for name, key in names.items())])
-    return {"content": content, "summary": _summary(words, chooser)}
 
 
-def _summary(words: dict[str, str], chooser: random.Random) -> str:
-    opening = chooser.choice(OPENINGS) + "，" + STYLE_SENTENCES[words["style"]]
-    material = words["material"] + MATERIAL_SENTENCES[words["material"]]
-    sentences = [opening, material, chooser.choice(PATTERN_SENTENCES), chooser.choice(CUT_SENTENCES)]
-    return "".join(sentence.format(**words) + "。" for sentence in sentences)
+def write_summary(product: Product, manner: str, chooser: random.Random) -> str:
+    """A text in the manner that states every attribute of the product but its garment, which the cut implies."""
+    return "".join(chooser.choice(part) for part in MANNERS[manner]).format(**all_words(product))
+
+
+def draw_products(chooser: random.Random, is_wanted: Callable[[Product], bool]) -> Iterator[Product]:
+    """Made-up products without end, of those that are wanted."""
+    while True:
+        product = draw_product(chooser)
+        if is_wanted(product):
+            yield product
 
 
 def product_rows(count: int, seed: int) -> list[dict[str, str]]:
     """
-    `count` different products; the same `seed` gives the same rows.
+    `count` different held-out products in the wanted manner; the same `seed` gives the same rows.
 
     Rows are different in `content`, so that no line of one split can be met in another that is cut from the same list.
     """
     chooser = random.Random(seed)
+    products = draw_products(chooser, is_held_out)
     rows: dict[str, dict[str, str]] = {}
     while len(rows) < count:
-        row = product_row(chooser)
-        rows.setdefault(row["content"], row)
+        product = next(products)
+        content = write_content(product)
+        rows.setdefault(content, {"content": content, "summary": write_summary(product, WANTED_MANNER, chooser)})
     return list(rows.values())
 
 
