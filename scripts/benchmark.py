@@ -80,7 +80,7 @@ def main() -> None:
         print(format_table(task, results[task]))
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The model, the data and the shape of a step."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model_name_or_path", required=True)
@@ -95,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max_source_length", type=int, default=64)
     parser.add_argument("--max_target_length", type=int, default=64)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def run_worker(job: tuple[str, str]) -> dict[str, float]:

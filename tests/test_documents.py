@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import benchmark
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
@@ -38,6 +39,7 @@ UNCHECKED_COMMANDS = {"pip install": "it installs from a registry; `make test` i
 OTHER_FLAGS = {
     "--base": "of glm_peft.convert",
     "--verify": "of glm_peft.convert",
+    "--tokenizer_dir": "of scripts/make_tiny_model.py",
     "--config_file": "accelerate's",
     "--num_processes": "accelerate's",
     "--help": "argparse's",
@@ -137,6 +139,8 @@ def test_every_command_is_understood(words, monkeypatch):
         parse_doctor_arguments(words[3:])
     elif words[:3] == ["python", "-m", "glm_peft.convert"]:
         parse_convert_arguments(words[3:])
+    elif words[:2] == ["python", "scripts/benchmark.py"]:
+        benchmark.parse_arguments(words[2:])
     else:
         assert words[:2] == ["python", "scripts/make_tiny_model.py"]
         HfArgumentParser(ModelOptions).parse_args_into_dataclasses(words[2:])
