@@ -2,21 +2,16 @@
 
 import os
 import sys
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from glm_peft.command_help import PREDICTION_WORDS
 from glm_peft.command_line import parse_command
 from glm_peft.errors import UserError
-from glm_peft.shared_arguments import DataArguments, ModelArguments
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+from glm_peft.shared_arguments import DataArguments, GenerationArguments, ModelArguments, option
 
 
 @dataclass
-class PredictArguments:
+class PredictArguments(GenerationArguments):
     """
     What to answer, and how.
 
@@ -26,24 +21,12 @@ class PredictArguments:
 
     _argument_group_name = "prediction"
 
-    output_dir: str | None = _option(None, "Folder for generated_predictions.jsonl and predict_results.json.")
-    prompt: str | None = _option(None, "A question to answer on stdout, instead of --test_file.")
-    resume: bool = _option(False, "Go on with the stopped run that left its answers in --output_dir.")
-    max_new_tokens: int | None = _option(
-        None, "Most tokens of an answer, its end token counted. None: --val_max_target_length."
-    )
-    num_beams: int = _option(1, "Beams of the search for an answer; 1 is no beam search.")
-    do_sample: bool = _option(False, "Draw answers at random instead of taking the most likely tokens.")
-    top_p: float | None = _option(
-        None, "With --do_sample: draw from the likeliest tokens of this probability together. None: 0.7."
-    )
-    top_k: int | None = _option(None, "With --do_sample: draw from this many tokens at most; 0 is no limit. None: 50.")
-    temperature: float | None = _option(
-        None, "With --do_sample: above 1 more varied answers, near 0 the most likely ones. None: 0.95."
-    )
-    seed: int = _option(42, "Seed of --do_sample; the same seed and batches give the same answers.")
-    per_device_eval_batch_size: int = _option(8, "Rows in a batch.")
-    max_batch_tokens: int | None = _option(
+    output_dir: str | None = option(None, "Folder for generated_predictions.jsonl and predict_results.json.")
+    prompt: str | None = option(None, "A question to answer on stdout, instead of --test_file.")
+    resume: bool = option(False, "Go on with the stopped run that left its answers in --output_dir.")
+    seed: int = option(42, "Seed of --do_sample; the same seed and batches give the same answers.")
+    per_device_eval_batch_size: int = option(8, "Rows in a batch.")
+    max_batch_tokens: int | None = option(
         None,
         "Instead of a number of rows, most tokens in a batch: rows * --num_beams * (longest prompt + "
         "--max_new_tokens). None: --per_device_eval_batch_size rows.",

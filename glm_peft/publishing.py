@@ -27,7 +27,7 @@ _TEXT = """
 # {title}
 
 A P-Tuning v2 prefix of {num_virtual_tokens} virtual tokens for `{base}`, trained with
-[glm_peft](https://pypi.org/project/glm-peft/) and saved as a PEFT adapter.
+`glm_peft` and saved as a PEFT adapter.
 
 ## Use
 

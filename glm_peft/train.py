@@ -57,7 +57,8 @@ def main() -> None:
     encode = (chat_format, tokenizer, data_args)
     examples = {name: build_training_features(splits[name], *encode) for name in splits if name != "test"}
     datasets = {name: dataset for name, (dataset, _) in examples.items()}
-    prompts = {name: build_generation_features(splits[name], *encode) for name in splits if name != "train"}
+    answered = {"validation": training_args.predict_with_generate, "test": True}
+    prompts = {name: build_generation_features(splits[name], *encode) for name in splits if answered.get(name)}
     for name in splits:
         logger.info("%s", examples[name][1] if name in examples else prompts[name].report)
     if "train" in examples:
@@ -84,7 +85,7 @@ def main() -> None:
         data_collator=PackingCollator(tokenizer, TrainingCollator(tokenizer, data_args.ignore_pad_token_for_loss)),
         train_dataset=datasets.get("train"),
         eval_dataset=datasets.get("validation"),
-        score_answers=scorer if training_args.predict_with_generate and "validation" in prompts else None,
+        score_answers=scorer if "validation" in prompts else None,
     )
 
     trainer.add_callback(TrainingCurves(training_args.output_dir))

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from glm_peft.shared_arguments import option
+from glm_peft.shared_arguments import GenerationArguments, option
 
 
 @dataclass
-class TrainingDefaults:
+class TrainingDefaults(GenerationArguments):
     """Defaults for a prefix, and the settings of generation."""
 
     _argument_group_name = "training, evaluation and generation"
@@ -33,16 +33,4 @@ class TrainingDefaults:
     )
     activation_checkpointing_kwargs: dict[str, Any] | str | None = option(
         None, "Keyword arguments for activation checkpointing, as JSON. None: use_reentrant is false."
-    )
-    max_new_tokens: int | None = option(
-        None, "Most tokens of a generated answer, its end token counted. None: --val_max_target_length."
-    )
-    num_beams: int = option(1, "Beams of the search for an answer; 1 is no beam search.")
-    do_sample: bool = option(False, "Draw answers at random instead of taking the most likely tokens.")
-    top_p: float | None = option(
-        None, "With --do_sample: draw from the likeliest tokens of this probability together. None: 0.7."
-    )
-    top_k: int | None = option(None, "With --do_sample: draw from this many tokens at most; 0 is no limit. None: 50.")
-    temperature: float | None = option(
-        None, "With --do_sample: above 1 more varied answers, near 0 the most likely ones. None: 0.95."
     )
