@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-CHUNK_LOGITS = 1 << 24  # numbers in a chunk of logits: 64 MiB in float32, whatever the vocabulary
+CHUNK_LOGITS = 1 << 25  # numbers in a chunk of logits: 128 MiB in float32, whatever the vocabulary
 
 
 def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0) -> None:
@@ -92,13 +92,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for chunk in _chunks(hidden_states, project):
             with torch.set_grad_enabled(needs_gradient):
                 states = hidden_states[chunk].detach().requires_grad_(needs_gradient)
-                logits = project(states).float()
-                loss = nn.functional.cross_entropy(
-                    logits, targets[chunk], reduction="sum", label_smoothing=label_smoothing
-                )
-            total += loss.detach()
+                logits = project(states)
+            loss, logits_gradient = _loss_and_gradient(logits.detach(), targets[chunk], label_smoothing)
+            total += loss
             if needs_gradient:
-                (gradient[chunk],) = torch.autograd.grad(loss, states)
+                (gradient[chunk],) = torch.autograd.grad(logits, states, logits_gradient)
         ctx.save_for_backward(gradient)
         return total
 
@@ -106,6 +104,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_output.to(gradient.dtype), None, None, None
+
+
+def _loss_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The summed cross-entropy, and its gradient with respect to the logits, which may overwrite them.
+
+    In place, as fetching fresh memory for matrices of this size takes as long as filling them.
+    """
+    values = logits.float()
+    torch.log_softmax(values, dim=-1, out=values)
+    targets = targets[:, None]
+    loss = (label_smoothing - 1) * values.gather(-1, targets).sum()
+    even = label_smoothing / values.shape[-1]
+    if even:
+        loss -= even * values.sum()
+    values.exp_()
+    if even:
+        values -= even
+    values.scatter_add_(-1, targets, values.new_full((1, 1), label_smoothing - 1).expand_as(targets))
+    return loss, values.to(logits.dtype)
 
 
 def _chunks(hidden_states: torch.Tensor, project: Callable[[torch.Tensor], torch.Tensor]) -> list[slice]:

@@ -51,6 +51,7 @@ def attach_prefix_attention(model: PeftModel, dropout: float = 0.0) -> None:
     )
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
     base.set_attn_implementation(name)
+    model.get_prompt = partial(_prompt_of_one_row, model.get_prompt)
     base.register_forward_pre_hook(partial(_take_prefix_from_cache, dropout), with_kwargs=True)
 
 
@@ -87,20 +88,56 @@ def _widen(attention_mask: torch.Tensor | None, query: torch.Tensor, num_virtual
     return nn.functional.pad(attention_mask, (num_virtual_tokens, 0), value=visible)
 
 
+def _prompt_of_one_row(get_prompt: Callable, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+    """What PEFT computes for every row anew; the base's hook shares it among the rows."""
+    return get_prompt(1, *args, **kwargs)
+
+
 def _take_prefix_from_cache(
     dropout: float, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Turn PEFT's call with a cache into one without."""
     cache = kwargs.get("past_key_values")
-    if kwargs.get("use_cache") or not isinstance(cache, Cache):
+    if not isinstance(cache, Cache) or not cache.get_seq_length():
+        return None
+    inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+    rows, length = inputs.shape[:2]
+    if kwargs.get("use_cache"):
+        _repeat(cache, rows)
         return None
     num_virtual_tokens = cache.get_seq_length()
-    drop = partial(nn.functional.dropout, p=dropout, training=base.training)
-    prefix = tuple((drop(layer.keys), drop(layer.values)) for layer in cache.layers)
+    share = partial(_share, rows=rows, dropout=dropout if base.training else 0.0)
+    prefix = tuple((share(layer.keys), share(layer.values)) for layer in cache.layers)
     kwargs = kwargs | {"past_key_values": None, "use_cache": False, "prefix_key_values": prefix}
     if kwargs.get("attention_mask") is not None:
         kwargs["attention_mask"] = kwargs["attention_mask"][:, num_virtual_tokens:]
     if kwargs.get("position_ids") is None:
-        length, device = kwargs["input_ids"].shape[1], kwargs["input_ids"].device
-        kwargs["position_ids"] = torch.arange(length, device=device)[None] + num_virtual_tokens
+        kwargs["position_ids"] = torch.arange(length, device=inputs.device)[None] + num_virtual_tokens
     return args, kwargs
+
+
+def _repeat(cache: Cache, rows: int) -> None:
+    """In generation the cache grows row by row, so each needs its own copy."""
+    if len(cache.layers[0].keys) == 1 < rows:
+        cache.batch_repeat_interleave(rows)
+
+
+def _share(values: torch.Tensor, rows: int, dropout: float) -> torch.Tensor:
+    """Keys or values of the prefix, [1 or b, n_kv, P, d], for every row of the batch without a copy."""
+    shared = _SharedByRows.apply(values, rows) if len(values) == 1 else values
+    return nn.functional.dropout(shared, dropout) if dropout else shared
+
+
+class _SharedByRows(torch.autograd.Function):
+    """`expand`, whose gradient adds the rows one after the other: to the bit what stock's embedding adds up."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, rows: int) -> torch.Tensor:
+        return values.expand(rows, *values.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total = grad_output[:1].clone()
+        for row in grad_output[1:]:
+            total += row
+        return total, None

@@ -15,11 +15,11 @@ ROWS = [[7, 8, 9, 251, 254, 10, 11, 12], [20, 251, 254, 30, 31]]
 PAD = 3
 
 
-def make_model(folder, implementation: str = "sdpa") -> PeftModel:
+def make_model(folder, implementation: str = "sdpa", prefix_projection: bool = False) -> PeftModel:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=implementation)
     arguments = SimpleNamespace(
-        num_virtual_tokens=5, prefix_projection=False, encoder_hidden_size=None, adapter_name_or_path=None
+        num_virtual_tokens=5, prefix_projection=prefix_projection, encoder_hidden_size=None, adapter_name_or_path=None
     )
     return create_adapter(base, arguments).train()
 
@@ -65,6 +65,38 @@ def test_loss_and_gradient_are_those_of_stock_peft(folder, implementation, side,
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     found = loss_and_gradient(model, batch)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("number", [3, 8, 17])
+def test_rows_that_share_the_prefix_add_to_its_gradient_in_stock_s_order(folder, number):
+    batch = make_batch([ROWS[row % 2][: 8 - row % 3] + [40 + row] for row in range(number)], "left")
+    expected = loss_and_gradient(make_model(folder), batch)
+    model = make_model(folder)
+    attach_prefix_attention(model)
+    assert all(torch.equal(one, other) for one, other in zip(loss_and_gradient(model, batch), expected, strict=True))
+
+
+def test_the_encoder_runs_once_a_step_and_a_projection_learns_the_same(folder):
+    batch, models = make_batch(ROWS, "left"), [make_model(folder, prefix_projection=True) for _ in range(2)]
+    attach_prefix_attention(models[1])
+    encoded = []
+    models[1].prompt_encoder["default"].register_forward_hook(lambda *call: encoded.append(call[2].shape[:2]))
+    losses = [loss_and_gradient(model, batch)[0] for model in models]
+    assert encoded == [(1, 5)]
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-6, rtol=1e-6)
+    gradients = [{name: value.grad for name, value in model.prompt_encoder.named_parameters()} for model in models]
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-5)
+
+
+def test_a_call_that_keeps_its_cache_has_the_prefix_in_every_row(folder):
+    batch = make_batch(ROWS, "left")
+    model = make_model(folder).eval()
+    with torch.no_grad():
+        expected = model(**batch, use_cache=True)
+        attach_prefix_attention(model)
+        found = model(**batch, use_cache=True)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.past_key_values.layers[1].keys, expected.past_key_values.layers[1].keys)
 
 
 @pytest.mark.parametrize("given", [(), ("attention_mask",), ("position_ids",)])
