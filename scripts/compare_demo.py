@@ -5,7 +5,7 @@ Measures the demo: the base, the base with three examples in its prompt, prefixe
 
 Every adapter is trained by the recipe that is given, but for the seed, the prefix's length and, for LoRA, the learning
 rate; the scores are those of the test lines. Prints a Markdown table: the mean over the seeds, with the standard
-deviation, and the lowest BLEU-4.
+deviation, and the lowest BLEU-4. Further flags are the recipe's, such as `--max_steps 20` for a quick look.
 """
 
 import argparse
@@ -45,9 +45,10 @@ Scores = dict[str, float]
 class Demo:
     """The recipe's data, encoded, and what a run with one seed does with it."""
 
-    def __init__(self, recipe: str, split: str) -> None:
-        self.recipe = recipe
-        self.model_args, self.data_args, training_args = parse_train_arguments([recipe])
+    def __init__(self, recipe: list[str], split: str) -> None:
+        # Only the last model is scored, and stdout is for the table.
+        self.recipe = [*recipe, *("--eval_strategy", "no", "--disable_tqdm", "true")]
+        self.model_args, self.data_args, training_args = parse_train_arguments(self.recipe)
         self.tokenizer = load_tokenizer(self.model_args)
         self.chat_format = get_chat_format(self.tokenizer, self.model_args.chat_format)
         splits = load_splits(self.data_args, ["train", split])
@@ -99,13 +100,13 @@ class Demo:
     def parse_arguments(self, seed: int, *flags: str) -> tuple[Any, Any, Any]:
         """The recipe's arguments with this seed and these flags; every random number from here on is the seed's."""
         set_seed(seed)
-        return parse_train_arguments([self.recipe, "--seed", str(seed), "--disable_tqdm", "true", *flags])
+        return parse_train_arguments([*self.recipe, "--seed", str(seed), *flags])
 
     def _train(self, model: Any, training_args: Any) -> tuple[int, Scores]:
         attach_label_loss(model.get_base_model())
         collator = TrainingCollator(self.tokenizer, self.data_args.ignore_pad_token_for_loss)
         trainer = Trainer(model, training_args, data_collator=collator, train_dataset=self.examples)
-        trainer.remove_callback(PrinterCallback)  # stdout is for the table
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         return model.get_nb_trainable_parameters()[0], self.score(model)
 
@@ -143,16 +144,23 @@ def spread(values: list[float]) -> str:
     return f"{fmean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare the demo's base, prefixes and LoRA on its test lines.")
+def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """What is compared, and further flags of the recipe."""
+    parser = argparse.ArgumentParser(
+        description="Compare the demo's base, prefixes and LoRA on its test lines; further flags are the recipe's."
+    )
     parser.add_argument("recipe", help="The recipe, such as configs/demo.yaml.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="Default: 1 2 3.")
     parser.add_argument("--lengths", type=int, nargs="*", default=[4, 16, 64], help="Of prefixes; default: 4 16 64.")
     parser.add_argument("--lora_learning_rate", type=float, default=1e-2, help="Default: 0.01.")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="What is scored.")
-    arguments = parser.parse_args()
+    return parser.parse_known_args(argv)
+
+
+def main() -> None:
+    arguments, flags = parse_arguments()
     torch.set_num_threads(1)
-    demo, seeds = Demo(arguments.recipe, arguments.split), arguments.seeds
+    demo, seeds = Demo([arguments.recipe, *flags], arguments.split), arguments.seeds
     print(TABLE_HEAD)
     print(measure("base", demo.score_base, seeds[:1]), flush=True)
     print(measure(f"base, {EXAMPLES} examples in the prompt", demo.score_examples, seeds), flush=True)

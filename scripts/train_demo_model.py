@@ -61,7 +61,7 @@ class TrainingOptions:
 
 
 def main() -> None:
-    options = TrainingOptions(**vars(_parse_arguments()))
+    options = parse_arguments()
     make_fresh_model(options)
     tokenizer = AutoTokenizer.from_pretrained(options.output_dir)
     model = AutoModelForCausalLM.from_pretrained(options.output_dir, dtype=torch.float32)
@@ -70,13 +70,13 @@ def main() -> None:
     save_weights(model, options.output_dir)
 
 
-def _parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> TrainingOptions:
     parser = argparse.ArgumentParser(description="Train the demo model from scratch, on CPUs.")
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write to; it must be new or empty.")
     for name, field in TrainingOptions.__dataclass_fields__.items():
         if name != "output_dir":
             parser.add_argument(f"--{name}", type=field.type, default=field.default, help=f"Default: {field.default}.")
-    return parser.parse_args()
+    return TrainingOptions(**vars(parser.parse_args(argv)))
 
 
 def make_fresh_model(options: TrainingOptions) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from compare_demo import EXAMPLES, Demo, lora_rank, prompts_with_examples
+from compare_demo import EXAMPLES, TABLE_HEAD, Demo, lora_rank, prompts_with_examples
 from demo_manners import GARMENTS, MANNERS
 from demo_report import answers_side_by_side, score_table, size_line
 from make_demo_data import SPLITS, draw_products, is_held_out, product_rows, read_content, write_content, write_summary
@@ -39,7 +41,7 @@ def tokenizer():
 def demo() -> Demo:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return Demo("configs/demo.yaml", "test")
+        return Demo(["configs/demo.yaml"], "test")
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,37 @@ def test_prompts_with_examples_hold_answered_training_lines(demo):
     for messages, row in zip(prompts, read_rows("test"), strict=True):
         assert messages[-1]["content"] == row["content"]
         assert all(answered[messages[i]["content"]] == messages[i + 1]["content"] for i in (0, 2, 4))
+
+
+def type_command(*words: str) -> str:
+    """What the command prints; it must end well."""
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "FutureWarning" not in done.stderr
+    return done.stdout
+
+
+def test_the_comparison_is_a_table_of_all_methods():
+    short = {"seeds": 1, "lengths": 1, "max_steps": 2, "max_predict_samples": 2, "max_target_length": 24}
+    flags = [word for name, value in short.items() for word in (f"--{name}", str(value))]
+    lines = type_command("scripts/compare_demo.py", "configs/demo.yaml", *flags).splitlines()
+    assert "\n".join(lines[:2]) == TABLE_HEAD
+    names = ["base", "base, 3 examples in the prompt", "prefix of 1", "LoRA, the size of a prefix of 1"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [row[0] for row in rows] == [*names, "the lines' own script, again"]
+    assert rows[2][1] == "1,024" and all(0 <= float(cell) <= 100 for row in rows for cell in row[2:])
+
+
+def test_the_script_of_the_model_leaves_a_model_that_was_trained(tmp_path):
+    made = tmp_path / "model"
+    said = type_command("scripts/train_demo_model.py", *f"--output_dir {made} --steps 2 --batch_size 2".split())
+    assert "step 2  loss" in said
+    assert {path.name for path in made.iterdir()} == {path.name for path in ASSETS.iterdir()}
+    shapes = [
+        {name: value.shape for name, value in AutoModelForCausalLM.from_pretrained(folder).state_dict().items()}
+        for folder in (made, ASSETS)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 # The report

@@ -12,8 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import benchmark
+import compare_demo
 import pytest
 import torch
+import train_demo_model
 from accelerate.commands.launch import launch_command_parser
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from tiny_options import ModelOptions
@@ -141,6 +143,11 @@ def test_every_command_is_understood(words, monkeypatch):
         parse_convert_arguments(words[3:])
     elif words[:2] == ["python", "scripts/benchmark.py"]:
         benchmark.parse_arguments(words[2:])
+    elif words[:2] == ["python", "scripts/compare_demo.py"]:
+        arguments, flags = compare_demo.parse_arguments(words[2:])
+        parse_train_arguments([arguments.recipe, *flags])
+    elif words[:2] == ["python", "scripts/train_demo_model.py"]:
+        train_demo_model.parse_arguments(words[2:])
     else:
         assert words[:2] == ["python", "scripts/make_tiny_model.py"]
         HfArgumentParser(ModelOptions).parse_args_into_dataclasses(words[2:])

@@ -1,5 +1,7 @@
 """The ChatGLM generations for transformers' Auto classes."""
 
+import warnings
+
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from glm_peft.models.chatglm import ChatGLMConfig, ChatGLMForCausalLM, ChatGLMModel
@@ -11,5 +13,8 @@ AutoModel.register(ChatGLMConfig, ChatGLMModel, exist_ok=True)
 AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
 register_key_mapping()
 register_tokenizers()
+
+# PEFT asks every base by a name that transformers has deprecated, about which a user can do nothing.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 __all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMModel"]
