@@ -21,10 +21,15 @@ from glm_peft.shortening import Message, shorten_prompt, shorten_text
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Token ids, and whether `max_length` cut something off the text."""
+    """Token ids, and how many there would be without `max_length`."""
 
     ids: list[int]
-    truncated: bool
+    whole_length: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether `max_length` cut something off the text."""
+        return len(self.ids) < self.whole_length
 
 
 class ChatFormat(ABC):
@@ -57,8 +62,8 @@ class ChatFormat(ABC):
         self._check_messages(messages)
         ids = encode(messages)
         if max_length is None or len(ids) <= max_length:
-            return EncodedText(ids, truncated=False)
-        return EncodedText(shorten_prompt(messages, encode, max_length), truncated=True)
+            return EncodedText(ids, len(ids))
+        return EncodedText(shorten_prompt(messages, encode, max_length), len(ids))
 
     def encode_answer(self, tokenizer: Tokenizer, answer: str, max_length: int | None = None) -> EncodedText:
         """
@@ -76,8 +81,8 @@ class ChatFormat(ABC):
 
         ids = encode(answer)
         if max_length is None or len(ids) <= max_length:
-            return EncodedText(ids, truncated=False)
-        return EncodedText(shorten_text(answer, encode, max_length, "--max_target_length"), truncated=True)
+            return EncodedText(ids, len(ids))
+        return EncodedText(shorten_text(answer, encode, max_length, "--max_target_length"), len(ids))
 
     def stop_token_ids(self, tokenizer: Tokenizer) -> list[int]:
         """Every id at which generation ends; the first is the one that ends an answer in training."""

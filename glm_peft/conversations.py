@@ -1,7 +1,9 @@
 """Rows of every known shape → conversations: messages that were checked, with the place that they came from."""
 
+import gc
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -75,7 +77,20 @@ def load_splits(data_args: Any, splits: list[str]) -> dict[str, Split]:
         UserError: a source is missing or cannot be read, columns are not found, or (unless `skip_bad_rows`) a row
             cannot be used; the message names file, line, column and what was found.
     """
-    return {name: _load_split(data_args, name) for name in splits}
+    with paused_collection():
+        return {name: _load_split(data_args, name) for name in splits}
+
+
+@contextmanager
+def paused_collection() -> Iterator[None]:
+    """While many rows are made, which all stay: the collector of cycles would look at all of them again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _load_split(data_args: Any, name: str) -> Split:

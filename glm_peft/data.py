@@ -9,7 +9,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import generate_random_fingerprint
 
 from glm_peft.collators import IGNORED_LABEL
-from glm_peft.conversations import Conversation, Message, Split
+from glm_peft.conversations import Conversation, Message, Split, paused_collection
 from glm_peft.errors import UserError
 from glm_peft.length_report import LengthReport, summarize_lengths
 
@@ -54,7 +54,7 @@ def build_training_features(
         limit = data_args.val_max_target_length or limit
     encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, limit)
     rows = _as_rows(split, data_args, lambda conversation: _trained_turns(conversation, data_args.train_on))
-    dataset = _encode(rows, encoder, _TRAINING_FEATURES, data_args, split.name)
+    dataset = _encode(rows, encoder, _TRAINING_FEATURES, data_args, f"{split.name} examples")
     return _with_report(dataset, split, data_args, limit)
 
 
@@ -68,7 +68,7 @@ def build_generation_features(split: Split, chat_format: Any, tokenizer: Any, da
     encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, None)
     rows = _as_rows(split, data_args, lambda conversation: [(conversation.prompt, "")])
     dataset, report = _with_report(
-        _encode(rows, encoder, _PROMPT_FEATURES, data_args, split.name), split, data_args, None
+        _encode(rows, encoder, _PROMPT_FEATURES, data_args, f"{split.name} prompts"), split, data_args, None
     )
     prompts = [conversation.prompt[-1]["content"] for conversation in split]
     return GenerationFeatures(dataset, prompts, [conversation.answer for conversation in split], report)
@@ -81,8 +81,10 @@ def describe_example(tokenizer: Any, feature: dict[str, Any]) -> str:
     Args:
         feature: `input_ids`, and `labels` if it is an example for training.
     """
-    ids = feature["input_ids"]
-    labels = feature.get("labels") or [IGNORED_LABEL] * len(ids)
+    ids, labels = feature["input_ids"], feature.get("labels")
+    if labels is None:
+        tokens = [f"{id_} {text!r}" for text, id_ in zip(_token_texts(tokenizer, ids), ids, strict=True)]
+        return "\n".join([f"{len(ids)} tokens", *_token_lines("prompt", tokens)])
     lines = [f"{len(ids)} tokens, {sum(label != IGNORED_LABEL for label in labels)} of them carry loss"]
     tokens = zip(_token_texts(tokenizer, ids), ids, labels, strict=True)
     for carries_loss, group in groupby(tokens, lambda token: token[2] != IGNORED_LABEL):
@@ -118,12 +120,13 @@ def _as_rows(
 ) -> Dataset:
     """The turns as a data set, which can be handed to worker processes."""
     columns: dict[str, list[Any]] = {"messages": [], "answer": [], "where": []}
-    for conversation in split:
-        for prompt, answer in turns_of(conversation):
-            columns["messages"].append(_with_prefix(prompt, data_args.source_prefix))
-            columns["answer"].append(answer)
-            columns["where"].append(conversation.where)
-    return Dataset.from_dict(columns)
+    with paused_collection():
+        for conversation in split:
+            for prompt, answer in turns_of(conversation):
+                columns["messages"].append(_with_prefix(prompt, data_args.source_prefix))
+                columns["answer"].append(answer)
+                columns["where"].append(conversation.where)
+        return Dataset.from_dict(columns)
 
 
 def _with_prefix(messages: list[Message], source_prefix: str | None) -> list[Message]:
@@ -165,24 +168,23 @@ class _Encoder:
 
     def _fit(self, encode: Callable[..., Any], content: Any, limit: int) -> tuple[list[int], int]:
         """The ids within the limit, and how many they would be without one."""
-        ids = encode(self.tokenizer, content).ids
-        if len(ids) <= limit:
-            return ids, len(ids)
-        return encode(self.tokenizer, content, max_length=limit).ids, len(ids)
+        encoded = encode(self.tokenizer, content, max_length=limit)
+        return encoded.ids, encoded.whole_length
 
 
 def _encode(rows: Dataset, encoder: _Encoder, features: Features, data_args: Any, name: str) -> Dataset:
     # Encoded anew in memory each time: a random fingerprint spares hashing a tokenizer, which is not stable.
-    return rows.map(
-        encoder,
-        batched=True,
-        num_proc=data_args.preprocessing_num_workers,
-        remove_columns=rows.column_names,
-        features=features,
-        keep_in_memory=True,
-        new_fingerprint=generate_random_fingerprint(),
-        desc=f"Encoding {name} rows",
-    )
+    with paused_collection():
+        return rows.map(
+            encoder,
+            batched=True,
+            num_proc=data_args.preprocessing_num_workers,
+            remove_columns=rows.column_names,
+            features=features,
+            keep_in_memory=True,
+            new_fingerprint=generate_random_fingerprint(),
+            desc=f"Encoding {name}",
+        )
 
 
 def _with_report(

@@ -1,10 +1,12 @@
 """How long prompts and answers are in tokens, what was cut off, and which limits would have held them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
+from glm_peft.collators import IGNORED_LABEL
 from glm_peft.conversations import Split
 
 _PERCENTILES = (50, 90, 99, 100)
@@ -64,6 +66,22 @@ def summarize_lengths(name: str, flag: str, limit: int, lengths: list[int]) -> L
     array = np.asarray(lengths)
     percentiles = np.percentile(array, _PERCENTILES, method="inverted_cdf")
     return Lengths(name, flag, limit, tuple(int(value) for value in percentiles), int((array > limit).sum()))
+
+
+def measure_lengths(dataset: Any) -> list[list[int]]:
+    """Tokens of each prompt, and of each answer where there are labels."""
+    totals = dataset["length"][:]
+    if "labels" not in dataset.column_names:
+        return [totals]
+    answers = [sum(label != IGNORED_LABEL for label in labels) for labels in dataset["labels"]]
+    return [[total - answer for total, answer in zip(totals, answers, strict=True)], answers]
+
+
+def limit_report(report: LengthReport, lengths: list[list[int]], data_args: Any) -> LengthReport:
+    """A report on whole texts, with the limits that the flags give."""
+    limits = [getattr(data_args, measured.flag.removeprefix("--")) for measured in report.lengths]
+    measured = zip(report.lengths, limits, lengths, strict=True)
+    return replace(report, lengths=tuple(summarize_lengths(x.name, x.flag, limit, own) for x, limit, own in measured))
 
 
 def _left_out_lines(split: Split) -> list[str]:

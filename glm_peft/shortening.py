@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from glm_peft.errors import UserError
 
+_SLACK = 32  # tokens by which a beginning may have more than a longer one, and many more than that
+
 Message = dict[str, str]  # {"role": system, user, assistant or observation, "content": text}
 
 
@@ -52,14 +54,35 @@ def shorten_text(text: str, encode: Callable[[str], list[int]], max_length: int,
     Raises:
         UserError: where not even one character finds room.
     """
-    lengths = range(1, len(text) + 1)
-    characters = bisect_right(lengths, max_length, key=lambda length: len(encode(text[:length])))
+    encoded: dict[int, list[int]] = {}
+
+    def count_tokens(characters: int) -> int:
+        if characters not in encoded:
+            encoded[characters] = encode(text[:characters])
+        return len(encoded[characters])
+
+    too_long = _find_end(len(text), count_tokens, max_length)
+    # The steps are those of a search in the whole text: a character more can make one token of two, so that others
+    # could end at another of the places where the limit is passed.
+    characters = bisect_right(
+        range(1, len(text) + 1), max_length, key=lambda n: count_tokens(n) if n < too_long else max_length + 1
+    )
     if not characters:
         raise UserError(
             f"{flag} {max_length} is too short: one character and what the chat format puts around it take "
-            f"{len(encode(text[:1]))} tokens here; give a larger value."
+            f"{count_tokens(1)} tokens here; give a larger value."
         )
-    return encode(text[:characters])
+    return encoded[characters]
+
+
+def _find_end(length: int, count_tokens: Callable[[int], int], max_length: int) -> int:
+    """A number of characters from which on every beginning is surely too long, so that it need not be encoded."""
+    end = 2 * max_length
+    while 2 * end < length:
+        if count_tokens(end) > max_length + _SLACK:
+            return end
+        end *= 2
+    return length + 1
 
 
 def _without_oldest_turns(messages: list[Message]) -> list[list[Message]]:

@@ -57,11 +57,11 @@ class CharacterFormat:
         ends = {"user": ">", "assistant": ";", "system": "!"}
         text = "".join(message["content"] + ends[message["role"]] for message in messages)
         cut = text if max_length is None else text[-max_length:]
-        return EncodedText([ord(character) for character in cut], cut != text)
+        return EncodedText([ord(character) for character in cut], len(text))
 
     def encode_answer(self, tokenizer: CharacterTokenizer, answer: str, max_length: int | None = None) -> EncodedText:
         cut = answer if max_length is None else answer[: max_length - 1]
-        return EncodedText([*(ord(character) for character in cut), END], cut != answer)
+        return EncodedText([*(ord(character) for character in cut), END], len(answer) + 1)
 
 
 def text_of(ids: list[int]) -> str:

@@ -1,5 +1,6 @@
 """Rows into conversations: every known shape, and one sentence with place and finding for each bad row."""
 
+import gc
 import json
 import logging
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from data_fakes import make_data_args
 
-from glm_peft.conversations import load_splits
+from glm_peft.conversations import load_splits, paused_collection
 from glm_peft.errors import UserError
 
 PAIR = {"content": "q", "summary": "a"}
@@ -249,3 +250,15 @@ def test_a_file_goes_before_the_data_set(tmp_path, monkeypatch):
     splits = load_splits(data_args, ["train", "test"])
     assert [splits[name].conversations[0].prompt[0]["content"] for name in ("train", "test")] == ["hub", "file"]
     assert splits["train"].conversations[0].where == "./hub, train row 1"
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_the_collector_of_cycles_pauses_and_is_as_it_was_afterwards(monkeypatch, was_on):
+    state = [was_on]
+    monkeypatch.setattr(gc, "isenabled", lambda: state[-1])
+    monkeypatch.setattr(gc, "enable", lambda: state.append(True))
+    monkeypatch.setattr(gc, "disable", lambda: state.append(False))
+    with pytest.raises(UserError), paused_collection():
+        assert not gc.isenabled()
+        raise UserError("a row")
+    assert gc.isenabled() == was_on

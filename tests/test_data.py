@@ -119,6 +119,22 @@ def test_what_is_too_long_is_cut_and_counted(training_features):
     assert (answers.percentiles, answers.truncated) == ((2, 7, 7, 7), 1)
 
 
+def test_a_row_that_is_cut_is_handed_to_the_chat_format_once(prepare, monkeypatch):
+    calls = []
+    for name in ("encode_prompt", "encode_answer"):
+        encode = getattr(CharacterFormat, name)
+
+        def noted(*args: object, encode=encode, name=name, **kwargs: object):
+            calls.append(name)
+            return encode(*args, **kwargs)
+
+        monkeypatch.setattr(CharacterFormat, name, noted)
+    split, data_args = prepare(pairs("qqqqqq=aaaaaa"), max_source_length=4, max_target_length=3)
+    _, report = build_training_features(split, CharacterFormat(), CharacterTokenizer(), data_args)
+    assert calls == ["encode_prompt", "encode_answer"]
+    assert [lengths.percentiles[-1] for lengths in report.lengths] == [7, 7]
+
+
 @pytest.mark.parametrize(("own", "text"), [(5, "q>aaaa."), (None, "q>aa.")])
 def test_evaluation_may_have_a_limit_of_its_own(training_features, own, text):
     rows, flags = pairs("q=aaaaaa"), {"max_target_length": 3, "val_max_target_length": own}
@@ -174,7 +190,7 @@ def test_an_example_is_described_with_ids_tokens_and_loss(training_features):
 
 def test_a_prompt_is_described_without_loss(generation_features):
     described = describe_example(CharacterTokenizer(), generation_features(pairs("q=a")).dataset[0])
-    assert described == "2 tokens, 0 of them carry loss\n  no loss 113 'q' | 62 '>'"
+    assert described == "2 tokens\n  prompt  113 'q' | 62 '>'"
 
 
 FEATURES = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "length": 3}, {"input_ids": [8], "labels": [8]}]

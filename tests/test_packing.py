@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from glm_peft.adapters import create_adapter
 from glm_peft.collators import TrainingCollator
 from glm_peft.errors import UserError
-from glm_peft.packing import PackingCollator, pack_examples, plan_rows
+from glm_peft.packing import BatchPackingCollator, PackingCollator, RowCost, pack_examples, plan_batch, plan_rows
 from glm_peft.prefix_attention import attach_prefix_attention
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34], [40, 41]]
@@ -48,28 +48,83 @@ def gradient_of(model: PeftModel) -> torch.Tensor:
     return model.prompt_encoder["default"].embedding.weight.grad
 
 
-def test_logits_loss_and_gradient_are_those_of_the_examples_alone(folder, examples):
-    alone = make_model(folder)
-    logits, total = [], 0.0
+def run_alone(folder, examples) -> tuple[PeftModel, list[torch.Tensor], float]:
+    """A model with the gradient of all examples, the logits of each and the sum of their losses."""
+    model, logits, total = make_model(folder), [], 0.0
     for row in examples:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
-        output = alone(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, num_items_in_batch=1)
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, num_items_in_batch=1)
         output.loss.backward()
         logits.append(output.logits[0].detach())
         total += output.loss.item()
+    return model, logits, total
 
-    packed = make_model(folder)
-    rows = pack_examples(examples, 20, packed.config)
-    assert len(rows) == 2
-    output = packed(**PackingCollator(TOKENIZER, TrainingCollator(TOKENIZER))(list(rows)), num_items_in_batch=1)
+
+def assert_same(packed, batch, plan, alone, logits, total) -> None:
+    output = packed(**batch, num_items_in_batch=1)
     output.loss.backward()
-
     assert output.loss.item() == pytest.approx(total, abs=1e-5)
     torch.testing.assert_close(gradient_of(packed), gradient_of(alone), atol=1e-5, rtol=0)
-    plan = plan_rows([len(ids) for ids in examples["input_ids"]], 20)
     for row, indices in zip(output.logits, plan, strict=True):
         expected = torch.cat([logits[index] for index in indices])
         torch.testing.assert_close(row[: len(expected)].detach(), expected, atol=1e-5, rtol=0)
+
+
+def test_logits_loss_and_gradient_are_those_of_the_examples_alone(folder, examples):
+    packed = make_model(folder)
+    rows = pack_examples(examples, 20, packed.config)
+    assert len(rows) == 2
+    batch = PackingCollator(TOKENIZER, TrainingCollator(TOKENIZER))(list(rows))
+    plan = plan_rows([len(ids) for ids in examples["input_ids"]], 20)
+    assert_same(packed, batch, plan, *run_alone(folder, examples))
+
+
+@pytest.mark.parametrize("hidden_size, rows", [(1000, 1), (20, 2)])
+def test_the_same_holds_for_the_examples_of_a_batch(folder, examples, hidden_size, rows):
+    packed, cost = make_model(folder), RowCost(5, hidden_size)
+    plan = plan_batch([len(ids) for ids in examples["input_ids"]], cost)
+    batch = BatchPackingCollator(TOKENIZER, TrainingCollator(TOKENIZER), packed.config, cost)(list(examples))
+    assert len(plan) == len(batch["input_ids"]) == rows
+    assert_same(packed, batch, plan, *run_alone(folder, examples))
+
+
+def test_a_packed_batch_counts_as_many_labels_as_a_padded_one(folder, examples):
+    padded = TrainingCollator(TOKENIZER)
+    packed = BatchPackingCollator(TOKENIZER, padded, make_model(folder).config, RowCost(5, 1000))
+    counts = [(collate(list(examples))["labels"][:, 1:] != -100).sum() for collate in (padded, packed)]
+    assert counts[0] == counts[1] == sum(len(answer) for answer in ANSWERS)
+
+
+def test_a_batch_of_equal_lengths_is_the_padded_one_bit_for_bit(examples, reference_models):
+    padded, config = TrainingCollator(TOKENIZER), make_model(reference_models / "chatglm-6b").config
+    rows = [examples[0], examples[2]] * 4
+    batch = BatchPackingCollator(TOKENIZER, padded, config, RowCost(5, 32))(rows)
+    assert batch.keys() == padded(rows).keys()
+    assert all(torch.equal(batch[name], values) for name, values in padded(rows).items())
+
+
+def test_no_example_answers_for_the_end_of_the_one_before(examples, reference_models):
+    config = make_model(reference_models / "chatglm2-6b").config
+    without_prompts = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 2
+    labels = pack_examples(Dataset.from_list(without_prompts), 6, config)[0]["labels"]
+    assert labels == [-100, 6, 7, -100, 6, 7]
+
+
+def test_a_batch_takes_the_number_of_rows_that_costs_least():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        lengths = torch.randint(8, 513, (16,), generator=generator).tolist()
+        plan = plan_batch(lengths, RowCost(128, 512))
+        assert sorted(index for row in plan for index in row) == list(range(16))
+        longest_row = max(sum(lengths[index] for index in row) for row in plan)
+        assert RowCost(128, 512)(len(plan), longest_row) <= RowCost(128, 512)(16, max(lengths))
+        assert len(plan) < 16
+
+
+def test_rows_get_longer_where_attention_is_cheap():
+    lengths = [300, 200, 290, 210, 310, 190, 300, 200]
+    rows = [len(plan_batch(lengths, RowCost(128, hidden_size))) for hidden_size in (16, 100_000)]
+    assert rows[0] > rows[1]
 
 
 def test_every_example_is_in_one_row_and_no_row_is_too_long():
