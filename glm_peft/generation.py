@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,19 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from glm_peft.chat_formats import ChatFormat
 from glm_peft.collators import GenerationCollator
+from glm_peft.decoding import decode
 from glm_peft.errors import UserError
-from glm_peft.generation_settings import GenerationSettings, build_generation_config
+from glm_peft.generation_settings import GenerationSettings, build_generation_config, settle_batch_size
+from glm_peft.head_product import fast_head
+from glm_peft.prefix_cache import prefix_computed_once
+from glm_peft.tuners import starts_with_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +65,11 @@ def generate_answers(
     """
     prompts = getattr(features, "dataset", features)["input_ids"][:]
     answers = dict(known_answers or {})
-    mine, filler = _own_share(plan_batches([len(prompt) for prompt in prompts], settings, answers))
+    lengths = [len(prompt) for prompt in prompts]
+    settings = settle_batch_size(settings, model, lengths)
+    mine, filler = _own_share(plan_batches(lengths, settings, answers))
     generator = _Generator(model, tokenizer, chat_format, settings)
-    with _progress(mine, len(prompts)) as progress, _evaluation_mode(model), _in_effect(generator.config, model):
+    with _progress(mine, len(prompts)) as progress, _ready(model, generator.config):
         for batch in generator.run(mine, prompts):
             answers.update(zip(batch.rows, batch.answers, strict=True))
             progress.update(len(batch.rows))
@@ -124,6 +132,7 @@ class _Generator:
         self.model, self.tokenizer, self.chat_format, self.settings = model, tokenizer, chat_format, settings
         self.config = build_generation_config(tokenizer, chat_format, settings)
         self.collate = GenerationCollator(tokenizer)
+        self.decoding = _decoding(model, settings)
         self.too_many_tokens = float("inf")
 
     def run(self, batches: list[list[int]], prompts: Sequence[list[int]]) -> Iterator[AnsweredBatch]:
@@ -159,7 +168,7 @@ class _Generator:
         # Positions are left to `generate`, which has them from the mask, or to the model, where they have two rows.
         inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         with _seeded(self.settings, rows[0], device):
-            sequences = self.model.generate(**inputs, generation_config=self.config)
+            sequences = self.model.generate(**inputs, generation_config=self.config, **self.decoding)
         generated = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         generated = [_until_end(ids, self.config.eos_token_id) for ids in generated]
         return AnsweredBatch(rows, [self._text(ids) for ids in generated], [len(ids) for ids in generated])
@@ -194,6 +203,37 @@ def _too_large(row: int, length: int, settings: GenerationSettings) -> str:
     )
 
 
+def _decoding(model: torch.nn.Module, settings: GenerationSettings) -> dict[str, Any]:
+    """How `generate` goes on from token to token: beams, and processes that wait for each other, as in stock."""
+    if _is_in_parts(model):
+        return {"synced_gpus": PartialState().num_processes > 1}
+    is_stock = isinstance(_base_of(model), GenerationMixin) and not starts_with_embeddings(model)
+    return {"custom_generate": decode} if is_stock and settings.num_beams == 1 else {}
+
+
+def _is_in_parts(model: torch.nn.Module) -> bool:
+    """Whether each process holds a part of the parameters only (FSDP, ZeRO-3)."""
+    sharded = (FSDPModule, FullyShardedDataParallel)
+    return is_deepspeed_zero3_enabled() or any(isinstance(module, sharded) for module in model.modules())
+
+
+def _base_of(model: torch.nn.Module) -> torch.nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@contextmanager
+def _ready(model: torch.nn.Module, config: GenerationConfig) -> Iterator[None]:
+    """The model as it generates, for a whole run."""
+    with ExitStack() as stack:
+        stack.enter_context(_evaluation_mode(model))
+        stack.enter_context(_in_effect(config, model))
+        stack.enter_context(prefix_computed_once(model))
+        base = _base_of(model)
+        if isinstance(base, PreTrainedModel) and not _is_in_parts(model):
+            stack.enter_context(fast_head(base))
+        yield
+
+
 @contextmanager
 def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """`generate` crashes in training mode under activation checkpointing, and dropout would change the answers."""
@@ -214,7 +254,7 @@ def _in_effect(config: GenerationConfig, model: PreTrainedModel | PeftModel) -> 
     `generate` fills what a given config leaves open with what the base's own says, such as a published `top_p` beside
     greedy decoding; and PEFT hands a config on only to bases without an inner `model`.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = _base_of(model)
     owners = [owner for owner in {id(owner): owner for owner in (model, base)}.values() if _owns_config(owner)]
     before = [owner.generation_config for owner in owners]
     for owner in owners:

@@ -1,13 +1,20 @@
 """How answers are generated: the settings, from the arguments to what `generate` takes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from glm_peft.chat_formats import ChatFormat
 from glm_peft.errors import UserError
+
+FEWEST_ROWS, MOST_ROWS = 8, 64  # of a batch whose size nobody gave
+CACHE_BYTES = 1 << 30  # what its keys and values may take on a CPU
+CACHE_SHARE = 1 / 8  # and of a GPU's memory
 
 _SAMPLING = ("top_p", "top_k", "temperature")
 _OTHER_FLAGS = {
@@ -27,7 +34,7 @@ class GenerationSettings:
             probability `top_p`, at `temperature`; off, the most likely token is taken, and the three have no effect.
         num_beams: number of beams; 1 is no beam search.
         seed: of the draws. Each batch has its own, made of this one and of the batch's first row.
-        batch_size: rows in a batch.
+        batch_size: rows in a batch; `None` for what `settle_batch_size` says.
         max_batch_tokens: instead of `batch_size`, the most tokens in a batch: rows * `num_beams` * (longest prompt +
             `max_new_tokens`). A row that is larger by itself is a batch by itself.
 
@@ -42,7 +49,7 @@ class GenerationSettings:
     temperature: float = 0.95
     num_beams: int = 1
     seed: int = 42
-    batch_size: int = 8
+    batch_size: int | None = None
     max_batch_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -68,6 +75,46 @@ class GenerationSettings:
         found = {name: _first_value(sources, names) for name, names in flags.items()}
         given = {name: value for name, value in found.items() if value is not None}
         return cls(**given)
+
+
+def settle_batch_size(
+    settings: GenerationSettings, model: PreTrainedModel | PeftModel, lengths: Sequence[int]
+) -> GenerationSettings:
+    """
+    The settings with a `batch_size`, where they say nothing of batches.
+
+    It is as many rows, 8 to 64, as have their keys and values in 1 GiB, or in an eighth of the GPU's memory; above 8
+    no more than half of each process's rows, so that a stopped run has kept some. As drawn answers depend on their
+    batches, it depends on nothing that changes from run to run.
+
+    Args:
+        lengths: of all prompts, in tokens.
+    """
+    if settings.batch_size or settings.max_batch_tokens:
+        return settings
+    batch_size = FEWEST_ROWS
+    half = len(lengths) // (2 * PartialState().num_processes)
+    if half > FEWEST_ROWS:
+        fitting = _cache_bytes(model.device) // _row_bytes(settings, model, max(lengths))
+        batch_size = max(min(fitting, half, MOST_ROWS), FEWEST_ROWS)
+    return replace(settings, batch_size=batch_size)
+
+
+def _row_bytes(settings: GenerationSettings, model: PreTrainedModel | PeftModel, longest: int) -> int:
+    """Bytes of the keys and values of a row at its end."""
+    config = model.config
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+    return token * (_num_virtual_tokens(model) + longest + settings.max_new_tokens) * settings.num_beams
+
+
+def _cache_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return CACHE_BYTES
+    return int(torch.cuda.get_device_properties(device).total_memory * CACHE_SHARE)
+
+
+def _num_virtual_tokens(model: PreTrainedModel | PeftModel) -> int:
+    return getattr(model.active_peft_config, "num_virtual_tokens", 0) if isinstance(model, PeftModel) else 0
 
 
 def build_generation_config(

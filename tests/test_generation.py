@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 import glm_peft  # noqa: F401
 from glm_peft.chat_formats import get_chat_format
+from glm_peft.collators import GenerationCollator
 from glm_peft.errors import UserError
-from glm_peft.generation import AnsweredBatch, generate_answers, plan_batches
-from glm_peft.generation_settings import GenerationSettings
+from glm_peft.generation import AnsweredBatch, _Generator, _ready, _seeded, generate_answers, plan_batches
+from glm_peft.generation_settings import CACHE_BYTES, GenerationSettings, build_generation_config, settle_batch_size
 
 GENERATIONS = ("chatglm", "chatglm2", "chatglm3", "glm4", "glm4_0414")
 QUESTIONS = ("白色衬衫", "类型#裤*版型#宽松", "今天天气很好，我们去公园散步吧。", "Hello", "她把信放进抽屉，关上了灯")
@@ -193,6 +194,20 @@ def test_the_token_budget_counts_padding_answers_and_beams() -> None:
     assert plan_batches(lengths, GenerationSettings(10, batch_size=4)) == [[1, 2, 0, 3], [4]]
 
 
+def test_without_a_size_a_batch_is_as_large_as_memory_and_the_number_of_rows_allow(setup: Setup) -> None:
+    def rows(count: int, length: int, **options: int) -> int | None:
+        return settle_batch_size(GenerationSettings(**options), setup.model, [length] * count).batch_size
+
+    config = setup.base.config
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    fitting = [CACHE_BYTES // (20 * token) - 4 - new for new in (4, 8)]  # 4 is the prefix
+    assert rows(1000, 10) == 64 and rows(50, 10) == 25 and rows(10, 10) == rows(0, 0) == 8
+    assert rows(1000, fitting[0], max_new_tokens=4) == 20 and rows(1000, fitting[1] + 1, max_new_tokens=8) == 19
+    assert rows(1000, fitting[0], max_new_tokens=4, num_beams=3) == 8
+    assert rows(1000, 10, batch_size=3) == 3
+    assert rows(1000, 10, max_batch_tokens=99) is None
+
+
 def test_draws_keep_their_batches_where_rows_are_known_and_greedy_ones_do_not() -> None:
     lengths, known = [4, 4, 4, 4], {0, 1, 2}
     assert plan_batches(lengths, GenerationSettings(batch_size=2, do_sample=True), known) == [[2, 3]]
@@ -241,6 +256,76 @@ def test_the_settings_are_in_effect_whatever_the_base_says_without_a_warning(
         logging.getLogger("transformers").removeHandler(caplog.handler)
     assert not caplog.records and not recwarn.list
     assert stubborn_base.generation_config is own_config
+
+
+@pytest.mark.parametrize(
+    "own", [{"cache_implementation": "static"}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}]
+)
+def test_no_cache_of_the_bases_own_choice_reaches_a_prefix(setup: Setup, own: dict[str, Any]) -> None:
+    beams = GenerationSettings(8, num_beams=2)
+    expected, before = (setup.answer(), setup.answer(settings=beams)), setup.base.generation_config
+    setup.base.generation_config = GenerationConfig(**own)
+    try:
+        assert (setup.answer(), setup.answer(settings=beams)) == expected
+    finally:
+        setup.base.generation_config = before
+
+
+def test_finished_rows_cost_no_steps(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = torch.tensor(setup.prompts["input_ids"][:1])
+    fourth = int(setup.model.generate(input_ids=row, max_new_tokens=4, do_sample=False, eos_token_id=None)[0, -1])
+    monkeypatch.setattr(type(setup.chat_format), "stop_token_ids", lambda *_: [fourth])
+    batches: list[AnsweredBatch] = []
+    rows_of_steps: list[int] = []
+    hook = setup.base.get_input_embeddings().register_forward_pre_hook(
+        lambda _, ids: rows_of_steps.append(len(ids[0]))
+    )
+    setup.answer(on_batch=batches.append)
+    hook.remove()
+    num_tokens = [count for batch in batches for count in batch.num_tokens]
+    assert len(set(num_tokens)) > 1 and sum(rows_of_steps) == sum(num_tokens)
+
+
+def test_the_prefix_is_computed_once_for_all_batches(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute, rows = setup.model.get_prompt, []
+    monkeypatch.setattr(setup.model, "get_prompt", lambda *words, **kw: rows.append(words) or compute(*words, **kw))
+    batches: list[AnsweredBatch] = []
+    setup.answer(on_batch=batches.append)
+    assert len(batches) == 2 and rows == [(1,)]
+
+
+@pytest.mark.parametrize("changes", [{"num_beams": 3}, {"do_sample": True, "top_k": 0}])
+def test_beams_and_first_draws_are_those_of_stock_peft(every_setup: Setup, changes: dict[str, Any]) -> None:
+    settings = GenerationSettings(8, batch_size=5, **changes)
+    config = build_generation_config(every_setup.tokenizer, every_setup.chat_format, settings)
+    config.eos_token_id = None
+    rows = plan_batches([len(ids) for ids in every_setup.prompts["input_ids"]], settings)[0]
+    batch = GenerationCollator(every_setup.tokenizer)(
+        [{"input_ids": every_setup.prompts["input_ids"][row]} for row in rows]
+    )
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with _seeded(settings, rows[0], torch.device("cpu")):
+        expected = every_setup.model.generate(**inputs, generation_config=config)
+    generator = _Generator(every_setup.model, every_setup.tokenizer, every_setup.chat_format, settings)
+    generator.config.eos_token_id = None
+    with _ready(every_setup.model, generator.config), _seeded(settings, rows[0], torch.device("cpu")):
+        answers = every_setup.model.generate(**inputs, generation_config=generator.config, **generator.decoding)
+    assert torch.equal(answers, expected)
+
+
+def test_a_lora_adapter_answers_as_one_prompt_at_a_time_in_stock_does(tiny_model_dirs: dict[str, Path]) -> None:
+    setup = Setup(tiny_model_dirs["chatglm2"], "chatglm2")
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(setup.base, config).eval()
+    options = {
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "eos_token_id": setup.chat_format.stop_token_ids(setup.tokenizer),
+    }
+    rows = [torch.tensor([ids]) for ids in setup.prompts["input_ids"]]
+    ids = [model.generate(input_ids=row, **options)[0, row.shape[1] :].tolist() for row in rows]
+    expected = [setup.chat_format.clean_answer(setup.tokenizer.decode(new, skip_special_tokens=True)) for new in ids]
+    assert setup.answer(model=model) == expected and len(set(expected)) > 1
 
 
 def test_generation_stops_at_the_end_tokens_and_at_the_limit(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
