@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 CHUNK_LOGITS = 1 << 25  # numbers in a chunk of logits: 128 MiB in float32, whatever the vocabulary
 
 
-def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0) -> None:
+def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0, caller: nn.Module | None = None) -> None:
     """
     Let calls with `labels` compute the loss in chunks; they return no logits. Other calls stay as they are.
 
@@ -24,7 +24,9 @@ def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0) -> No
 
     Args:
         label_smoothing: the share of each label's weight that goes to the whole vocabulary, 0 to 1.
+        caller: the module that is called with the labels, where it is not the base but one around it.
     """
+    caller = base if caller is None else caller
     head = base.get_output_embeddings()
     project = head.forward
     is_deferred = False
@@ -46,10 +48,11 @@ def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0) -> No
 
     head.forward = lambda hidden_states: hidden_states if is_deferred else project(hidden_states)
     base.loss_function = loss_function
-    base.register_forward_pre_hook(begin, with_kwargs=True)
-    base.register_forward_hook(end, always_call=True)
+    caller.register_forward_pre_hook(begin, with_kwargs=True)
+    caller.register_forward_hook(end, always_call=True)
 
 
+@torch.compiler.disable  # a loop over chunks whose number follows the labels; its products need no compiler
 def label_loss(
     hidden_states: torch.Tensor,
     labels: torch.Tensor,
@@ -97,6 +100,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total += loss
             if needs_gradient:
                 (gradient[chunk],) = torch.autograd.grad(logits, states, logits_gradient)
+            del logits, logits_gradient  # before the next chunk's are made
         ctx.save_for_backward(gradient)
         return total
 

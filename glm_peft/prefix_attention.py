@@ -13,17 +13,20 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.glm.modeling_glm import eager_attention_forward
 
 from glm_peft.errors import UserError
 
-PrefixKeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]
+KeyAndValue = tuple[torch.Tensor, torch.Tensor]
 
 _NAME = "prefix_{}"
 _SUPPORTED = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+_ON_GPU = ("flex_attention",)  # has no backward pass on CPUs
 
 
 def attach_prefix_attention(model: PeftModel, dropout: float = 0.0) -> None:
@@ -41,7 +44,7 @@ def attach_prefix_attention(model: PeftModel, dropout: float = 0.0) -> None:
     """
     base = model.get_base_model()
     implementation = base.config._attn_implementation
-    if implementation not in _SUPPORTED:
+    if implementation not in (*_SUPPORTED, *(_ON_GPU if torch.cuda.is_available() else ())):
         raise UserError(
             f"--attn_implementation {implementation} cannot carry a prefix in training: use sdpa or eager."
         )
@@ -52,7 +55,14 @@ def attach_prefix_attention(model: PeftModel, dropout: float = 0.0) -> None:
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
     base.set_attn_implementation(name)
     model.get_prompt = partial(_prompt_of_one_row, model.get_prompt)
-    base.register_forward_pre_hook(partial(_take_prefix_from_cache, dropout), with_kwargs=True)
+    for index, layer in enumerate(decoder_layers(base)):
+        layer.register_forward_pre_hook(partial(_take_own_prefix, index, dropout), with_kwargs=True)
+    base.register_forward_pre_hook(_take_prefix_from_cache, with_kwargs=True)
+
+
+def decoder_layers(base: nn.Module) -> list[nn.Module]:
+    """The layers of the base, the first one first."""
+    return [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _with_prefix(attend: Callable) -> Callable:
@@ -64,12 +74,12 @@ def _with_prefix(attend: Callable) -> Callable:
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        prefix_key_values: PrefixKeyValues | None = None,
+        prefix_key_values: KeyAndValue | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """query [b, n_h, s, d], key and value [b, n_kv, s, d]; the prefix of each layer is [b, n_kv, P, d]."""
+        """query [b, n_h, s, d], key and value [b, n_kv, s, d]; the prefix's own are [b, n_kv, P, d]."""
         if prefix_key_values is not None:
-            prefix_key, prefix_value = prefix_key_values[module.layer_idx]
+            prefix_key, prefix_value = prefix_key_values
             attention_mask = _widen(attention_mask, query, prefix_key.shape[2])
             key, value = torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)
         return attend(module, query, key, value, attention_mask, **kwargs)
@@ -77,8 +87,12 @@ def _with_prefix(attend: Callable) -> Callable:
     return attend_with_prefix
 
 
-def _widen(attention_mask: torch.Tensor | None, query: torch.Tensor, num_virtual_tokens: int) -> torch.Tensor:
+def _widen(
+    attention_mask: torch.Tensor | BlockMask | None, query: torch.Tensor, num_virtual_tokens: int
+) -> torch.Tensor | BlockMask:
     """The mask with columns for the prefix, which every token sees. `None` stands for a plain causal mask."""
+    if isinstance(attention_mask, BlockMask):
+        return _widen_blocks(attention_mask, num_virtual_tokens)
     if attention_mask is None:
         length = query.shape[2]
         columns = length + num_virtual_tokens
@@ -88,13 +102,34 @@ def _widen(attention_mask: torch.Tensor | None, query: torch.Tensor, num_virtual
     return nn.functional.pad(attention_mask, (num_virtual_tokens, 0), value=visible)
 
 
+def _widen_blocks(mask: BlockMask, num_virtual_tokens: int) -> BlockMask:
+    """The same for flex attention; kept at the mask, as making one takes longer than a layer and all have the same."""
+    if not hasattr(mask, "with_prefix"):
+        mask.with_prefix = create_block_mask(
+            partial(_sees, mask.mask_mod, num_virtual_tokens),
+            B=mask.kv_num_blocks.shape[0],
+            H=None,
+            Q_LEN=mask.seq_lengths[0],
+            KV_LEN=mask.seq_lengths[1] + num_virtual_tokens,
+            device=mask.kv_num_blocks.device,
+        )
+    return mask.with_prefix
+
+
+def _sees(
+    mask_mod: Callable, num_virtual_tokens: int, row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: Any
+) -> torch.Tensor:
+    own = (key - num_virtual_tokens).clamp(min=0)
+    return (key < num_virtual_tokens) | mask_mod(row, head, query, own)
+
+
 def _prompt_of_one_row(get_prompt: Callable, batch_size: int, *args: Any, **kwargs: Any) -> Any:
     """What PEFT computes for every row anew; the base's hook shares it among the rows."""
     return get_prompt(1, *args, **kwargs)
 
 
 def _take_prefix_from_cache(
-    dropout: float, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Turn PEFT's call with a cache into one without."""
     cache = kwargs.get("past_key_values")
@@ -106,14 +141,30 @@ def _take_prefix_from_cache(
         _repeat(cache, rows)
         return None
     num_virtual_tokens = cache.get_seq_length()
-    share = partial(_share, rows=rows, dropout=dropout if base.training else 0.0)
-    prefix = tuple((share(layer.keys), share(layer.values)) for layer in cache.layers)
+    prefix = tuple((layer.keys, layer.values) for layer in cache.layers)
     kwargs = kwargs | {"past_key_values": None, "use_cache": False, "prefix_key_values": prefix}
     if kwargs.get("attention_mask") is not None:
         kwargs["attention_mask"] = kwargs["attention_mask"][:, num_virtual_tokens:]
     if kwargs.get("position_ids") is None:
         kwargs["position_ids"] = torch.arange(length, device=inputs.device)[None] + num_virtual_tokens
     return args, kwargs
+
+
+def _take_own_prefix(
+    index: int, dropout: float, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """
+    The layer's own out of the prefixes of all layers, for every row.
+
+    A layer knows no number, so that one compiled serves in every place. Shared here and not before the first layer:
+    the backward pass then adds up a layer's rows when it leaves the layer, instead of keeping those of all layers.
+    """
+    prefix = kwargs.get("prefix_key_values")
+    if prefix is None:
+        return None
+    rows, dropout = len(args[0] if args else kwargs["hidden_states"]), dropout if layer.training else 0.0
+    own = tuple(_share(values, rows, dropout) for values in prefix[index])
+    return args, kwargs | {"prefix_key_values": own}
 
 
 def _repeat(cache: Cache, rows: int) -> None:

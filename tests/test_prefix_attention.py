@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import PeftModel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AutoModelForCausalLM
 
 from glm_peft.adapters import create_adapter
 from glm_peft.errors import UserError
-from glm_peft.prefix_attention import attach_prefix_attention
+from glm_peft.prefix_attention import _widen, attach_prefix_attention
 
 ROWS = [[7, 8, 9, 251, 254, 10, 11, 12], [20, 251, 254, 30, 31]]
 PAD = 3
@@ -135,3 +136,20 @@ def test_an_attention_that_cannot_carry_a_prefix_is_refused(folder):
     model.get_base_model().set_attn_implementation("flex_attention")
     with pytest.raises(UserError, match="--attn_implementation flex_attention cannot carry a prefix"):
         attach_prefix_attention(model)
+
+
+def test_flex_attention_sees_the_prefix_and_what_its_blocks_show():
+    generator = torch.Generator().manual_seed(3)
+    query, key, value = (torch.randn(2, 4, length, 16, generator=generator) for length in (40, 47, 47))
+    padding = torch.tensor([9, 0])[:, None, None]
+
+    def mask_mod(row, head, q, k):
+        return (q >= k) & (k >= padding[row, 0, 0])
+
+    visible = mask_mod(torch.arange(2)[:, None, None], None, torch.arange(40)[None, :, None], torch.arange(40))
+    dense = torch.nn.functional.pad(visible[:, None], (7, 0), value=True)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=dense)
+    narrow = create_block_mask(mask_mod, B=2, H=None, Q_LEN=40, KV_LEN=40, device="cpu")
+    wide = _widen(narrow, query, 7)
+    assert wide is _widen(narrow, query, 7)
+    torch.testing.assert_close(flex_attention(query, key, value, block_mask=wide), expected, atol=1e-5, rtol=1e-5)
