@@ -4,9 +4,12 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from accelerate import PartialState
 
 from glm_peft.errors import UserError
 
@@ -15,6 +18,7 @@ logger = logging.getLogger(__name__)
 PREDICTIONS_NAME = "generated_predictions.jsonl"
 RESULTS_NAME = "predict_results.json"
 PARTIAL_NAME = "generated_predictions.partial.jsonl"
+OTHER_RUN_NAME = "generated_predictions.other_run.jsonl"
 
 
 def write_predictions(
@@ -86,6 +90,8 @@ class PartialPredictions:
     written when the run was stopped is dropped. `answers` has what is there, by row number.
     """
 
+    way_on = "the same command with --resume"
+
     def __init__(self, folder: str | Path, run: Mapping[str, Any], resume: bool) -> None:
         """
         Reads what a stopped run left in the folder.
@@ -112,7 +118,7 @@ class PartialPredictions:
             self._file.close()
         if error_type and self.path.exists():
             kept = f"{len(self.answers)} answers are in {self.path}"
-            logger.warning("Stopped: %s; the same command with --resume goes on from there.", kept)
+            logger.warning("Stopped: %s; %s goes on from there.", kept, self.way_on)
 
     def add(self, rows: Sequence[int], answers: Sequence[str]) -> None:
         """Puts the answers of a batch on the disk."""
@@ -153,6 +159,30 @@ class PartialPredictions:
                 f"{self.path} is of another run, with {name} {begun.get(name)!r} where this one has "
                 f"{self.run[name]!r}: resume with the same arguments and files, or remove it to start anew."
             )
+
+
+@contextmanager
+def keep_predictions(folder: str | Path, run: Mapping[str, Any]) -> Iterator[PartialPredictions | None]:
+    """
+    The answers of a prediction that follows training, which goes on by itself with those of the same run.
+
+    Those of another run are put aside: what was trained is not to be lost for them. Of several processes none keeps
+    its answers.
+    """
+    if PartialState().num_processes > 1:
+        yield None
+        return
+    path = Path(folder) / PARTIAL_NAME
+    try:
+        partial = PartialPredictions(folder, run, resume=True)
+    except UserError:
+        path.replace(path.with_name(OTHER_RUN_NAME))
+        logger.warning("%s is of another run: it is now called %s.", path, OTHER_RUN_NAME)
+        partial = PartialPredictions(folder, run, resume=True)
+    partial.way_on = "the same command with --resume_from_checkpoint last"
+    with partial:
+        yield partial
+        partial.remove()
 
 
 def _whole_lines(content: bytes) -> Iterator[tuple[dict[str, Any], int]]:

@@ -2,49 +2,44 @@
 The stock `Seq2SeqTrainer`, but for what stock cannot do with a prefix.
 
 - Scores: stock generation on decoder-only models scores the prompt with the answer and needs labels beside prompts.
-- Checkpoints: of a projected prefix PEFT saves only the result, from which training cannot go on.
+- Checkpoints: of a projected prefix PEFT saves only the result, from which training cannot go on. Stock writes them
+  in place, where a kill leaves a part, and keeps neither the order of the examples nor the losses not logged yet.
 - A loss that is not finite: stock goes on and shows 0.0.
+- Ctrl-C and SIGTERM: stock loses what it has.
 """
 
 import logging
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import Seq2SeqTrainer, TrainerCallback
+from accelerate import PartialState
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from glm_peft.batching import BatchingTrainer
+from glm_peft.checkpoints import (
+    UNFINISHED,
+    explain_failed_writing,
+    last_good_checkpoint,
+    publish_checkpoint,
+    rotate_checkpoints,
+)
 from glm_peft.errors import UserError
+from glm_peft.interruptions import Interruption, StoppedAtOnce
+from glm_peft.publishing import tidy_weights
+from glm_peft.resumption import Resumption
+from glm_peft.trained_state import load_trained_state, save_trained_state, trained_parameters
+from glm_peft.tuners import has_prefix
 
 logger = logging.getLogger(__name__)
 
-ENCODER_NAME = "prefix_encoder.safetensors"
 
-
-def choose_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path) -> str | None:
-    """
-    The checkpoint folder to go on from, or `None` for a fresh start.
-
-    Args:
-        resume_from_checkpoint: a folder; or `last` (or `true`), the newest complete one in `output_dir`, if any.
-
-    Raises:
-        UserError: there is no such folder, or it is not complete.
-    """
-    if resume_from_checkpoint is None or resume_from_checkpoint.lower() == "false":
-        return None
-    if resume_from_checkpoint.lower() not in ("last", "true"):
-        _check_checkpoint(resume_from_checkpoint)
-        return resume_from_checkpoint
-    found = _complete_checkpoints(output_dir)
-    logger.info("Going on from %s", found[-1] if found else f"the beginning: no checkpoint is in {output_dir}")
-    return str(found[-1]) if found else None
-
-
-class PrefixTrainer(Seq2SeqTrainer):
+class PrefixTrainer(BatchingTrainer):
     """
     Trains a prefix.
 
@@ -57,7 +52,26 @@ class PrefixTrainer(Seq2SeqTrainer):
         self.score_answers = score_answers
         self.label_smoother = None  # label_loss smooths; stock would not shift the labels of a model with a prefix
         self.is_finite = torch.tensor(True, device=self.args.device)
-        self.add_callback(_StopAtNonFiniteLoss(self))
+        self.interruption = Interruption(self.args.world_size > 1, self.is_world_process_zero())
+        self.resumption = Resumption(self)
+        self._run_dir: Path | None = None
+        self._saved_step = -1
+        if self.args.early_stopping_patience:
+            args = self.args
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+        self.add_callback(_Watch(self))
+        self.add_callback(self.resumption)
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+        """
+        As stock, but Ctrl-C and SIGTERM end it after the step, with a checkpoint.
+
+        Raises:
+            SystemExit: with 130 or 143, after such a signal.
+        """
+        self.resumption.begin(resume_from_checkpoint)
+        with self.interruption:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As stock; remembers on the device, without waiting for it, whether every loss was finite."""
@@ -66,45 +80,126 @@ class PrefixTrainer(Seq2SeqTrainer):
         return loss
 
     def every_loss_is_finite(self) -> bool:
-        """Whether the losses of all processes were finite so far."""
-        return bool(self.accelerator.gather(self.is_finite[None]).all())
+        """Whether the losses of all processes were finite so far; tells them of a signal that came to one, too."""
+        if self.args.world_size == 1:
+            return bool(self.is_finite)
+        signal_number = torch.tensor(self.interruption.signal_number, device=self.is_finite.device)
+        facts = self.accelerator.gather(torch.stack([self.is_finite.to(signal_number), signal_number])[None])
+        are_finite, signal_numbers = facts.T.tolist()
+        self.interruption.agree(max(signal_numbers))
+        return all(are_finite)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As stock; the mean loss is that of the whole training, also where a part of it was before a stop."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As stock, for the loss; then the scores of generated answers, so that callbacks see both."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        scores = self.score_answers() if self.score_answers else {}
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with self.interruption.stops_at_once() if self.is_in_train else nullcontext(), torch.random.fork_rng(devices):
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            scores = self.score_answers() if self.score_answers else {}
         output.metrics.update({f"{metric_key_prefix}_{name}": score for name, score in scores.items()})
         return output
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        encoder = {name: value.contiguous() for name, value in self._prefix_encoder.state_dict().items()}
-        save_file(encoder, Path(output_dir or self.args.output_dir) / ENCODER_NAME)
+        if not self.args.should_save:
+            return  # stock calls this in every process
+        save_trained_state(self._own_model, output_dir or self.args.output_dir)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As stock, but it is there as a whole or not at all: written apart, and moved to its place at the end."""
+        output_dir, step = Path(self.args.output_dir), self.state.global_step
+        with explain_failed_writing(f"The checkpoint of step {step}", output_dir):
+            self._run_dir = output_dir / UNFINISHED
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._run_dir = None
+            best = output_dir / f"checkpoint-{self.state.best_global_step}"
+            if self.state.best_global_step == step or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                folder = output_dir / UNFINISHED / f"checkpoint-{step}"
+                self.state.save_to_json(folder / TRAINER_STATE_NAME)  # again, with the place of the best
+                tidy_weights(folder)
+                publish_checkpoint(folder, self.args.world_size, resumable=not self.args.save_only_model)
+                rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+        self._saved_step = step
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._run_dir or super()._get_output_dir(trial))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.resumption.save(output_dir)
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, *args: Any
+    ) -> tuple[int, int]:
+        """As stock; but where training was over, there are no epochs left: stock would take one more step."""
+        start = super()._init_training_state(max_steps, steps_per_epoch, num_train_epochs, *args)
+        return (num_train_epochs, 0) if self.resumption.was_over(max_steps) else start
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """As stock; nothing, where the evaluation that a resumed run began with stops it early."""
+        return ([], None) if self.control.should_training_stop else super().get_batch_samples(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: torch.Tensor, grad_norm: Any, model: torch.nn.Module, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        except StoppedAtOnce:
+            self._save_checkpoint(model, trial)
+            self.callback_handler.on_save(self.args, self.state, self.control)
+        if self.interruption.is_due and self._saved_step == self.state.global_step:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Ends the run after a signal, its checkpoint being there."""
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        PartialState().destroy_process_group()
+        if self.is_world_process_zero():
+            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self._saved_step}"
+            print(
+                f"stopped by {self.interruption.name} at step {self._saved_step}; the same command with "
+                f"--resume_from_checkpoint last goes on from {checkpoint}",
+                file=sys.stderr,
+            )
+        sys.exit(self.interruption.exit_code)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        wanted = self.args.metric_for_best_model
+        names = [name.removeprefix("eval_") for name in metrics]
+        if wanted and wanted.removeprefix("eval_") not in names:
+            raise UserError(
+                f"--metric_for_best_model {wanted} is no score of this evaluation: give one of {', '.join(names)}."
+            )
+        return super()._determine_best_metric(metrics, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        self._load_encoder(resume_from_checkpoint)
+        load_trained_state(self._own_model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        self._load_encoder(self.state.best_model_checkpoint)
-
-    def _load_encoder(self, checkpoint: str) -> None:
-        saved = load_file(Path(checkpoint) / ENCODER_NAME, device=str(self.args.device))
-        own = self._prefix_encoder.state_dict()
-        if _shapes(saved) != _shapes(own):
-            raise UserError(
-                f"The prefix in {checkpoint} has the sizes {_shapes(saved)}, but this run's has {_shapes(own)}: "
-                "resume with the base, --num_virtual_tokens and --prefix_projection of the run that wrote it."
-            )
-        self._prefix_encoder.load_state_dict(saved)
+        load_trained_state(self._own_model, self.state.best_model_checkpoint)
 
     @property
-    def _prefix_encoder(self) -> torch.nn.Module:
-        model = self.accelerator.unwrap_model(self.model)
-        return model.prompt_encoder[model.active_adapter]
+    def _own_model(self) -> torch.nn.Module:
+        return self.accelerator.unwrap_model(self.model)
 
 
-class _StopAtNonFiniteLoss(TrainerCallback):
-    """Looks before each step of the optimizer, so that the prefix takes no spoilt gradient, and at the end."""
+class _Watch(TrainerCallback):
+    """
+    Looks for losses that are not finite, and for signals.
+
+    The former before each step of the optimizer, so that the prefix takes no spoilt gradient, and at the end.
+    """
 
     def __init__(self, trainer: PrefixTrainer) -> None:
         self.trainer = trainer
@@ -113,13 +208,16 @@ class _StopAtNonFiniteLoss(TrainerCallback):
         if not self.trainer.every_loss_is_finite():
             self._stop("loss", state.global_step + 1)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save |= self.trainer.interruption.is_due
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not _is_finite(self.trainer._prefix_encoder.state_dict()):
-            self._stop("prefix", state.global_step)
+        model = self.trainer._own_model
+        if not _is_finite(trained_parameters(model)):
+            self._stop("prefix" if has_prefix(model) else "result", state.global_step)
 
     def _stop(self, what: str, step: int) -> None:
-        checkpoint = _last_good_checkpoint(self.trainer.args.output_dir)
-        kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no good checkpoint yet"
+        kept = last_good_checkpoint(self.trainer.args.output_dir)
         raise UserError(
             f"The {what} is not finite at step {step} (learning rate {self.trainer._get_learning_rate():.3g}, base in "
             f"{self.trainer.model.dtype}): most likely the learning rate is too high, or float16 overflows; lower "
@@ -127,38 +225,5 @@ class _StopAtNonFiniteLoss(TrainerCallback):
         )
 
 
-def _last_good_checkpoint(output_dir: str | Path) -> Path | None:
-    newest_first = reversed(_complete_checkpoints(output_dir))
-    return next((folder for folder in newest_first if _is_finite(load_file(folder / ENCODER_NAME))), None)
-
-
-def _complete_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(filter(_is_complete, Path(output_dir).glob("checkpoint-*")), key=_step)
-
-
 def _is_finite(state: dict[str, torch.Tensor]) -> bool:
     return all(bool(value.isfinite().all()) for value in state.values())
-
-
-def _check_checkpoint(folder: str) -> None:
-    if not _is_complete(Path(folder)):
-        found = f"has no {ENCODER_NAME} or no {TRAINER_STATE_NAME}" if Path(folder).is_dir() else "is no folder"
-        raise UserError(
-            f"--resume_from_checkpoint {folder} {found}, so it is no complete checkpoint: give another one, or last, "
-            "or start from an adapter with --adapter_name_or_path."
-        )
-
-
-def _is_complete(folder: Path) -> bool:
-    # The state is what is written last.
-    return all((folder / name).is_file() for name in (ENCODER_NAME, TRAINER_STATE_NAME))
-
-
-def _step(folder: Path) -> int:
-    number = folder.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() else -1
-
-
-def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in state.items()}
