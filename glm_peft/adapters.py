@@ -1,34 +1,60 @@
 """Make, load and continue the adapter: a stock `PrefixTuningConfig` on the base."""
 
 import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType, PrefixTuningConfig, TaskType, get_peft_model, load_peft_weights
+from peft import (
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    PrefixTuningConfig,
+    TaskType,
+    get_peft_model,
+    load_peft_weights,
+)
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from glm_peft.base_model import load_config
 from glm_peft.errors import UserError
-from glm_peft.legacy import is_published_checkpoint, read_published_prefix, rotate_prefix_keys
+from glm_peft.fingerprints import find_generation
+from glm_peft.legacy import (
+    is_published_checkpoint,
+    read_published_prefix,
+    read_published_sizes,
+    rotate_prefix_keys,
+)
+from glm_peft.methods import CONTINUED, PREFIX_TUNING, settle_kind
+from glm_peft.origins import (
+    check_config,
+    check_generation,
+    check_model_type,
+    check_weights,
+    read_origin,
+    settle_chat_format,
+)
+from glm_peft.tuners import create_tuner, load_tuner, without_peft_warnings
 
 logger = logging.getLogger(__name__)
 
+_LONGEST = 200
 
-def create_adapter(model: PreTrainedModel, model_args: Any) -> PeftModel:
+
+def create_adapter(model: PreTrainedModel, model_args: Any) -> PreTrainedModel | PeftModel:
     """
-    A fresh prefix on the base, or one that continues from `adapter_name_or_path`.
+    A fresh adapter on the base, or one that continues from `adapter_name_or_path`; for the method none the base.
 
     Args:
-        model_args: `num_virtual_tokens`, `prefix_projection`, `encoder_hidden_size`, `adapter_name_or_path`.
+        model_args: `peft_type` (a prefix where it is missing) and the flags of the method, `adapter_name_or_path`.
 
     Raises:
-        UserError: the adapter to continue from does not fit the base.
+        UserError: the adapter to continue from does not fit the base, or the base has none of the layers to adapt.
     """
     if model_args.adapter_name_or_path:
         return load_adapter(model, model_args.adapter_name_or_path, is_trainable=True)
+    if getattr(model_args, "peft_type", None) not in (None, PREFIX_TUNING):
+        return create_tuner(model, model_args)
     return _new_adapter(
         model,
         num_virtual_tokens=model_args.num_virtual_tokens,
@@ -37,10 +63,39 @@ def create_adapter(model: PreTrainedModel, model_args: Any) -> PeftModel:
     )
 
 
-def check_adapter(adapter_name_or_path: str) -> None:
-    """Raise a `UserError` where there is no adapter of this name; to be called before anything that takes long."""
-    if not is_published_checkpoint(adapter_name_or_path):
-        read_adapter_config(adapter_name_or_path)
+def settle_adapter(model_args: Any, is_trainable: bool) -> None:
+    """
+    Let the adapter to load, if there is one, say what is not given: prefix length, projection, chat format.
+
+    To be called before anything that takes long.
+
+    Args:
+        model_args: `ModelArguments`, filled in here.
+        is_trainable: whether training goes on from the adapter; otherwise a projection has no meaning.
+
+    Raises:
+        UserError: there is no such adapter, what is given contradicts it, or the base is of another generation.
+    """
+    adapter = model_args.adapter_name_or_path
+    if not adapter:
+        return
+    check_adapter_kind(adapter, is_trainable)
+    if is_trainable:
+        settle_kind(adapter, _kind_of(adapter), model_args)
+    origin = read_origin(adapter)
+    check_generation(adapter, origin, model_args.model_name_or_path, find_generation(model_args))
+    settle_chat_format(adapter, origin, model_args)
+    config = load_config(model_args)
+    check_model_type(adapter, origin, config)
+    for name, found in _read_sizes(adapter, config, is_trainable).items():
+        given = getattr(model_args, name)
+        if given not in (None, found):
+            projected = "" if name == "num_virtual_tokens" else " (of a projection PEFT keeps only the result)"
+            raise UserError(
+                f"--{name} {_as_typed(given)} contradicts --adapter_name_or_path {adapter}, whose prefix goes on with "
+                f"{name} {_as_typed(found)}{projected}: leave one of the two out."
+            )
+        setattr(model_args, name, found)
 
 
 def load_adapter(model: PreTrainedModel, adapter_name_or_path: str, is_trainable: bool = False) -> PeftModel:
@@ -48,28 +103,101 @@ def load_adapter(model: PreTrainedModel, adapter_name_or_path: str, is_trainable
     The base with an adapter: PEFT's, from a folder or the Hub, or a published P-Tuning v2 checkpoint folder.
 
     Raises:
-        UserError: there is no adapter, it is of another kind, or its sizes are not those of the base.
+        UserError: there is no adapter, it cannot be read, it is of another kind, or the base is of another
+            architecture or other sizes than its own; of other numbers in config or weights there is a warning.
     """
+    check_adapter_kind(adapter_name_or_path, is_trainable)
     if is_published_checkpoint(adapter_name_or_path):
         return _load_published(model, adapter_name_or_path, is_trainable)
-    config = read_adapter_config(adapter_name_or_path)
-    if config.peft_type != PeftType.PREFIX_TUNING:
-        if is_trainable:
-            raise UserError(f"{adapter_name_or_path} is a {config.peft_type.value} adapter: continue from a prefix.")
-        return PeftModel.from_pretrained(model, adapter_name_or_path)
-    check_sizes(config, model.config, adapter_name_or_path)
+    config, origin = read_adapter_config(adapter_name_or_path), read_origin(adapter_name_or_path)
+    is_prefix = config.peft_type == PeftType.PREFIX_TUNING
+    if is_prefix:
+        check_sizes(config, model.config, adapter_name_or_path)
+    check_model_type(adapter_name_or_path, origin, model.config)
+    check_config(adapter_name_or_path, origin, model.config)
+    check_weights(adapter_name_or_path, origin, model)
+    weight = read_flat_prefix(adapter_name_or_path, config) if is_prefix else None
+    if not is_prefix:
+        return load_tuner(model, adapter_name_or_path, config, is_trainable)
     if not is_trainable:
-        with _without_peft_warnings():
+        with without_peft_warnings():
             return PeftModel.from_pretrained(model, adapter_name_or_path)
     # PEFT refuses to train a loaded prefix, so the trained one starts as its copy.
-    return _with_weights(
-        model, load_peft_weights(adapter_name_or_path, device="cpu")["prompt_embeddings"], is_trainable
-    )
+    return _with_weights(model, weight, is_trainable)
+
+
+def read_flat_prefix(adapter_name_or_path: str, config: PrefixTuningConfig) -> torch.Tensor:
+    """
+    The prefix of a PEFT adapter [P, layers * 2 * kv].
+
+    Raises:
+        UserError: its weights are missing, broken, not finite, or not of the sizes that its config says.
+    """
+    try:
+        weights = load_peft_weights(adapter_name_or_path, device="cpu")
+    except Exception as error:  # a broken file can fail in any way
+        reason = " ".join(str(error).split())[:_LONGEST]
+        raise UserError(
+            f"The weights of the adapter {adapter_name_or_path} cannot be read ({type(error).__name__}: {reason}): "
+            "copy it again, or take an earlier checkpoint."
+        ) from error
+    weight = weights.get("prompt_embeddings")
+    wanted = (config.num_virtual_tokens, config.num_layers * 2 * config.token_dim)
+    found = None if weight is None else tuple(weight.shape)
+    if found != wanted or not bool(weight.isfinite().all()):
+        what = f"has the sizes {found}" if found != wanted else "holds numbers that are not finite"
+        raise UserError(
+            f"prompt_embeddings of the adapter {adapter_name_or_path} {what}, where its adapter_config.json asks for "
+            f"{wanted} finite ones: copy it again, or take an earlier checkpoint."
+        )
+    return weight
+
+
+def check_adapter_kind(adapter: str, is_trainable: bool) -> None:
+    """Raise a `UserError` where there is no adapter of this name, or none that can be trained where it is to be."""
+    if is_published_checkpoint(adapter):
+        return
+    kind = _kind_of(adapter)
+    if is_trainable and kind not in CONTINUED:
+        raise UserError(
+            f"{adapter} is of the method {kind}, from which training cannot go on, as its files do not hold all of "
+            f"it: give one of {', '.join(CONTINUED)}, or start anew."
+        )
+
+
+def _kind_of(adapter: str) -> str:
+    if is_published_checkpoint(adapter):
+        return PREFIX_TUNING
+    return read_adapter_config(adapter).peft_type.value.lower()
+
+
+def _read_sizes(adapter: str, config: PreTrainedConfig, is_trainable: bool) -> dict[str, Any]:
+    """What a prefix for this base goes on with, by the names of the arguments; nothing for adapters of other kinds."""
+    if is_published_checkpoint(adapter):
+        num_virtual_tokens, width, encoder_hidden_size = read_published_sizes(adapter)
+        check_width(width, config, adapter)
+    else:
+        adapter_config, encoder_hidden_size = read_adapter_config(adapter), None
+        if adapter_config.peft_type == PeftType.PROMPT_TUNING and is_trainable:
+            return {"num_virtual_tokens": adapter_config.num_virtual_tokens}
+        if adapter_config.peft_type != PeftType.PREFIX_TUNING:
+            return {}
+        check_sizes(adapter_config, config, adapter)
+        num_virtual_tokens = adapter_config.num_virtual_tokens
+    sizes = {"num_virtual_tokens": num_virtual_tokens}
+    if is_trainable:
+        sizes |= {"prefix_projection": encoder_hidden_size is not None, "encoder_hidden_size": encoder_hidden_size}
+    return sizes
+
+
+def _as_typed(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def _load_published(model: PreTrainedModel, folder: str, is_trainable: bool) -> PeftModel:
     prefix = read_published_prefix(folder)
     check_width(prefix.weight.shape[1], model.config, folder)
+    check_config(folder, read_origin(folder), model.config)
     logger.info("Read a published P-Tuning v2 prefix of %d virtual tokens from %s", len(prefix.weight), folder)
     if is_trainable and prefix.encoder and "transform.0.weight" in prefix.encoder:
         return _with_encoder(model, prefix.encoder)
@@ -96,27 +224,31 @@ def _new_adapter(model: PreTrainedModel, **settings: Any) -> PeftModel:
     config = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, **settings)
     if config.prefix_projection and config.encoder_hidden_size is None:
         config.encoder_hidden_size = model.config.hidden_size
-    with _without_peft_warnings():
+    with without_peft_warnings():
         adapted = get_peft_model(model, config)
     # The prefix trains in float32 whatever the base's precision; PEFT casts it where it meets the base.
     adapted.prompt_encoder.float()
     return adapted
 
 
-@contextmanager
-def _without_peft_warnings() -> Iterator[None]:
-    """PEFT asks the base by a name that transformers has deprecated, about which a user can do nothing."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
-
-
 def read_adapter_config(adapter_name_or_path: str) -> PeftConfig:
     """The config of a PEFT adapter; a `UserError` where there is none."""
+    path = Path(adapter_name_or_path)
+    if path.is_file():
+        raise UserError(f"--adapter_name_or_path {path} is a file: give the folder that it is in.")
     try:
-        return PeftConfig.from_pretrained(adapter_name_or_path)
-    except (ValueError, OSError) as error:
-        where = "folder" if Path(adapter_name_or_path).is_dir() else "folder or Hub id"
+        config = PeftConfig.from_pretrained(adapter_name_or_path)
+        if config.peft_type is None:
+            raise ValueError("There is no peft_type in it.")
+        return config
+    except Exception as error:  # PEFT's own depend on what is wrong with the file
+        if (path / "adapter_config.json").is_file():
+            raise UserError(
+                f"{path / 'adapter_config.json'} cannot be read ({type(error).__name__}): copy the adapter again."
+            ) from error
+        if not isinstance(error, ValueError | OSError):
+            raise
+        where = "folder" if path.is_dir() else "folder or Hub id"
         raise UserError(
             f"--adapter_name_or_path {adapter_name_or_path} is no {where} with an adapter_config.json or a published "
             "P-Tuning v2 checkpoint: give the output folder of a training run, or a Hub id."

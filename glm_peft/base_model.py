@@ -34,7 +34,15 @@ def load_tokenizer(model_args: Any) -> PreTrainedTokenizerBase:
         UserError: there is no such folder or Hub id, or its tokenizer file cannot be read.
     """
     load_config(model_args)  # where the folder is no ChatGLM model, this says so
-    tokenizer = _load(AutoTokenizer.from_pretrained, model_args)
+    try:
+        tokenizer = _load(AutoTokenizer.from_pretrained, model_args)
+    except UserError as error:
+        if "instantiate the backend tokenizer" not in str(error):
+            raise
+        raise UserError(
+            f"The tokenizer file tokenizer.json is not in {model_args.model_name_or_path}: download it from the "
+            "repository."
+        ) from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         raise UserError(
@@ -154,7 +162,8 @@ def _quantization_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def _hub_kwargs(model_args: Any) -> dict[str, Any]:
+def hub_arguments(model_args: Any) -> dict[str, Any]:
+    """Where on the Hub, and in which cache, the base's files are looked for."""
     names = {"cache_dir": "cache_dir", "model_revision": "revision"}
     values = {name: getattr(model_args, field, None) for field, name in names.items()}
     return {name: value for name, value in values.items() if value is not None}
@@ -164,7 +173,7 @@ def _load(read: Callable[..., Any], model_args: Any, **kwargs: Any) -> Any:
     """What `from_pretrained` or the like reads, with everything that can be wrong there told in one sentence."""
     try:
         # Said aloud: where nothing is said, transformers may ask whether to run the repository's own code.
-        return read(model_args.model_name_or_path, trust_remote_code=False, **_hub_kwargs(model_args), **kwargs)
+        return read(model_args.model_name_or_path, trust_remote_code=False, **hub_arguments(model_args), **kwargs)
     except UserError:
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:

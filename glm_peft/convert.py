@@ -3,25 +3,33 @@ Between published P-Tuning v2 checkpoints and PEFT adapters.
 
     python -m glm_peft.convert import CHECKPOINT --base BASE --output_dir ADAPTER --verify
     python -m glm_peft.convert export ADAPTER --base BASE --output_dir CHECKPOINT
+    python -m glm_peft.convert merge ADAPTER --base BASE --output_dir MODEL
 
-Adapters work with stock PEFT; exported checkpoints with the published scripts, as `--ptuning_checkpoint`.
+Adapters work with stock PEFT; exported checkpoints with the published scripts, as `--ptuning_checkpoint`. The last one
+adds a LoRA, AdaLoRA or (IA)³ adapter into the weights of its base.
 """
 
 import logging
 from types import SimpleNamespace
+from typing import Any
 
 import torch
-from peft import PrefixTuningConfig, TaskType, load_peft_weights
+from peft import PeftType, PrefixTuningConfig, TaskType
 from peft.utils.other import _prepare_prompt_learning_config
 from safetensors.torch import save_file
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from glm_peft.adapters import check_sizes, check_width, load_adapter, read_adapter_config
+from glm_peft.adapters import check_sizes, check_width, load_adapter, read_adapter_config, read_flat_prefix
 from glm_peft.base_model import load_base_model, load_config
 from glm_peft.convert_arguments import parse_convert_arguments
 from glm_peft.errors import UserError, exit_with_user_errors
+from glm_peft.fingerprints import find_generation
 from glm_peft.legacy import read_published_prefix, rotate_prefix_keys, write_published_prefix
+from glm_peft.merging import merge_adapter
+from glm_peft.origins import check_config, check_generation, check_model_type, read_origin
 from glm_peft.prediction_files import make_output_dir
+from glm_peft.provenance import describe_base, describe_weights, write_provenance
+from glm_peft.publishing import tidy_weights
 from glm_peft.reporting import set_up_logging
 
 logger = logging.getLogger("glm_peft.convert")
@@ -34,24 +42,36 @@ def main(argv: list[str] | None = None) -> None:
     """Does what the arguments ask for."""
     arguments = parse_convert_arguments(argv)
     set_up_logging()
-    config = load_config(SimpleNamespace(model_name_or_path=arguments.base))
+    if arguments.verify and arguments.direction == "merge":
+        raise UserError("--verify compares a prefix with its published checkpoint: leave it out of merge.")
+    model_args = SimpleNamespace(model_name_or_path=arguments.base, chat_format=arguments.chat_format)
     if arguments.direction == "import":
-        import_checkpoint(arguments.source, arguments.base, config, arguments.output_dir)
-        if arguments.verify:
-            verify(arguments.source, arguments.base, arguments.output_dir)
+        import_checkpoint(arguments.source, model_args, arguments.output_dir)
+        checkpoint, adapter = arguments.source, arguments.output_dir
+    elif arguments.direction == "export":
+        export_adapter(arguments.source, model_args, arguments.output_dir)
+        checkpoint, adapter = arguments.output_dir, arguments.source
     else:
-        export_adapter(arguments.source, config, arguments.output_dir)
+        check_base(arguments.source, model_args, load_config(model_args))
+        merge_adapter(arguments.source, model_args, arguments.output_dir)
+    if arguments.verify:
+        verify(checkpoint, model_args, adapter)
 
 
-def import_checkpoint(checkpoint: str, base: str, config: PreTrainedConfig, output_dir: str) -> None:
+def import_checkpoint(checkpoint: str, model_args: Any, output_dir: str) -> None:
     """
     Write a published prefix as an adapter, without loading the base.
 
+    Args:
+        model_args: `model_name_or_path` and `chat_format` of the base.
+
     Raises:
-        UserError: there is no prefix in the checkpoint, or it is another base's.
+        UserError: there is no prefix in the checkpoint, it cannot be read, or it is another base's.
     """
-    prefix = read_published_prefix(checkpoint)
+    prefix, base = read_published_prefix(checkpoint), model_args.model_name_or_path
+    config = load_config(model_args)
     check_width(prefix.weight.shape[1], config, checkpoint)
+    generation = check_base(checkpoint, model_args, config)
     folder = make_output_dir(output_dir)
     weight = rotate_prefix_keys(prefix.weight, config)
     save_file({"prompt_embeddings": weight.contiguous()}, folder / "adapter_model.safetensors")
@@ -63,41 +83,63 @@ def import_checkpoint(checkpoint: str, base: str, config: PreTrainedConfig, outp
         inference_mode=True,
     )
     _prepare_prompt_learning_config(adapter, config).save_pretrained(folder)
+    tidy_weights(folder)
+    record = {"base": describe_base(config, generation), "converted_from": describe_weights(checkpoint)}
+    write_provenance(folder, record | ({"chat_format": model_args.chat_format} if model_args.chat_format else {}))
     logger.info("%d virtual tokens from %s, as an adapter in %s", len(weight), checkpoint, folder)
 
 
-def export_adapter(adapter: str, config: PreTrainedConfig, output_dir: str) -> None:
+def export_adapter(adapter: str, model_args: Any, output_dir: str) -> None:
     """
     Write an adapter's prefix as the published scripts save one without projection.
 
+    Args:
+        model_args: `model_name_or_path` and `chat_format` of the base.
+
     Raises:
-        UserError: there is no prefix adapter, or it is another base's.
+        UserError: there is no prefix adapter, it cannot be read, or it is another base's.
     """
-    check_sizes(read_adapter_config(adapter), config, adapter)
-    weight = load_peft_weights(adapter, device="cpu")["prompt_embeddings"]
+    adapter_config = read_adapter_config(adapter)
+    if adapter_config.peft_type != PeftType.PREFIX_TUNING:
+        raise UserError(f"{adapter} is a {adapter_config.peft_type.value} adapter: only a prefix can be exported.")
+    config = load_config(model_args)
+    check_base(adapter, model_args, config)
+    check_sizes(adapter_config, config, adapter)
+    weight = read_flat_prefix(adapter, adapter_config).float()
     folder = make_output_dir(output_dir)
     raw = PreTrainedConfig.get_config_dict(config.name_or_path)[0]
+    raw.pop("_commit_hash", None)
     write_published_prefix(rotate_prefix_keys(weight, config, -len(weight)), raw, folder)
     logger.info("%d virtual tokens from %s, as a published checkpoint in %s", len(weight), adapter, folder)
 
 
+def check_base(source: str, model_args: Any, config: PreTrainedConfig) -> str | None:
+    """The generation of the base, where it is known, once it was compared with the one that the prefix is for."""
+    origin, generation = read_origin(source), find_generation(model_args)
+    check_generation(source, origin, model_args.model_name_or_path, generation)
+    check_model_type(source, origin, config)
+    check_config(source, origin, config)
+    return generation
+
+
 @torch.no_grad()
-def verify(checkpoint: str, base: str, adapter: str) -> None:
+def verify(checkpoint: str, model_args: Any, adapter: str) -> None:
     """
     Compare the logits of the published arithmetic (text counted from 0, keys not rotated) with the adapter's.
 
     Raises:
         UserError: they differ.
     """
-    model = load_base_model(SimpleNamespace(model_name_or_path=base, dtype="float32"))
+    base = model_args.model_name_or_path
+    model = load_base_model(SimpleNamespace(**vars(model_args), dtype="float32"))
     ids = _some_ids(model.config).to(model.device)
     expected = _published_logits(model, read_published_prefix(checkpoint).weight.to(model.device), ids)
     found = load_adapter(model, adapter).eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     difference = float((found - expected).abs().max())
     if difference > _VERIFIED * float(expected.abs().max()):
         raise UserError(
-            f"The adapter in {adapter} gives logits that differ from those of {checkpoint} by {difference:.2g} on "
-            f"{base}: do not use it, and report the base's config.json."
+            f"The adapter {adapter} gives logits that differ from those of {checkpoint} by {difference:.2g} on "
+            f"{base}: do not use what was written, and report the base's config.json."
         )
     logger.info("Verified on %s: the logits differ by at most %.2g", base, difference)
 

@@ -2,15 +2,24 @@
 
 import argparse
 
+_DIRECTIONS = "to a PEFT adapter, from one, or a LoRA, AdaLoRA or (IA)3 adapter into the weights of its base"
+
 
 def parse_convert_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """`import` or `export`, what from, for which base, and where to."""
     parser = argparse.ArgumentParser(
         "python -m glm_peft.convert", description="Between published P-Tuning v2 checkpoints and PEFT adapters."
     )
-    parser.add_argument("direction", choices=["import", "export"], help="to a PEFT adapter, or from one")
+    parser.add_argument("direction", choices=["import", "export", "merge"], help=_DIRECTIONS)
     parser.add_argument("source", help="published checkpoint folder (import), or adapter folder or Hub id (export)")
     parser.add_argument("--base", required=True, help="base model: a folder in a published layout or a Hub id")
     parser.add_argument("--output_dir", required=True, help="folder for the result")
-    parser.add_argument("--verify", action="store_true", help="import: compare the logits of both on the base")
+    parser.add_argument(
+        "--chat_format",
+        choices=["chatglm", "chatglm2", "chatglm3", "glm4"],
+        help="generation of the base, where its files do not say it; import: also the prompts of the adapter",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="import and export: compare the logits of both on the base"
+    )
     return parser.parse_args(argv)

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from glm_peft.errors import UserError
 
 _PREFIX = "prefix_encoder."
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+_PROJECTION = ("transform.0.weight", "transform.0.bias", "transform.2.weight", "transform.2.bias")
+_CHECKPOINT = "the checkpoint-N folder that the published training wrote"
 
 
 @dataclass(frozen=True)
@@ -33,29 +37,43 @@ class PublishedPrefix:
 def is_published_checkpoint(folder: str | Path) -> bool:
     """Whether a folder holds weights, but not in the form of a PEFT adapter."""
     folder = Path(folder)
-    return not (folder / "adapter_config.json").exists() and bool(_weight_files(folder))
+    names = [name for single in _SINGLE_FILES for name in (single, f"{single}.index.json")]
+    return not (folder / "adapter_config.json").exists() and any((folder / name).exists() for name in names)
 
 
 def read_published_prefix(folder: str | Path) -> PublishedPrefix:
     """
     Read the prefix out of a `checkpoint-N` folder: prefix only or whole model, single or sharded, pickle or
-    safetensors. Pickles are read as plain tensors only.
+    safetensors. Pickles are read as plain tensors only, and of the other tensors in a file nothing is read.
 
     Raises:
-        UserError: a file holds something else than tensors, or there is no prefix in it.
+        UserError: there is no prefix in it, or a file is broken, holds something else than tensors, or tensors of
+            other names and sizes than a prefix has.
     """
-    folder = Path(folder)
-    encoder: dict[str, torch.Tensor] = {}
-    for file in _weight_files(folder):
-        encoder |= {name.split(_PREFIX, 1)[1]: value for name, value in _read_prefix_tensors(file).items()}
-    if "embedding.weight" not in encoder:
+    encoder = {name: value.float() for name, value in _read_encoder(Path(folder)).items()}
+    spoilt = [name for name, value in encoder.items() if not bool(value.isfinite().all())]
+    if spoilt:
         raise UserError(
-            f"{folder} holds no P-Tuning v2 prefix (no parameter named …prefix_encoder.embedding.weight in "
-            f"{', '.join(file.name for file in _weight_files(folder)) or 'any weights file'}): give the checkpoint-N "
-            "folder that the published training wrote."
+            f"The prefix in {folder} holds numbers that are not finite (in {spoilt[0]}), which spoil every answer: "
+            "take an earlier checkpoint of that training."
         )
-    encoder = {name.replace("trans.", "transform."): value.float() for name, value in encoder.items()}
     return _apply_projection(encoder)
+
+
+def read_published_sizes(folder: str | Path) -> tuple[int, int, int | None]:
+    """
+    Virtual tokens of a published prefix, the numbers of each, and the width of its projection where training goes on
+    with that.
+
+    Raises:
+        UserError: as `read_published_prefix` does, but for numbers that are not finite.
+    """
+    encoder = _read_encoder(Path(folder))
+    num_virtual_tokens, width = encoder["embedding.weight"].shape
+    if "transform.0.bias" not in encoder:
+        return num_virtual_tokens, width, None
+    hidden_size = len(encoder["transform.0.bias"]) if _has_form_of_peft(encoder) else None
+    return num_virtual_tokens, len(encoder["transform.2.bias"]), hidden_size
 
 
 def write_published_prefix(weight: torch.Tensor, base_config: dict[str, Any], folder: str | Path) -> None:
@@ -87,44 +105,124 @@ def rotate_prefix_keys(weight: torch.Tensor, config: PreTrainedConfig, positions
     """
     if config.model_type == "chatglm":
         return weight
-    states = weight.view(weight.shape[0], config.num_hidden_layers, 2, config.num_key_value_heads, -1)
+    states = weight.reshape(weight.shape[0], config.num_hidden_layers, 2, config.num_key_value_heads, -1)
     keys, values = states.permute(2, 1, 3, 0, 4)
     position_ids = torch.full((1, weight.shape[0]), positions or weight.shape[0])
-    cos, sin = GlmRotaryEmbedding(config)(weight, position_ids)
-    keys, _ = apply_rotary_pos_emb(keys, keys, cos, sin)
-    return torch.stack([keys, values]).permute(3, 1, 0, 2, 4).reshape(weight.shape)
+    cos, sin = (part.double() for part in GlmRotaryEmbedding(config)(weight, position_ids))
+    # In float32 a sine and a cosine are not of length 1 together, and the way back would not end where it began.
+    length = torch.hypot(cos, sin)
+    keys, _ = apply_rotary_pos_emb(keys.double(), keys.double(), cos / length, sin / length)
+    return torch.stack([keys.to(weight.dtype), values]).permute(3, 1, 0, 2, 4).reshape(weight.shape)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold weights: the shards that an index names, or the single file."""
+def _read_encoder(folder: Path) -> dict[str, torch.Tensor]:
+    """The parameters of a prefix by the names of PEFT's encoder, still in the precision and the file they are in."""
+    files = _prefix_files(folder)
+    tensors = {name: value for file in files for name, value in _read_prefix_tensors(file).items()}
+    encoder = {name.split(_PREFIX, 1)[1].replace("trans.", "transform."): value for name, value in tensors.items()}
+    if "embedding.weight" not in encoder:
+        raise UserError(
+            f"{folder} holds no P-Tuning v2 prefix (no parameter named …prefix_encoder.embedding.weight in "
+            f"{', '.join(file.name for file in files) or 'any weights file'}): give {_CHECKPOINT}."
+        )
+    _check_names(encoder, folder)
+    _check_shapes(encoder, folder)
+    return encoder
+
+
+def _prefix_files(folder: Path) -> list[Path]:
+    """The files that may hold the prefix: the shards that an index names for it, or the single file."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give the folder that it is in.")
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}: give {_CHECKPOINT}.")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder} is a PEFT adapter already, no published checkpoint: use it as it is.")
     for name in _SINGLE_FILES:
-        if (folder / f"{name}.index.json").exists():
-            index = json.loads((folder / f"{name}.index.json").read_text(encoding="utf-8"))
-            return [folder / shard for shard in sorted(set(index["weight_map"].values()))]
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return [folder / shard for shard in _read_index(index)]
         if (folder / name).exists():
             return [folder / name]
     return []
 
 
-def _read_prefix_tensors(file: Path) -> dict[str, torch.Tensor]:
-    if file.suffix == ".safetensors":
-        with safe_open(file, "pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys() if _PREFIX in name}  # noqa: SIM118
+def _read_index(index: Path) -> list[str]:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({shard for name, shard in shards.items() if _PREFIX in name})
+        are_names = all(Path(name).name == name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of shards ({type(error).__name__}): copy it again.") from error
+    if not are_names:
+        raise UserError(f"{index} names a file of another folder ({names[0]}), which is not read: copy it again.")
+    return names
+
+
+def _read_prefix_tensors(file: Path) -> dict[str, Any]:
+    """Of the other tensors in the file only the names are read."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as tensors:
+                return {name: tensors.get_tensor(name) for name in tensors.keys() if _PREFIX in name}  # noqa: SIM118
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's protocol, about which a user can do nothing
+            is_new_form = zipfile.is_zipfile(file)
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=is_new_form)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{file} is not there, but {file.parent} has an index that names it: copy the checkpoint again, whole."
+        ) from error
+    except pickle.UnpicklingError as error:
         raise UserError(
             f"{file} is not a file of plain tensors ({type(error).__name__}), so it is not read and nothing in it is "
             "run: give the pytorch_model.bin or model.safetensors that the published training wrote."
         ) from error
-    return {name: value for name, value in state.items() if _PREFIX in name}
+    except Exception as error:  # a broken file can fail in any way
+        raise UserError(
+            f"{file} is cut short or broken ({type(error).__name__}, {file.stat().st_size} bytes): copy it again."
+        ) from error
+    named = state if isinstance(state, dict) else {}
+    return {name: value for name, value in named.items() if isinstance(name, str) and _PREFIX in name}
+
+
+def _check_names(encoder: dict[str, Any], folder: Path) -> None:
+    """The embedding, and either nothing else or the whole projection, all of them tensors of real numbers."""
+    names = {"embedding.weight", *(_PROJECTION if any(name in encoder for name in _PROJECTION) else ())}
+    if encoder.keys() != names:
+        odd = ", ".join(sorted(encoder.keys() ^ names))
+        raise UserError(
+            f"The prefix encoder in {folder} has not the published parameters (missing or unknown: {odd}), so it "
+            f"computes something else: give {_CHECKPOINT}."
+        )
+    for name, value in encoder.items():
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout == torch.strided):
+            found = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise UserError(
+                f"{name} in {folder} is not a tensor of floating-point numbers but {found}: give {_CHECKPOINT}."
+            )
+
+
+def _check_shapes(encoder: dict[str, torch.Tensor], folder: Path) -> None:
+    shapes = {name: tuple(value.shape) for name, value in encoder.items()}
+    fits = len(shapes["embedding.weight"]) == 2 and 0 not in shapes["embedding.weight"]
+    if fits and len(shapes) > 1:
+        first, first_bias, second, second_bias = (shapes[name] for name in _PROJECTION)
+        fits = len(first) == len(second) == 2 and first[1] == shapes["embedding.weight"][1] and second[1] == first[0]
+        fits = fits and first_bias == first[:1] and second_bias == second[:1]
+    if not fits:
+        raise UserError(f"The parameters of the prefix in {folder} do not fit together ({shapes}): copy it again.")
+
+
+def _has_form_of_peft(encoder: dict[str, torch.Tensor]) -> bool:
+    """PEFT's own projection starts from an embedding as wide as one layer's keys, as ChatGLM-6B's does."""
+    return encoder["embedding.weight"].shape[1] < len(encoder["transform.2.bias"])
 
 
 def _apply_projection(encoder: dict[str, torch.Tensor]) -> PublishedPrefix:
-    """PEFT's own encoder has this form only where the embedding is as wide as one layer's keys (ChatGLM-6B)."""
     embedding = encoder["embedding.weight"]
     if "transform.0.weight" not in encoder:
         return PublishedPrefix(embedding, encoder)
     hidden = torch.tanh(embedding @ encoder["transform.0.weight"].T + encoder["transform.0.bias"])
     weight = hidden @ encoder["transform.2.weight"].T + encoder["transform.2.bias"]
-    return PublishedPrefix(weight, encoder if embedding.shape[1] < weight.shape[1] else None)
+    return PublishedPrefix(weight, encoder if _has_form_of_peft(encoder) else None)

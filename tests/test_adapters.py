@@ -1,6 +1,9 @@
 """Published P-Tuning v2 checkpoints as adapters, held to what the published code computed with them."""
 
 import json
+import os
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import glm_peft  # noqa: F401
-from glm_peft.adapters import create_adapter, load_adapter
+from glm_peft.adapters import create_adapter, load_adapter, settle_adapter
 from glm_peft.errors import UserError
 from glm_peft.legacy import read_published_prefix, rotate_prefix_keys
+from glm_peft.shared_arguments import ModelArguments
 
 TOLERANCE = 2e-5
 NAMES = ["chatglm-6b", "chatglm2-6b", "chatglm3-6b"]
@@ -150,6 +154,27 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, monkeypatch):
     assert not Path("exploded").exists()
 
 
+@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize("command", ["os.system", "pathlib.Path.touch"])
+def test_a_bare_pickle_with_code_in_it_is_refused_and_not_run(protocol, command, tmp_path):
+    exploded = tmp_path / "exploded"
+    bomb = (os.system, (f"touch {exploded}",)) if command == "os.system" else (Path.touch, (exploded,))
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Reduced(bomb), protocol))
+    with pytest.raises(UserError, match="nothing in it is run"):
+        read_published_prefix(tmp_path)
+    assert not exploded.exists()
+    pickle.loads((tmp_path / "pytorch_model.bin").read_bytes())
+    assert exploded.exists()  # it would have been
+
+
+class Reduced:
+    def __init__(self, reduced: tuple) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
 def test_a_checkpoint_without_a_prefix_is_named(reference_models):
     with pytest.raises(UserError, match="holds no P-Tuning v2 prefix.*model.safetensors"):
         read_published_prefix(reference_models / "chatglm-6b")
@@ -203,18 +228,155 @@ def test_stock_peft_loads_what_was_saved(name, projection, reference_models, tmp
         torch.testing.assert_close(without, load_base(reference_models / name)(ids).logits, atol=1e-6, rtol=0)
 
 
-def test_training_continues_from_the_saved_loss(reference_models, tmp_path):
+@pytest.mark.parametrize("name", [*NAMES, "glm-4-9b-chat"])
+@pytest.mark.parametrize("projection", [False, True])
+def test_training_continues_from_the_saved_loss(name, projection, reference_models, tmp_path):
     ids = torch.tensor([[7, 8, 9, 251, 254, 10, 11]])
-    base = load_base(reference_models / "chatglm-6b")
-    model = create_adapter(base, Arguments()).eval()
+    model = create_adapter(load_base(reference_models / name), Arguments(prefix_projection=projection)).eval()
     loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
     model.save_pretrained(tmp_path)
-    base = load_base(reference_models / "chatglm-6b")
+    base = load_base(reference_models / name)
     continued = create_adapter(base, Arguments(adapter_name_or_path=str(tmp_path))).eval()
     again = continued(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
     torch.testing.assert_close(again, loss)
     again.backward()
-    assert continued.prompt_encoder["default"].embedding.weight.grad.abs().max() > 0
+    trained = {name: value.grad.abs().max() for name, value in continued.named_parameters() if value.requires_grad}
+    assert trained.keys() == {"prompt_encoder.default.embedding.weight"}  # flat, whatever it was trained through
+    assert min(trained.values()) > 0
+
+
+def test_training_continues_from_the_published_loss(published):
+    base, checkpoint, expected = published
+    model = create_adapter(base, Arguments(adapter_name_or_path=str(checkpoint))).eval()
+    for i in range(3):
+        ids, labels = expected[f"single{i}.input_ids"], expected[f"single{i}.labels"]
+        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+        torch.testing.assert_close(loss, expected[f"single{i}.loss"][0], atol=TOLERANCE, rtol=0)
+    loss.backward()
+    assert all(value.grad.abs().max() > 0 for value in model.parameters() if value.requires_grad)
+
+
+# What the adapter decides, and what contradicts it
+
+
+def model_arguments(base: Path, adapter: Path | None, **values) -> ModelArguments:
+    return ModelArguments(model_name_or_path=str(base), adapter_name_or_path=adapter and str(adapter), **values)
+
+
+def settled(arguments: ModelArguments, is_trainable: bool = True) -> tuple:
+    settle_adapter(arguments, is_trainable)
+    return arguments.num_virtual_tokens, arguments.prefix_projection, arguments.encoder_hidden_size
+
+
+def test_without_an_adapter_the_prefix_has_the_usual_size(reference_models):
+    assert settled(model_arguments(reference_models / "chatglm-6b", None)) == (128, False, None)
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_an_adapter_says_how_the_prefix_goes_on(projection, reference_models, tmp_path):
+    base = reference_models / "chatglm-6b"
+    create_adapter(load_base(base), Arguments(prefix_projection=projection)).save_pretrained(tmp_path)
+    assert settled(model_arguments(base, tmp_path)) == (4, False, None)
+    assert settled(model_arguments(base, tmp_path, num_virtual_tokens=4, prefix_projection=False)) == (4, False, None)
+    for values, said in (
+        ({"num_virtual_tokens": 5}, "--num_virtual_tokens 5 contradicts .* goes on with num_virtual_tokens 4"),
+        ({"num_virtual_tokens": 128}, "--num_virtual_tokens 128 contradicts"),
+        ({"prefix_projection": True}, "--prefix_projection true contradicts .* goes on with prefix_projection false"),
+    ):
+        with pytest.raises(UserError, match=said):
+            settled(model_arguments(base, tmp_path, **values))
+
+
+def test_a_published_checkpoint_says_how_the_prefix_goes_on(published, reference_models):
+    base, checkpoint, _ = published
+    encoder = create_adapter(base, Arguments(adapter_name_or_path=str(checkpoint))).prompt_encoder["default"]
+    width = encoder.transform[0].out_features if hasattr(encoder, "transform") else None
+    folder = Path(base.config.name_or_path)
+    assert settled(model_arguments(folder, checkpoint)) == (5, width is not None, width)
+    with pytest.raises(UserError, match=f"prefix_projection {str(width is None).lower()} contradicts"):
+        settled(model_arguments(folder, checkpoint, prefix_projection=width is None))
+
+
+def test_in_prediction_the_length_alone_can_contradict(reference_models, tmp_path):
+    base = reference_models / "chatglm2-6b"
+    create_adapter(load_base(base), Arguments(prefix_projection=True)).save_pretrained(tmp_path)
+    assert settled(model_arguments(base, tmp_path, prefix_projection=True), is_trainable=False)[0] == 4
+    with pytest.raises(UserError, match="--num_virtual_tokens 5 contradicts"):
+        settled(model_arguments(base, tmp_path, num_virtual_tokens=5), is_trainable=False)
+
+
+def test_another_width_of_the_projection_is_refused(reference_models):
+    base = reference_models / "chatglm-6b"
+    arguments = {"prefix_projection": True, "encoder_hidden_size": 7}
+    with pytest.raises(UserError, match="--encoder_hidden_size 7 contradicts"):
+        settled(model_arguments(base, base / "ptuning-prefix_projection", **arguments))
+
+
+def test_sizes_of_another_base_are_refused_before_the_base_is_loaded(reference_models, tmp_path):
+    create_adapter(load_base(reference_models / "chatglm-6b"), Arguments()).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="3 layers of 64 numbers .*has 3 layers of 32"):
+        settled(model_arguments(reference_models / "chatglm2-6b", tmp_path))
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(reference_models / "chatglm-6b" / "ptuning-prefix", checkpoint)
+    with pytest.raises(UserError, match="trained on THUDM/chatglm-6b, of type chatglm, but .*chatglm2-6b is of glm"):
+        settled(model_arguments(reference_models / "chatglm2-6b", checkpoint))
+    (checkpoint / "config.json").unlink()
+    with pytest.raises(UserError, match="has 384 numbers a virtual token, but .* needs 192"):
+        settled(model_arguments(reference_models / "chatglm2-6b", checkpoint))
+
+
+# Broken adapters
+
+
+def spoil_weights(folder: Path, how: str) -> None:
+    file = folder / "adapter_model.safetensors"
+    weight = load_file(file)["prompt_embeddings"]
+    if how == "missing":
+        file.unlink()
+    elif how == "cut short":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how == "another name":
+        save_file({"weights": weight}, file)
+    elif how == "too short":
+        save_file({"prompt_embeddings": weight[:-1].contiguous()}, file)
+    elif how == "not finite":
+        save_file({"prompt_embeddings": weight * float("inf")}, file)
+
+
+@pytest.mark.parametrize("is_trainable", [False, True])
+@pytest.mark.parametrize("how", ["missing", "cut short", "empty", "another name", "too short", "not finite"])
+def test_spoilt_weights_of_an_adapter_are_refused(how, is_trainable, reference_models, tmp_path):
+    base = load_base(reference_models / "chatglm2-6b")
+    create_adapter(base, Arguments()).save_pretrained(tmp_path)
+    spoil_weights(tmp_path, how)
+    with pytest.raises(UserError, match=f"(?s)of the adapter {tmp_path} (cannot be read|has the sizes|holds numbers)"):
+        load_adapter(load_base(reference_models / "chatglm2-6b"), str(tmp_path), is_trainable)
+
+
+def test_code_in_the_weights_of_an_adapter_is_refused_and_not_run(reference_models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    create_adapter(load_base(reference_models / "chatglm2-6b"), Arguments()).save_pretrained(tmp_path)
+    spoil_weights(tmp_path, "missing")
+    torch.save({"prompt_embeddings": torch.zeros(4, 192), "x": Bomb()}, "adapter_model.bin")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_adapter(load_base(reference_models / "chatglm2-6b"), str(tmp_path))
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"peft_type": "NO_SUCH"}', '{"task_type": "CAUSAL_LM"}'])
+def test_a_broken_adapter_config_is_named(text, reference_models, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"adapter_config\.json cannot be read"):
+        load_adapter(load_base(reference_models / "chatglm2-6b"), str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "pytorch_model.bin"])
+def test_a_file_in_the_place_of_a_folder_is_named(name, reference_models, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=f"{name} is a file: give the folder that it is in"):
+        settled(model_arguments(reference_models / "chatglm2-6b", tmp_path / name))
 
 
 def test_the_prefix_is_trained_in_float32_on_a_half_precision_base(reference_models):
@@ -225,10 +387,10 @@ def test_the_prefix_is_trained_in_float32_on_a_half_precision_base(reference_mod
     assert {value.dtype for value in trained.values()} == {torch.float32}
 
 
-def test_a_lora_adapter_is_loaded_but_not_continued(reference_models, tmp_path):
+def test_a_lora_adapter_is_loaded_and_continued(reference_models, tmp_path):
     folder = reference_models / "chatglm2-6b"
     config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
     get_peft_model(load_base(folder), config).save_pretrained(tmp_path)
-    assert isinstance(load_adapter(load_base(folder), str(tmp_path)), PeftModel)
-    with pytest.raises(UserError, match="is a LORA adapter"):
-        load_adapter(load_base(folder), str(tmp_path), is_trainable=True)
+    for is_trainable in (False, True):
+        model = load_adapter(load_base(folder), str(tmp_path), is_trainable)
+        assert any(value.requires_grad for value in model.parameters()) is is_trainable

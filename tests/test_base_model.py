@@ -151,3 +151,13 @@ def test_precision_is_chosen_by_the_device(folder):
     assert model.dtype == torch.bfloat16
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not model.training
+
+
+@pytest.mark.parametrize("generation", ["chatglm", "chatglm3", "glm4", "glm4_0414"])
+def test_a_missing_tokenizer_file_is_named(tiny_model_dirs, tmp_path, generation):
+    folder = shutil.copytree(tiny_model_dirs[generation], tmp_path / "model")
+    for name in TOKENIZER_FILES[:3]:
+        (folder / name).unlink(missing_ok=True)
+    wanted = "tokenizer.json" if generation == "glm4_0414" else "tokenizer.model"
+    error = error_of(load_tokenizer, arguments(folder))
+    assert f"The tokenizer file {wanted} " in error and "download it from the repository." in error

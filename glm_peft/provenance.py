@@ -1,0 +1,170 @@
+"""
+What is written down of a training run beside its adapter: `provenance.json`, which PEFT leaves alone.
+
+It holds names of files and folders, never their paths, and no names of users or machines.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import logging
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from glm_peft.fingerprints import (
+    describe_config,
+    digest_config,
+    digest_file,
+    digest_tokenizer,
+    find_generation,
+    sample_weights,
+)
+from glm_peft.models.tokenization_common import read_json_beside
+from glm_peft.prediction_files import write_atomically
+from glm_peft.publishing import describe_recipe, public_name, select_scores
+from glm_peft.tuners import base_of
+
+PROVENANCE_NAME = "provenance.json"
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("glm_peft", "torch", "transformers", "peft", "accelerate", "tokenizers", "sentencepiece", "bitsandbytes")
+_WEIGHTS = ("adapter_model.*", "pytorch_model*", "model*.safetensors")
+_COMMIT = re.compile(r"[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})")
+
+
+def describe_origin(
+    answering: tuple[Any, ...], protocol: str, splits: Mapping[str, Any], arguments: tuple[Any, ...]
+) -> dict[str, Any]:
+    """
+    Everything that is known of a training run before its first step; nothing but in the main process.
+
+    Args:
+        answering: model, tokenizer and chat format.
+        protocol: of the scores.
+        splits: the conversations by split.
+        arguments: those of the model, of the data and of the training.
+    """
+    if not PartialState().is_main_process:
+        return {}
+    model, tokenizer, chat_format = answering
+    model_args, data_args, training_args = arguments
+    record = {
+        "base": describe_base(base_of(model).config, find_generation(model_args), tokenizer, model),
+        "chat_format": chat_format.name,
+        "metric_protocol": protocol,
+        "recipe": describe_recipe(model_args, data_args, training_args),
+        "data": describe_data(data_args, splits),
+        "device": _describe_device(training_args),
+    }
+    if model_args.adapter_name_or_path:
+        record["continued_from"] = describe_weights(model_args.adapter_name_or_path)
+    return record
+
+
+def describe_base(
+    config: PreTrainedConfig,
+    generation: str | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: PreTrainedModel | PeftModel | None = None,
+) -> dict[str, Any]:
+    """Name, revision and fingerprints of a base; those of its tokenizer and weights where they are given."""
+    found = _COMMIT.search(str(config.name_or_path))
+    fields = describe_config(config)
+    base = {
+        "name": public_name(config.name_or_path),
+        "revision": found["commit"] if found else getattr(config, "_commit_hash", None),
+        "generation": generation,
+        "config_sha256": digest_config(fields),
+        "config": fields,
+    }
+    if tokenizer is not None:
+        base["tokenizer_sha256"] = digest_tokenizer(tokenizer)
+    if model is not None:
+        base["weights_sample"] = sample_weights(model)
+    return base
+
+
+def describe_data(data_args: Any, splits: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each split that is used: the file's or data set's name, its digest where it is a file, and the rows used."""
+    described = {}
+    for name, split in splits.items():
+        file = getattr(data_args, f"{name}_file")
+        if file:
+            source = {"file": Path(file).name, "sha256": digest_file(file)}
+        else:
+            source = {"dataset": public_name(data_args.dataset_name), "config": data_args.dataset_config_name}
+        described[name] = source | {"rows": len(split)}
+    return described
+
+
+def describe_weights(folder_or_id: str) -> dict[str, Any]:
+    """Name of an adapter or checkpoint, and the digests of its weights where it is a folder."""
+    files = sorted({file for name in _WEIGHTS for file in Path(folder_or_id).glob(name) if file.is_file()})
+    return {"name": public_name(folder_or_id), "sha256": {file.name: digest_file(file) for file in files}}
+
+
+def write_provenance(folder: str | Path, record: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> None:
+    """Write `provenance.json` with the scores, the versions and today's date, in the main process."""
+    if not PartialState().is_main_process:
+        return
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    whole = {**record, "scores": select_scores(results or {}), "versions": _describe_versions(), "date": today}
+    text = json.dumps(whole, indent=2, ensure_ascii=False, default=str)
+    write_atomically(Path(folder) / PROVENANCE_NAME, text + "\n")
+
+
+class ProvenanceWriter(TrainerCallback):
+    """Writes `provenance.json` into every checkpoint, as training may go on from one."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.record = record
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a checkpoint was written, which is worth more than its record."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not state.is_world_process_zero or not folder.is_dir():
+            return
+        try:
+            write_provenance(folder, self.record)
+        except OSError as error:
+            logger.warning("%s cannot be written into %s (%s).", PROVENANCE_NAME, folder, error.strerror)
+
+
+def read_provenance(adapter_name_or_path: str) -> dict[str, Any]:
+    """The record of an adapter in a folder or on the Hub; empty where there is none or it cannot be read."""
+    try:
+        record = read_json_beside(adapter_name_or_path, PROVENANCE_NAME)
+    except (OSError, ValueError) as error:
+        logger.warning(
+            "%s in %s cannot be read (%s), so nothing is known of the base that the adapter was trained on.",
+            PROVENANCE_NAME,
+            adapter_name_or_path,
+            type(error).__name__,
+        )
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _describe_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _describe_device(training_args: Any) -> str:
+    device = training_args.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{training_args.world_size} x {name}"
