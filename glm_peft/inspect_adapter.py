@@ -1,0 +1,203 @@
+"""
+Look into a prefix: its sizes and norms, how far it is from another one, and what a base does with it.
+
+    python -m glm_peft.inspect_adapter ADAPTER
+    python -m glm_peft.inspect_adapter ADAPTER OTHER
+    python -m glm_peft.inspect_adapter ADAPTER --base BASE --test_file rows.json --output_dir O
+    python -m glm_peft.inspect_adapter ADAPTER --base BASE --test_file rows.json --prune 8 --output_dir SMALLER
+
+An adapter is PEFT's, in a folder or on the Hub, or a published P-Tuning v2 checkpoint folder.
+"""
+
+import json
+import logging
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from glm_peft.adapter_statistics import Prefix, compare_prefixes, measure_norms, read_prefix
+from glm_peft.arguments import DataArguments, ModelArguments
+from glm_peft.base_model import check_pair, load_base_model, load_tokenizer
+from glm_peft.chat_formats import ChatFormat, get_chat_format
+from glm_peft.conversations import load_splits
+from glm_peft.data import build_training_features
+from glm_peft.errors import UserError, exit_with_user_errors
+from glm_peft.fingerprints import digest_file, find_generation
+from glm_peft.importance_plot import PLOT_NAME, plot_importance
+from glm_peft.inspect_arguments import InspectArguments, parse_inspect_arguments
+from glm_peft.inspection_report import (
+    format_attention,
+    format_changes,
+    format_comparison,
+    format_norms,
+    format_provenance,
+    format_sizes,
+)
+from glm_peft.origins import check_tokenizer, check_weights, read_origin, settle_chat_format
+from glm_peft.prediction_files import make_output_dir, write_atomically
+from glm_peft.prefix_importance import Importance, Row, measure_importance, measure_losses, prune_prefix
+from glm_peft.prefix_pruning import write_pruned_adapter
+from glm_peft.provenance import describe_base, read_provenance
+from glm_peft.publishing import public_name
+from glm_peft.reporting import set_up_logging
+
+INSPECTION_NAME = "inspection.json"
+
+logger = logging.getLogger("glm_peft.inspect_adapter")
+
+_DATA_FIELDS = (
+    "prompt_column",
+    "response_column",
+    "history_column",
+    "source_prefix",
+    "max_source_length",
+    "max_target_length",
+)
+
+
+@exit_with_user_errors()
+def main(argv: list[str] | None = None) -> None:
+    """Prints the tables, and writes what `--output_dir` is for."""
+    adapters, arguments = parse_inspect_arguments(argv)
+    set_up_logging()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    prefixes = [read_prefix(adapter, arguments.base, arguments.chat_format) for adapter in adapters]
+    if arguments.prune and arguments.prune >= prefixes[0].num_virtual_tokens:
+        raise UserError(
+            f"--prune {arguments.prune} leaves nothing out of the {prefixes[0].num_virtual_tokens} virtual tokens of "
+            f"{prefixes[0].source}: give a smaller number."
+        )
+    folder = make_output_dir(arguments.output_dir) if arguments.output_dir else None
+    found = describe_numbers(*prefixes)
+    if arguments.test_file:
+        found |= Trial(prefixes[0], arguments).run(folder)
+    if folder:
+        write_atomically(folder / INSPECTION_NAME, json.dumps(_without_nan(found), indent=2) + "\n")
+
+
+def describe_numbers(prefix: Prefix, other: Prefix | None = None) -> dict[str, Any]:
+    """Print and return what can be said without the base."""
+    found: dict[str, Any] = {"adapter": describe_prefix(prefix)}
+    if other:
+        found |= {"other": describe_prefix(other), "comparison": compare_prefixes(prefix, other)}
+        print_section(f"{prefix.source} against {other.source}", format_comparison(found["comparison"]))
+    return found
+
+
+def describe_prefix(prefix: Prefix) -> dict[str, Any]:
+    """Print and return sizes and norms, and print where the prefix comes from."""
+    norms, provenance = measure_norms(prefix), format_provenance(read_provenance(prefix.source), prefix.base)
+    print_section(f"Prefix {prefix.source}", f"{format_sizes(prefix)}\n{provenance}\n\n{format_norms(norms)}")
+    sizes = {name: getattr(prefix, name) for name in ("num_virtual_tokens", "num_layers", "width")}
+    return {"name": public_name(prefix.source), **sizes, "norms": norms}
+
+
+class Trial:
+    """A base, rows, and what it does with the prefix on them."""
+
+    def __init__(self, prefix: Prefix, arguments: InspectArguments) -> None:
+        self.prefix, self.arguments = prefix, arguments
+        self.model_args = ModelArguments(
+            model_name_or_path=arguments.base,
+            adapter_name_or_path=prefix.source,
+            chat_format=arguments.chat_format,
+            dtype=arguments.dtype,
+        )
+        self.tokenizer, self.chat_format = self.load_encoding()
+        self.rows = self.load_rows()
+        self.model = self.load_model()
+
+    def load_encoding(self) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
+        """The tokenizer and the form of the prompts, as the adapter was trained with where that is recorded."""
+        settle_chat_format(self.prefix.source, read_origin(self.prefix.source), self.model_args)
+        tokenizer = load_tokenizer(self.model_args)
+        check_tokenizer(self.prefix.source, tokenizer)
+        return tokenizer, get_chat_format(tokenizer, self.model_args.chat_format)
+
+    def load_rows(self) -> list[Row]:
+        """The rows as training would have them."""
+        # Rows of a test split need no answer; those here do.
+        data_args = DataArguments(
+            validation_file=self.arguments.test_file,
+            max_eval_samples=self.arguments.max_predict_samples,
+            **{name: getattr(self.arguments, name) for name in _DATA_FIELDS},
+        )
+        split = load_splits(data_args, ["validation"])["validation"]
+        dataset, _ = build_training_features(split, self.chat_format, self.tokenizer, data_args)
+        return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in dataset]
+
+    def load_model(self) -> PreTrainedModel:
+        """The base, once it was compared with the one that the adapter was trained on."""
+        model = load_base_model(self.model_args)
+        check_pair(self.tokenizer, model.config)
+        check_weights(self.prefix.source, read_origin(self.prefix.source), model)
+        logger.info("Base %s on %s, %s; %d examples", self.arguments.base, model.device, model.dtype, len(self.rows))
+        return model
+
+    def run(self, folder: Path | None) -> dict[str, Any]:
+        """Print and return the measures; write the picture and the smaller adapter into the folder."""
+        batch_size, number = self.arguments.per_device_eval_batch_size, self.arguments.prune
+        importance = measure_importance(self.model, self.prefix.weight, self.rows, batch_size)
+        print_section("Attention on the prefix, the mean over heads and answer tokens", format_attention(importance))
+        print_section(
+            "Loss without each virtual token, in nats per answer token, the one that matters most first",
+            format_changes(importance),
+        )
+        kept = importance.most_important(number) if number else []
+        found = {"base": public_name(self.arguments.base), "importance": asdict(importance)}
+        if folder:
+            logger.info("Picture: %s", plot_importance(importance, folder / PLOT_NAME, kept))
+        if kept:
+            found["pruned"] = self.prune(importance, kept, folder)
+        return found
+
+    def prune(self, importance: Importance, kept: list[int], folder: Path) -> dict[str, Any]:
+        """Write the adapter of the virtual tokens that are kept, with its own loss; returns both."""
+        weight = prune_prefix(self.prefix.weight, kept, self.model.config)
+        every = torch.ones(1, len(weight), dtype=torch.bool)
+        loss = float(measure_losses(self.model, weight, self.rows, every))
+        scores = {"loss": loss, "loss_before_pruning": importance.loss}
+        scores["loss_without_prefix"] = importance.loss_without_prefix
+        write_pruned_adapter(folder, self.prefix, weight, self.model.config, self.record(kept), scores)
+        print_section(
+            f"The adapter in {folder}",
+            f"  virtual tokens {', '.join(map(str, kept))} of {self.prefix.num_virtual_tokens}\n"
+            f"  loss {loss:.4f} with these {len(kept)}, {importance.loss:.4f} with all, "
+            f"{importance.loss_without_prefix:.4f} without a prefix",
+        )
+        return {"kept": kept, **scores}
+
+    def record(self, kept: list[int]) -> dict[str, Any]:
+        """What is written down of the pruning: the base, which virtual tokens, and the rows that decided."""
+        file = self.arguments.test_file
+        return {
+            "base": describe_base(self.model.config, find_generation(self.model_args), self.tokenizer, self.model),
+            "chat_format": self.chat_format.name,
+            "kept_virtual_tokens": kept,
+            "pruned_on": {"file": Path(file).name, "sha256": digest_file(file), "examples": len(self.rows)},
+        }
+
+
+def print_section(title: str, body: str) -> None:
+    """A part of the report."""
+    print(f"\n{title}\n{body}", flush=True)
+
+
+def _without_nan(value: Any) -> Any:
+    """What JSON can hold: `null` for what is not a number."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    main()
