@@ -1,6 +1,7 @@
 """What a careful reader finds in conversations: duplicates, overlaps, echoes, characters that do not belong."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from glm_peft.conversations import Conversation, Split
 
 SHORTEST_ECHO = 4  # characters; a shorter question stands in many answers by right
+FAR_LONGER = 10  # times the length that nine in ten texts have at most
 
 _SUSPICIOUS = {
     "control characters": (re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"), "remove them"),
@@ -31,10 +33,16 @@ _SUSPICIOUS = {
         "unescape or strip them, unless they are wanted",
     ),
     "control tokens spelt out": (
-        re.compile(r"\[g?s?MASK\]|<s?[oe]op>|<\|(?:system|user|assistant|observation|endoftext)\|>"),
+        re.compile(
+            r"\[(?:[gs]?MASK|/?INST)\]|<(?:/?s|s?[oe]op|pad|unk|bos|eos)>"
+            r"|<\|(?:system|user|assistant|observation|endoftext|im_start|im_end)\|>"
+        ),
         "remove them: they are read as plain text",
     ),
 }
+
+_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}
+_REWRITE = "write what is meant, or remove the rows"
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,8 @@ class Finding:
 
 def check_split(split: Split) -> list[Finding]:
     """Everything that can be said of one split; a finding without rows is left out."""
-    findings = [*find_duplicates(split), *find_echoes(split), *find_suspicious_characters(split)]
+    checks = (find_duplicates, find_echoes, find_far_longer, find_invisible, find_suspicious_characters)
+    findings = [finding for check in checks for finding in check(split)]
     return [finding for finding in findings if finding.rows]
 
 
@@ -85,11 +94,34 @@ def find_overlap(split: Split, other: Split) -> Finding:
 
 def find_echoes(split: Split) -> list[Finding]:
     """Answers that hold the whole question (of `SHORTEST_ECHO` characters or more), or are nothing but it."""
-    nothing_else = _where(split, lambda conversation: _answer(conversation) == _question(conversation))
-    repeats = _where(split, lambda conversation: _echoes(conversation) and conversation.where not in nothing_else)
+    nothing_else, repeats = [], []
+    for conversation in split:
+        question, answer = _question(conversation), _answer(conversation)
+        if answer == question:
+            nothing_else.append(conversation.where)
+        elif len(question) >= SHORTEST_ECHO and question in answer:
+            repeats.append(conversation.where)
     return [
         Finding("answers that are the prompt and nothing else", nothing_else, "write the answers that are meant"),
         Finding("answers that repeat the prompt", repeats, "cut the prompt off, unless repeating it is the task"),
+    ]
+
+
+def find_far_longer(split: Split) -> Iterable[Finding]:
+    """Prompts and answers of more than `FAR_LONGER` times the characters that nine in ten others have at most."""
+    for name, text in (("prompts", _question), ("answers", _answer)):
+        lengths = [(len(text(conversation)), conversation.where) for conversation in split]
+        usual = sorted(length for length, _ in lengths)[int(0.9 * (len(lengths) - 1))] if lengths else 0
+        rows = [f"{where} ({length:,} characters)" for length, where in lengths if length > FAR_LONGER * usual > 0]
+        advice = f"look whether several rows ran together: nine in ten have at most {usual:,} characters"
+        yield Finding(f"{name} that are far longer than the others", rows, advice)
+
+
+def find_invisible(split: Split) -> list[Finding]:
+    """Prompts and answers that are not empty, but of which nothing can be seen."""
+    return [
+        Finding("prompts without a visible character", _where(split, lambda x: _is_invisible(_question(x))), _REWRITE),
+        Finding("answers without a visible character", _where(split, lambda x: _is_invisible(_answer(x))), _REWRITE),
     ]
 
 
@@ -131,6 +163,5 @@ def _answer(conversation: Conversation) -> str:
     return (conversation.answer or "").strip()
 
 
-def _echoes(conversation: Conversation) -> bool:
-    question = _question(conversation)
-    return len(question) >= SHORTEST_ECHO and question in _answer(conversation)
+def _is_invisible(text: str) -> bool:
+    return bool(text) and all(unicodedata.category(character) in _INVISIBLE for character in text)

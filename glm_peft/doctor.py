@@ -7,19 +7,24 @@ Examine a training run before it is started: rows, lengths, duplicates, characte
 Nothing is trained or written, and no weights are loaded. Exit code 1 where training would fail.
 """
 
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations, islice
 from typing import Any
 
 import datasets
 from transformers import PreTrainedConfig
 
+from glm_peft.adapters import settle_adapter
 from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments
 from glm_peft.base_model import check_pair, load_config, load_tokenizer
+from glm_peft.batching import plan_batching
 from glm_peft.chat_formats import get_chat_format
-from glm_peft.collators import IGNORED_LABEL
+from glm_peft.checkpoints import choose_checkpoint
+from glm_peft.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.conversations import Conversation, Split, load_splits
 from glm_peft.data import build_generation_features, build_training_features, describe_example
 from glm_peft.data_checks import check_split, find_overlap
@@ -31,12 +36,18 @@ from glm_peft.doctor_report import (
     format_memory,
     format_problems,
     format_suggestion,
+    shows_colour,
 )
 from glm_peft.errors import UserError, exit_with_user_errors
+from glm_peft.length_report import limit_report, measure_lengths
 from glm_peft.memory_estimate import Settings, measure_base
+from glm_peft.methods import PREFIX_TUNING, settle_method
+from glm_peft.model_checks import check_attention, check_weight_files
+from glm_peft.origins import check_tokenizer
 from glm_peft.reporting import set_up_logging
 
 MOST_PROBLEMS = 50  # bad rows that are listed, of each split
+MOST_REFUSED = 10  # rows that the lengths cannot hold: each takes several looks to find
 
 _UNLIMITED = sys.maxsize
 
@@ -44,12 +55,17 @@ _UNLIMITED = sys.maxsize
 @exit_with_user_errors()
 def main() -> None:
     """Prints the report; leaves with 1 where training would fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not have the bars of a histogram
     model_args, data_args, training_args = parse_doctor_arguments()
     set_up_logging()
-    datasets.disable_progress_bars()
-    problems = Examination(model_args, data_args, training_args).run()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    examination = Examination(model_args, data_args, training_args)
+    problems = examination.run()
     if problems:
-        print(f"\nTraining would fail: {problems} {'problem' if problems == 1 else 'problems'}, see above.")
+        found = f"{problems}{' or more' if examination.has_more else ''} problem{'s' if problems > 1 else ''}"
+        print(f"\nTraining would fail: {found}, see above.")
         sys.exit(1)
     print("\nTraining can start.")
 
@@ -60,20 +76,24 @@ class Examination:
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
         self.model_args, self.data_args, self.training_args = model_args, data_args, training_args
         self.problems = 0
+        self.has_more = False  # not all problems were looked for
         self.splits: dict[str, Split] = {}
         self.features: dict[str, Any] = {}
         self.encoding: tuple[Any, ...] | None = None
         self.config: PreTrainedConfig | None = None
+        self.longest: tuple[int, int] | None = None
 
     def run(self) -> int:
         """Everything; how many problems would make training fail."""
         self.examine_model()
-        for name in wanted_splits(self.data_args):
+        self.examine_start()
+        for name in wanted_splits(self.data_args, self.training_args):
             self.examine_split(name)
         for name, other in combinations(self.splits, 2):
             finding = find_overlap(self.splits[name], self.splits[other])
             print_section(f"Overlap of {name} and {other}", format_findings([finding] if finding.rows else []))
         if "train" in self.features:
+            self.examine_batches()
             self.show_example()
         if self.config is not None:
             self.show_memory()
@@ -82,9 +102,12 @@ class Examination:
     def examine_model(self) -> None:
         """Tokenizer and config can be read and belong together."""
         try:
+            settle_adapter(self.model_args, is_trainable=True)
             tokenizer, config = load_tokenizer(self.model_args), load_config(self.model_args)
             self.config = config
             check_pair(tokenizer, config)
+            settle_method(self.model_args, self.data_args, self.training_args, config.model_type)
+            check_tokenizer(self.model_args.adapter_name_or_path, tokenizer)
             chat_format = get_chat_format(tokenizer, self.model_args.chat_format)
         except UserError as error:
             self.report("Model", [str(error)])
@@ -92,6 +115,23 @@ class Examination:
         self.encoding = (chat_format, tokenizer)
         name = self.model_args.model_name_or_path
         print_section("Model", f"  {name}: {config.model_type}, prompts of {chat_format.name}")
+
+    def examine_start(self) -> None:
+        """What training would stop at before its first step: attention, weight files, the checkpoint to go on from."""
+        given = self.training_args.resume_from_checkpoint
+        checks = [partial(check_weight_files, self.model_args.model_name_or_path)]
+        if self.config is not None:
+            checks.append(partial(check_attention, self.config, self.model_args.attn_implementation))
+        if given not in _NEWEST_OR_NONE:
+            checks.append(partial(choose_checkpoint, given, self.training_args.output_dir))
+        problems = []
+        for check in checks:
+            try:
+                check()
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            self.report("Start of training", problems)
 
     def examine_split(self, name: str) -> None:
         """The rows of a split: which cannot be used, how long they are, what is odd about them."""
@@ -113,24 +153,41 @@ class Examination:
         print_section(f"Remarks on {name}", format_findings(check_split(split)))
 
     def examine_lengths(self, split: Split) -> None:
-        """Lengths in tokens, or the rows that the chat format refuses."""
+        """Lengths in tokens, and the rows that the chat format or the limits refuse."""
+        unlimited = replace(self.data_args, **dict.fromkeys(_LENGTH_FLAGS, _UNLIMITED))
         try:
-            dataset, report = self.encode(split, self.data_args)
+            dataset, report = self.encode(split, unlimited)
         except UserError:
-            refused = list(islice(self.refused_rows(split, split.conversations), MOST_PROBLEMS))
-            self.report(f"Rows of {split.name} that have no prompt or answer within these lengths", refused)
+            self.report_refused(split, unlimited, f"Rows of {split.name} that have no prompt or answer")
             return
-        self.features[split.name] = dataset
-        whole = replace(self.data_args, **dict.fromkeys(_LENGTH_FLAGS, _UNLIMITED))
-        lengths = measure_lengths(
-            self.encode(split, whole)[0] if any(x.truncated for x in report.lengths) else dataset
-        )
+        lengths = measure_lengths(dataset)
+        report = limit_report(report, lengths, self.data_args)
+        if any(measured.truncated for measured in report.lengths):
+            dataset = self.encode_within_limits(split)
+        if dataset is not None:
+            self.features[split.name] = dataset
         histograms = [
             format_histogram(measured.name, values, measured.limit)
-            for measured, values in zip(report.lengths, lengths, strict=False)
+            for measured, values in zip(report.lengths, lengths, strict=True)
         ]
         print_section(f"Rows and lengths of {split.name}", "\n\n".join([f"  {report}", *histograms]))
         print_section(f"Suggested flags for {split.name}", format_suggestion(report))
+
+    def encode_within_limits(self, split: Split) -> Any | None:
+        """The data set as the flags cut it, or `None` where they leave nothing of some rows."""
+        try:
+            return self.encode(split, self.data_args)[0]
+        except UserError:
+            title = f"Rows of {split.name} that have no prompt or answer within these lengths"
+            self.report_refused(split, self.data_args, title)
+            return None
+
+    def report_refused(self, split: Split, data_args: DataArguments, title: str) -> None:
+        """Print and count the rows that cannot be encoded; not all are looked for."""
+        datasets.disable_progress_bars()
+        refused = list(islice(self.refused_rows(split, split.conversations, data_args), MOST_REFUSED))
+        self.has_more |= len(refused) == MOST_REFUSED < len(split)
+        self.report(title, refused)
 
     def encode(self, split: Split, data_args: DataArguments) -> tuple[Any, Any]:
         """The split's data set, as training would have it, and the report on its lengths."""
@@ -139,29 +196,44 @@ class Examination:
         features = build_generation_features(split, *self.encoding, data_args)
         return features.dataset, features.report
 
-    def refused_rows(self, split: Split, conversations: Sequence[Conversation]) -> Iterator[str]:
+    def refused_rows(
+        self, split: Split, conversations: Sequence[Conversation], data_args: DataArguments
+    ) -> Iterator[str]:
         """What is wrong with each row that cannot be encoded, found by halving."""
         try:
-            self.encode(replace(split, conversations=list(conversations)), self.data_args)
+            self.encode(replace(split, conversations=list(conversations)), data_args)
         except UserError as error:
             if len(conversations) == 1:
                 yield str(error)
                 return
             middle = len(conversations) // 2
-            yield from self.refused_rows(split, conversations[:middle])
-            yield from self.refused_rows(split, conversations[middle:])
+            yield from self.refused_rows(split, conversations[:middle], data_args)
+            yield from self.refused_rows(split, conversations[middle:], data_args)
+
+    def examine_batches(self) -> None:
+        """Whether rows can be packed as the flags ask, and how long the longest row of a batch is."""
+        arguments = (self.model_args, self.data_args, self.training_args)
+        collator = TrainingCollator(self.encoding[1], self.data_args.ignore_pad_token_for_loss)
+        try:
+            batching = plan_batching(self.features["train"], collator, self.config, arguments)
+        except UserError as error:
+            self.report("Batches", [str(error)])
+            return
+        self.longest = measure_longest(batching.examples)
+        print_section("Batches", f"  {batching.reason}")
 
     def show_example(self) -> None:
         """The first example of training, by what carries loss."""
         description = describe_example(self.encoding[1], self.features["train"][0])
-        text = colour_example(description) if sys.stdout.isatty() else description
+        text = colour_example(description) if shows_colour(sys.stdout) else description
         print_section("The first example", text)
 
     def show_memory(self) -> None:
         """What training would take, and what to do about it."""
-        settings = describe_settings(
-            self.model_args, self.data_args, self.training_args, self.features.get("train"), self.config
-        )
+        if self.model_args.peft_type != PREFIX_TUNING:
+            print_section("Memory of training", f"  It is not estimated for --peft_type {self.model_args.peft_type}.")
+            return
+        settings = describe_settings(self.model_args, self.data_args, self.training_args, self.longest, self.config)
         print_section(
             "Memory of training (an estimate)", format_memory(self.config, settings, measure_base(self.config))
         )
@@ -172,29 +244,26 @@ class Examination:
         print_section(f"PROBLEM: {title}", format_problems(problems, MOST_PROBLEMS))
 
 
+_NEWEST_OR_NONE = (None, "last", "true", "false")
 _LENGTH_FLAGS = ("max_source_length", "max_target_length", "val_max_target_length")
 
 
-def measure_lengths(dataset: Any) -> list[list[int]]:
-    """Tokens of each prompt, and of each answer where there are labels."""
-    totals = dataset["length"][:]
-    if "labels" not in dataset.column_names:
-        return [totals]
-    answers = [sum(label != IGNORED_LABEL for label in labels) for labels in dataset["labels"]]
-    return [[total - answer for total, answer in zip(totals, answers, strict=True)], answers]
+def measure_longest(rows: Any) -> tuple[int, int]:
+    """The most tokens of a row, and the most that carry loss."""
+    labels = rows["labels"][:]
+    return max(map(len, labels)), max(sum(label != IGNORED_LABEL for label in row) for row in labels)
 
 
 def describe_settings(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
-    dataset: Any | None,
+    longest: tuple[int, int] | None,
     config: PreTrainedConfig,
 ) -> Settings:
-    """What decides the memory of the run; the longest rows are those of the data, or what the flags allow."""
-    tokens, labels = data_args.max_source_length + data_args.max_target_length, data_args.max_target_length
-    if dataset is not None:
-        tokens, labels = max(dataset["length"][:]), max(measure_lengths(dataset)[1])
+    """What decides the memory of the run; `longest` is of the data's rows, or `None` for what the flags allow."""
+    limits = data_args.max_source_length + data_args.max_target_length, data_args.max_target_length
+    tokens, labels = longest or ((data_args.max_length,) * 2 if data_args.packing else limits)
     inner = model_args.encoder_hidden_size or config.hidden_size
     return Settings(
         dtype=model_args.dtype,

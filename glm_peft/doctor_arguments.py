@@ -30,14 +30,15 @@ def parse_doctor_arguments(
     types = (ModelArguments, DataArguments, ExaminedArguments)
     argv = sys.argv[1:] if argv is None else argv
     arguments = parse_command(argv, types, **DOCTOR_WORDS)
-    if not wanted_splits(arguments[1]):
+    if not wanted_splits(arguments[1], arguments[2]):
         raise UserError(
             "There is nothing to examine: give --train_file, --validation_file, --test_file or a data set."
         )
     return arguments
 
 
-def wanted_splits(data_args: DataArguments) -> list[str]:
-    """The splits that have a file; `train` of a data set on the Hub where no file is given at all."""
-    names = [name for name in ("train", "validation", "test") if getattr(data_args, f"{name}_file")]
+def wanted_splits(data_args: DataArguments, training_args: TrainingArguments) -> list[str]:
+    """The splits that have a file or that a task needs; `train` of a data set on the Hub where there is neither."""
+    tasks = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
+    names = [name for name, is_needed in tasks.items() if is_needed or getattr(data_args, f"{name}_file")]
     return names or (["train"] if data_args.dataset_name else [])

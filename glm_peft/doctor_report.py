@@ -1,13 +1,15 @@
 """How the doctor shows what it found, on a terminal or in a file."""
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TextIO
 
 from transformers import PreTrainedConfig
 
 from glm_peft.data_checks import Finding
-from glm_peft.length_report import LengthReport
+from glm_peft.length_report import LengthReport, Lengths
 from glm_peft.memory_estimate import BaseSize, Memory, Settings, estimate_memory, fit_settings
 
 GB = 10**9
@@ -16,13 +18,14 @@ GPU_SIZES = (8, 16, 24, 80)  # GB
 _BAR_WIDTH = 40
 _MOST_BINS = 12
 _SHOWN_ROWS = 5
+_FAR = 3  # times what nine in ten texts have: where a histogram ends, and what is too long to ask for
 _DIM, _GREEN, _PLAIN = "\033[2m", "\033[32m", "\033[0m"
 _MEMORY_LINES = {
     "base": "base, frozen",
     "prefix_and_optimizer": "prefix, gradient, AdamW",
-    "prefix_in_batch": "prefix in the batch",
+    "prefix_in_use": "prefix in use",
     "activations": "activations",
-    "logits": "logits, a chunk",
+    "work": "logits or MLP, at work",
     "reserve": "CUDA and reserve",
     "total": "total",
 }
@@ -30,22 +33,30 @@ _MEMORY_LINES = {
 
 def format_histogram(name: str, lengths: Sequence[int], limit: int) -> str:
     """
-    A histogram of lengths in tokens, one line a bin.
+    A histogram of lengths in tokens, one line a bin; the last one is open where a few lengths lie far beyond the rest.
 
     Args:
         limit: bins that lie wholly above it, where texts are cut, are drawn lighter.
     """
-    width = _bin_width(max(lengths))
-    counts = [0] * (max(lengths) // width + 1)
+    longest = max(lengths)
+    width = _bin_width(min(longest, _FAR * _held_by_nine_in_ten(lengths)))
+    last = min(longest, _FAR * _held_by_nine_in_ten(lengths)) // width
+    counts = [0] * (last + 1)
     for length in lengths:
-        counts[length // width] += 1
+        counts[min(length // width, last)] += 1
     first = next(number for number, count in enumerate(counts) if count)
     lines = [f"  {name}, in tokens (limit {limit})"]
     for number, count in enumerate(counts[first:], first):
         start = number * width
         bar = ("░" if start > limit else "█") * math.ceil(_BAR_WIDTH * count / max(counts))
-        lines.append(f"  {f'{start}–{start + width - 1}' if width > 1 else start:>13} {count:>8}  {bar}".rstrip())
+        label = f"{start}–{start + width - 1}" if width > 1 else f"{start}"
+        is_open = number == last and longest >= start + width
+        lines.append(f"  {f'{start}–{longest}' if is_open else label:>13} {count:>8}  {bar}".rstrip())
     return "\n".join(lines)
+
+
+def _held_by_nine_in_ten(lengths: Sequence[int]) -> int:
+    return max(sorted(lengths)[math.ceil(0.9 * len(lengths)) - 1], 1)
 
 
 def _bin_width(longest: int) -> int:
@@ -74,13 +85,32 @@ def _first_rows(rows: Sequence[str], most: int) -> list[str]:
 
 
 def format_suggestion(report: LengthReport) -> str:
-    """The length flags that hold 99 % of the texts, where those given hold fewer."""
-    short = [lengths for lengths in report.lengths if lengths.suggestion > lengths.limit]
+    """The length flags that hold 99 % of the texts, or 90 % where some are far longer, where fewer are held."""
+    short = [(lengths, *_suggest(lengths)) for lengths in report.lengths]
+    short = [(lengths, limit, share) for lengths, limit, share in short if limit > lengths.limit]
     if not short:
-        return "  The lengths that are given hold 99 % of the texts: nothing to change."
-    flags = " ".join(f"{lengths.flag} {lengths.suggestion}" for lengths in short)
-    cut = " and ".join(f"{100 * x.truncated / report.examples:.1f} % of the {x.name}s" for x in short)
-    return f"  {flags}  (holds 99 %; the lengths that are given cut {cut})"
+        return f"  The lengths that are given hold {_least_share(report)} % of the texts: nothing to change."
+    flags = " ".join(f"{lengths.flag} {limit}" for lengths, limit, _ in short)
+    cut = " and ".join(f"{100 * x.truncated / report.examples:.1f} % of the {x.name}s" for x, _, _ in short)
+    held = min(share for _, _, share in short)
+    return f"  {flags}\n  These hold {held} %; the lengths that are given cut {cut}."
+
+
+def _suggest(lengths: Lengths) -> tuple[int, int]:
+    """A limit, and how many in a hundred texts it holds: not 99 where a few texts are far longer than the rest."""
+    nine_in_ten = lengths.percentiles[1]
+    if lengths.suggestion > _FAR * nine_in_ten:
+        return nine_in_ten, 90
+    return lengths.suggestion, 99
+
+
+def _least_share(report: LengthReport) -> int:
+    return min(99 if lengths.suggestion <= lengths.limit else 90 for lengths in report.lengths)
+
+
+def shows_colour(stream: TextIO) -> bool:
+    """Whether to colour what goes to `stream`: on a terminal that can, and not with `NO_COLOR` (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def colour_example(description: str) -> str:

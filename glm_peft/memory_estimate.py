@@ -7,17 +7,23 @@ heads of size d, k key-value heads, e bytes of a number in the base's precision 
 - base: each parameter takes e bytes. Quantized, a weight of a linear layer (but not of the head) takes 1 byte and each
   of its rows 4 more (8 bits), or 1/2 + 1/64 + 4/(64 * 256) bytes (4 bits, nf4 with double quantization).
 - prefix and optimizer: the trained numbers are float32 with a gradient and AdamW's two moments: 16 bytes each.
-- prefix in the batch: PEFT makes b copies of the flat prefix, P * 2 * L * k * d numbers, in float32 and again in the
-  base's precision, and the backward pass the gradient of the latter: b * P * 2Lkd * (4 + 2e) bytes.
+- prefix in use: all rows share one copy of the flat prefix, P * 2Lkd numbers, in the base's precision.
 - activations: what autograd keeps. The base is frozen, so the inputs of its linear layers are not kept. Of a layer
-  stay, for each token, the inputs of its norms (in float32 where the norm computes so), query and attention's output
-  (2nd), what the MLP's activation needs (F; gated 3F), and for each of the P + s tokens keys and values for all heads
-  (2nd). Eager attention keeps the n * s * (P + s) weights too, in float32 and, where that is another, in the base's
-  precision.
+  stay, for each token, the inputs of its norms (in float32 where the norm computes so) with their statistics, query
+  (nd), what the MLP's activation needs (F; gated 3F), and for each of the P + s tokens keys and values for all heads
+  (2nd). Attention keeps its output (nd), a mask of s * (P + s) numbers a row and, in float32, a number for each head
+  and token; eager attention instead the n * s * (P + s) weights, in float32 and, where that is another, in the base's
+  precision. All layers share the embeddings, the mask without the prefix, and the rotary table.
   With activation checkpointing only the input of each layer stays (b * s * H), and one layer at a time is whole.
-- logits: made in chunks of `CHUNK_LOGITS` numbers (`label_loss`); of a chunk exist the logits and their gradient in
-  the base's precision, and logits, log-probabilities and gradient in float32.
+- at work: the larger of two that come one after the other: a chunk of `CHUNK_LOGITS` logits (`label_loss`), which
+  are overwritten by their gradient (4 bytes a number in float32, 8 in half precision), or the gradients inside one
+  MLP (2F a token; gated 4F). With activation checkpointing the logits come when no layer is whole, and count as far
+  as they are more than one. And, quantized, the largest matrix of a layer in the base's precision.
 - reserve: what CUDA, its libraries and its allocator take: `RESERVE_BYTES` and a tenth of everything but the base.
+
+How this was checked, on a CPU: base and trained numbers are counted on real models, also quantized; activations
+against the tensors that autograd saves, prefix and work against the bytes of all tensors alive at the peak of a step
+(tests/test_memory_estimate.py), for every generation. The reserve is a guess: nothing was measured on a GPU.
 
 Not counted: evaluation with generation (a cache of b * beams * (P + s) tokens), data, sharding over several GPUs.
 """
@@ -76,9 +82,9 @@ class Memory:
 
     base: float
     prefix_and_optimizer: float
-    prefix_in_batch: float
+    prefix_in_use: float
     activations: float
-    logits: float
+    work: float
     reserve: float
 
     @property
@@ -89,11 +95,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class BaseSize:
-    """Parameters of the base: all, those that quantization makes smaller, and the rows that these have."""
+    """Parameters of the base: all, those that quantization makes smaller, their rows, and the largest of them."""
 
     parameters: int
     quantized: int
     quantized_rows: int
+    largest_quantized: int
 
 
 def estimate_memory(config: PreTrainedConfig, settings: Settings, base: BaseSize | None = None) -> Memory:
@@ -103,15 +110,16 @@ def estimate_memory(config: PreTrainedConfig, settings: Settings, base: BaseSize
     Args:
         base: from `measure_base`, where the same base is estimated several times.
     """
+    base = base or measure_base(config)
     prefix = _prefix_numbers(config) * settings.num_virtual_tokens
     used = {
         "prefix_and_optimizer": _TRAINED_BYTES * count_trained(config, settings),
-        "prefix_in_batch": settings.batch_size * prefix * (4 + 2 * settings.element),
+        "prefix_in_use": settings.element * prefix,
         "activations": _activations(config, settings),
-        "logits": _logits(config, settings),
+        "work": _work(config, settings, base),
     }
     reserve = RESERVE_BYTES + sum(used.values()) / 10
-    return Memory(base=base_bytes(base or measure_base(config), settings), reserve=reserve, **used)
+    return Memory(base=base_bytes(base, settings), reserve=reserve, **used)
 
 
 def fit_settings(config: PreTrainedConfig, settings: Settings, limit: float, base: BaseSize) -> list[str] | None:
@@ -144,6 +152,7 @@ def measure_base(config: PreTrainedConfig) -> BaseSize:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         quantized=sum(module.weight.numel() for module in linear),
         quantized_rows=sum(module.out_features for module in linear),
+        largest_quantized=max(module.weight.numel() for module in linear),
     )
 
 
@@ -176,26 +185,52 @@ def _prefix_numbers(config: PreTrainedConfig) -> int:
 
 
 def _activations(config: PreTrainedConfig, settings: Settings) -> float:
-    layer = _layer_activations(config, settings)
+    """Bytes that the backward pass needs of all layers, or, with checkpointing, of all inputs and one layer."""
+    element, tokens = settings.element, settings.batch_size * settings.tokens
+    layer, states = _layer_activations(config, settings), tokens * config.hidden_size * element
+    rotary = 2 * config.head_dim if config.model_type == "chatglm" else config.head_dim
+    mask = settings.tokens * (element if settings.eager_attention else 1)
+    labels = settings.batch_size * settings.labels * config.hidden_size * element
+    shared = states + tokens * (rotary * element + mask) + labels
     if not settings.activation_checkpointing:
-        return config.num_hidden_layers * layer
-    inputs = settings.batch_size * settings.tokens * config.hidden_size * settings.element
-    return config.num_hidden_layers * inputs + layer
+        return config.num_hidden_layers * layer + shared
+    return config.num_hidden_layers * states + layer + shared
 
 
 def _layer_activations(config: PreTrainedConfig, settings: Settings) -> float:
     """Bytes that the backward pass needs of one layer."""
     element, length = settings.element, settings.num_virtual_tokens + settings.tokens
     heads = config.num_attention_heads * config.head_dim
-    is_gated = config.model_type != "chatglm"
-    norms = {"chatglm": 2, "glm": 2, "glm4": 4}[config.model_type] * (4 if is_gated else element)
-    a_token = norms * config.hidden_size + element * (2 * heads + (3 if is_gated else 1) * config.intermediate_size)
-    a_row = settings.tokens * a_token + length * 2 * heads * element
+    activation = (3 if _is_gated(config) else 1) * config.intermediate_size
+    a_token = _norms(config, element) + element * (heads + activation)
     if settings.eager_attention:
-        a_row += config.num_attention_heads * settings.tokens * length * (4 + element % 4)
-    return settings.batch_size * a_row
+        a_token += config.num_attention_heads * length * (4 + element % 4)
+    else:
+        a_token += heads * element + 4 * config.num_attention_heads + length * element
+    return settings.batch_size * (settings.tokens * a_token + length * 2 * heads * element)
+
+
+def _norms(config: PreTrainedConfig, element: int) -> int:
+    """Bytes of a token's inputs to the norms of a layer; RMS norms compute in float32 and keep one number beside."""
+    if not _is_gated(config):
+        return 2 * (config.hidden_size + 2) * element
+    return {"glm": 2, "glm4": 4}[config.model_type] * (config.hidden_size + 1) * 4
+
+
+def _is_gated(config: PreTrainedConfig) -> bool:
+    return config.model_type != "chatglm"
+
+
+def _work(config: PreTrainedConfig, settings: Settings, base: BaseSize) -> float:
+    """Bytes of what comes and goes: a chunk of logits or the gradients of an MLP, and a matrix made whole again."""
+    element, tokens = settings.element, settings.batch_size * settings.tokens
+    gradients = tokens * (4 if _is_gated(config) else 2) * config.intermediate_size * element
+    matrix = base.largest_quantized * element if settings.quantization_bit else 0
+    absent = _layer_activations(config, settings) if settings.activation_checkpointing else 0
+    return matrix + max(_logits(config, settings) - absent, gradients)
 
 
 def _logits(config: PreTrainedConfig, settings: Settings) -> float:
-    chunk = min(CHUNK_LOGITS, settings.batch_size * settings.labels * config.vocab_size)
-    return chunk * (3 * 4 + 2 * settings.element)
+    """Bytes of the logits of a chunk and what is made of them."""
+    numbers = settings.batch_size * settings.labels * config.vocab_size
+    return min(numbers, CHUNK_LOGITS) * {4: 4, 2: 8}[settings.element]

@@ -3,7 +3,15 @@
 import pytest
 
 from glm_peft.conversations import Conversation, Split
-from glm_peft.data_checks import check_split, find_duplicates, find_echoes, find_overlap, find_suspicious_characters
+from glm_peft.data_checks import (
+    check_split,
+    find_duplicates,
+    find_echoes,
+    find_far_longer,
+    find_invisible,
+    find_overlap,
+    find_suspicious_characters,
+)
 
 
 def make_split(*pairs: tuple[str, str | None], name: str = "train") -> Split:
@@ -69,6 +77,8 @@ def test_answers_that_echo_the_question_are_found():
         ("宽松".encode().decode("cp1252", "ignore"), "mojibake, text decoded with the wrong encoding", "'å®½æ'"),
         ("锟斤拷", "mojibake, text decoded with the wrong encoding", "'锟斤拷'"),
         ("x<|user|>y", "control tokens spelt out", "'<|user|>'"),
+        ("x</s>", "control tokens spelt out", "'</s>'"),
+        ("[INST]x", "control tokens spelt out", "'[INST]'"),
     ],
 )
 @pytest.mark.parametrize("is_in_answer", [False, True])
@@ -77,6 +87,25 @@ def test_suspicious_characters_are_found_in_prompts_and_answers(text: str, what:
     assert rows_by_name(find_suspicious_characters(split)) == {what: [f"train.json, line 2 ({found})"]}
 
 
-@pytest.mark.parametrize("text", ["naïve café à Ñuñoa", "R&D; a < b > c", "e\u0301", "😀👍"])
+def test_texts_that_are_far_longer_than_the_others_are_found():
+    pairs = [("类型#裙", "很美" * 10)] * 20
+    split = make_split(*pairs, ("类型#裙" * 11, "很美"), ("类型#裤", "很美" * 101))
+    assert rows_by_name(find_far_longer(split)) == {
+        "prompts that are far longer than the others": ["train.json, line 21 (44 characters)"],
+        "answers that are far longer than the others": ["train.json, line 22 (202 characters)"],
+    }
+
+
+def test_texts_of_which_nothing_can_be_seen_are_found():
+    split = make_split(("\u200b\ufeff", "a"), ("q", "\u200b\u202e"), ("q", "。"), ("q", None))
+    assert rows_by_name(find_invisible(split)) == {
+        "prompts without a visible character": ["train.json, line 1"],
+        "answers without a visible character": ["train.json, line 2"],
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["這件衣服很漂亮，这件很好", "naïve café à Ñuñoa", "R&D; a < b > c", "e\u0301", "😀👍"]
+)
 def test_ordinary_text_of_other_scripts_is_let_pass(text: str):
     assert rows_by_name(find_suspicious_characters(make_split((text, text)))) == {}

@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from glm_peft import doctor
-from glm_peft.doctor_report import colour_example, format_histogram
+from glm_peft.doctor_report import colour_example, format_histogram, shows_colour
 
 PROJECT = Path(__file__).parents[1]
 ROWS = [{"content": f"类型#裙*颜色#{number}", "summary": f"第{number}条裙子很美"} for number in range(10)]
@@ -115,9 +116,60 @@ def test_flags_that_are_wrong_leave_with_2(visit: Visit):
 
 def test_longer_limits_are_suggested_where_rows_are_cut(visit: Visit):
     _, text = visit("--train_file", visit.write(ROWS), "--max_source_length", "24")
-    suggested = re.search(r"^  --max_source_length (\d+)  \(holds 99 %; .* cut 100.0 % of the prompts\)", text, re.M)
-    again = visit("--train_file", visit.write(ROWS), "--max_source_length", suggested[1])[1]
+    flags = re.search(r"^  (--max_source_length \d+)\n  These hold 99 %; .* cut 100.0 % of the prompts\.", text, re.M)
+    again = visit("--train_file", visit.write(ROWS), *flags[1].split())[1]
     assert "nothing to change" in again
+
+
+def test_lengths_are_told_and_suggested_where_no_row_fits(visit: Visit):
+    code, text = visit("--train_file", visit.write(ROWS), "--max_target_length", "1")
+    assert code == 1 and "line 10: --max_target_length 1 is too short" in text
+    flags = re.search(r"^  (--max_target_length \d+)\n  These hold 99 %", text, re.M)
+    assert visit("--train_file", visit.write(ROWS), *flags[1].split())[0] == 0
+
+
+def test_refused_rows_that_were_not_looked_for_are_told_of(visit: Visit):
+    _, text = visit("--train_file", visit.write([*ROWS, *ROWS]), "--max_target_length", "1")
+    assert "10 or more problems" in text
+
+
+def test_one_row_that_is_far_too_long_does_not_decide_the_flags(visit: Visit):
+    giant = {"content": "类型#裙", "summary": "很长的句子。" * 2000}
+    code, text = visit("--train_file", visit.write([*ROWS, *ROWS, giant]), "--max_target_length", "8")
+    assert code == 0
+    suggested = re.search(r"^  --max_target_length (\d+)\n  These hold 90 %", text, re.M)
+    assert int(suggested[1]) < 100
+    assert "answers that are far longer than the others: 1" in text and "line 21 (12,000 characters)" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--packing", "true", "--max_length", "8"), "--max_length 8 is less than the longest example"),
+        (("--attn_implementation", "flex_attention"), "cannot carry a prefix"),
+        (("--adapter_name_or_path", "nowhere"), "--adapter_name_or_path nowhere is no"),
+        (("--resume_from_checkpoint", "nowhere"), "--resume_from_checkpoint nowhere is no"),
+        (("--do_eval", "true"), "There is no validation data"),
+    ],
+)
+def test_flags_with_which_training_would_fail_leave_with_1(visit: Visit, words: tuple[str, ...], problem: str):
+    code, text = visit("--train_file", visit.write(ROWS), *words)
+    assert code == 1 and problem in text
+
+
+def test_weights_that_are_not_there_leave_with_1(visit: Visit):
+    base = Path(shutil.copytree(visit.base, visit.folder / "base"))
+    (base / "model.safetensors").unlink()
+    code, text = visit("--train_file", visit.write(ROWS), base=base)
+    assert code == 1 and "holds no weights" in text and "Rows and lengths of train" in text
+
+
+def test_the_longest_row_of_packed_batches_counts_for_the_memory(visit: Visit):
+    file = visit.write(ROWS)
+    alone = visit("--train_file", file)[1]
+    packed = visit("--train_file", file, "--packing", "true", "--max_length", "300")[1]
+    longest = [int(re.search(r"rows of up to (\d+) tokens", text)[1]) for text in (alone, packed)]
+    assert 2 * longest[0] < longest[1] <= 300
 
 
 def test_the_command_takes_a_recipe_of_training_and_writes_nothing(visit: Visit):
@@ -138,6 +190,33 @@ def test_a_histogram_counts_every_length_and_marks_what_is_cut():
     assert lines[0] == "  prompt, in tokens (limit 20)"
     bars = {row[0]: (int(row[1]), row[2][0]) for row in map(str.split, lines[1:]) if len(row) == 3}
     assert bars == {"0–4": (3, "█"), "25–29": (1, "░"), "30–34": (1, "░")}
+
+
+def test_the_last_bin_of_a_histogram_is_open_where_a_few_lengths_lie_far_beyond():
+    lines = format_histogram("answer", [*range(20, 40), 5000], limit=128).split("\n")
+    assert lines[-1].split() == ["110–5000", "1", "██████████"[: len(lines[-1].split()[2])]]
+    assert sum(int(line.split()[1]) for line in lines[1:]) == 21
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "variables", "expected"),
+    [(True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False)],
+)
+def test_colour_is_for_terminals_that_want_it(
+    is_terminal: bool, variables: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in ({"NO_COLOR": "", "TERM": "xterm"} | variables).items():
+        monkeypatch.setenv(name, value)
+    assert shows_colour(SimpleNamespace(isatty=lambda: is_terminal)) is expected
+
+
+def test_a_terminal_without_the_signs_of_a_histogram_gets_the_report(visit: Visit):
+    command = [sys.executable, "-m", "glm_peft.doctor", "--train_file", visit.write(ROWS)]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
+    words = ["--model_name_or_path", str(visit.base)]
+    run = subprocess.run([*command, *words], env=environment, capture_output=True, encoding="ascii")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.endswith("Training can start.\n")
 
 
 def test_on_a_terminal_the_tokens_that_carry_loss_are_green():

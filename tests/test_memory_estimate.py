@@ -1,15 +1,25 @@
 """The memory estimate counts what real models and adapters have, and grows with what costs memory."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from make_tiny_model import make_tiny_model
+from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import glm_peft  # noqa: F401  (registers the generations)
+from glm_peft import label_loss, memory_estimate
 from glm_peft.adapters import create_adapter
+from glm_peft.base_model import load_base_model
 from glm_peft.memory_estimate import (
     BaseSize,
     Settings,
@@ -20,6 +30,7 @@ from glm_peft.memory_estimate import (
     measure_base,
 )
 from glm_peft.models import ChatGLMConfig
+from glm_peft.prefix_attention import attach_prefix_attention
 
 SETTINGS = Settings(num_virtual_tokens=8, batch_size=2, tokens=64, labels=32)
 GENERATIONS = ("chatglm", "chatglm2", "glm4", "glm4_0414")
@@ -34,6 +45,23 @@ def test_the_base_is_counted_as_it_is_loaded(tiny_model_dirs: dict[str, Path], g
     assert size.parameters == model.num_parameters()
     assert size.quantized == sum(module.weight.numel() for module in linear)
     assert size.quantized_rows == sum(len(module.weight) for module in linear)
+    assert size.largest_quantized == max(module.weight.numel() for module in linear)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_base_is_counted_as_it_is_stored(tiny_model_dirs: dict[str, Path], bits: int):
+    """Of the linear layers; the numbers that scale them are a few of a hundred more."""
+    folder = tiny_model_dirs["chatglm2"]
+    model_args = SimpleNamespace(model_name_or_path=str(folder), dtype="float32", quantization_bit=bits)
+    model = load_base_model(model_args, "cpu")
+    head = model.get_output_embeddings()
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    stored = sum(module.weight.numel() * module.weight.element_size() for module in linear)
+    size = measure_base(AutoConfig.from_pretrained(folder))
+    assert stored == size.quantized * bits / 8
+    whole = base_bytes(size, replace(SETTINGS, dtype="float32"))
+    saved = whole - base_bytes(size, replace(SETTINGS, dtype="float32", quantization_bit=bits))
+    assert saved == pytest.approx(4 * size.quantized - stored, rel=0.05)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -54,7 +82,7 @@ def test_the_trained_numbers_are_those_of_the_adapter(
 
 
 def test_bytes_of_the_base_by_precision_and_quantization():
-    base = BaseSize(parameters=3 * 2**20, quantized=2**21, quantized_rows=2**10)
+    base = BaseSize(parameters=3 * 2**20, quantized=2**21, quantized_rows=2**10, largest_quantized=2**20)
     assert base_bytes(base, replace(SETTINGS, dtype="float32")) == 12 * 2**20
     assert base_bytes(base, SETTINGS) == 6 * 2**20
     assert base_bytes(base, replace(SETTINGS, quantization_bit=8)) == 4 * 2**20 + 4 * 2**10
@@ -67,6 +95,125 @@ def test_the_published_recipe_of_chatglm_6b_needs_less_than_what_was_published_f
     assert 5e9 < estimate_memory(ChatGLMConfig(), settings).total < 6.7e9
 
 
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations made and that are still there; those of a model do not count."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.peak, self.live = 0, {}
+        self.own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: dict | None = None) -> Any:
+        output = operation(*args, **(kwargs or {}))
+        for tensor in filter(torch.is_tensor, tree_leaves(output)):
+            storage = StorageWeakRef(tensor.untyped_storage())
+            if storage.cdata not in self.own:
+                self.live.setdefault(storage.cdata, (storage, tensor.untyped_storage().nbytes()))
+        self.live = {key: value for key, value in self.live.items() if not value[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return output
+
+
+def make_model(folder: Path, settings: Settings) -> PeftModel:
+    """In training, as `train.py` makes it."""
+    attention = "eager" if settings.eager_attention else "sdpa"
+    model_args = SimpleNamespace(
+        model_name_or_path=str(folder),
+        dtype=settings.dtype,
+        attn_implementation=attention,
+        num_virtual_tokens=settings.num_virtual_tokens,
+        prefix_projection=False,
+        encoder_hidden_size=None,
+        adapter_name_or_path=None,
+    )
+    model = create_adapter(load_base_model(model_args, "cpu"), model_args)
+    attach_prefix_attention(model)
+    label_loss.attach_label_loss(model.get_base_model())
+    if settings.activation_checkpointing:
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def make_batch(model: PeftModel, settings: Settings) -> dict[str, torch.Tensor]:
+    """The last `labels` tokens of each row carry loss; the first row has some padding."""
+    shape, config = (settings.batch_size, settings.tokens), model.config
+    ids = torch.randint(5, 60, shape, generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, : -settings.labels] = -100
+    if config.model_type == "chatglm":
+        frame = torch.tensor([config.gmask_token_id, config.bos_token_id])
+        ids[:, -settings.labels - 2 : -settings.labels] = frame
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1) * mask, "labels": labels}
+
+
+def count_saved(model: PeftModel, forward: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for the backward pass, without those of the model."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(storage.nbytes() for pointer, storage in saved.items() if pointer not in own)
+
+
+def count_step(model: PeftModel, settings: Settings) -> int:
+    """The most bytes alive in two steps without an optimizer: in the second the gradient of the first is there."""
+    batch = make_batch(model, settings)
+    with LiveBytes(model) as counted:
+        for _ in range(2):
+            model(**batch).loss.backward()
+    return counted.peak
+
+
+def estimate_step(config: PreTrainedConfig, settings: Settings) -> float:
+    """What `count_step` should find; of what is trained only the gradient."""
+    memory = estimate_memory(config, settings)
+    return memory.prefix_and_optimizer / 4 + memory.prefix_in_use + memory.activations + memory.work
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("eager_attention", [False, True])
+def test_the_activations_are_those_that_autograd_keeps(
+    tiny_model_dirs: dict[str, Path], generation: str, dtype: str, eager_attention: bool
+):
+    settings = replace(SETTINGS, dtype=dtype, eager_attention=eager_attention)
+    model = make_model(tiny_model_dirs[generation], settings)
+    batch = make_batch(model, settings)
+    saved = count_saved(model, lambda: model(**batch))
+    assert estimate_memory(model.config, settings).activations == pytest.approx(saved, rel=0.12)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "float32"},
+        {"dtype": "bfloat16"},
+        {"dtype": "float32", "activation_checkpointing": True},
+        {"dtype": "bfloat16", "activation_checkpointing": True, "tokens": 128},
+        {"dtype": "float32", "num_virtual_tokens": 256, "tokens": 16, "labels": 8},
+        {"dtype": "bfloat16", "num_virtual_tokens": 256, "tokens": 16, "labels": 8},
+    ],
+)
+@pytest.mark.parametrize("chunk", [1 << 25, 1 << 15])
+def test_a_step_needs_what_is_estimated(
+    tiny_model_dirs: dict[str, Path], generation: str, change: dict, chunk: int, monkeypatch: pytest.MonkeyPatch
+):
+    """One chunk of logits or several."""
+    for module in (label_loss, memory_estimate):
+        monkeypatch.setattr(module, "CHUNK_LOGITS", chunk)
+    settings = replace(SETTINGS, **change)
+    model = make_model(tiny_model_dirs[generation], settings)
+    assert estimate_step(model.config, settings) == pytest.approx(count_step(model, settings), rel=0.25)
+
+
 @pytest.mark.parametrize(
     "change", [{"tokens": 128}, {"batch_size": 4}, {"dtype": "float32"}, {"eager_attention": True}]
 )
@@ -76,12 +223,40 @@ def test_activations_grow_with_what_costs_memory(tiny_model_dirs: dict[str, Path
     assert changed.activations > estimate_memory(config, SETTINGS).activations
 
 
-def test_activation_checkpointing_keeps_one_layer_and_the_inputs_of_all():
+def test_the_prefix_is_counted_once_for_all_rows():
     config = ChatGLMConfig()
-    layers, inputs = config.num_hidden_layers, 2 * 64 * config.hidden_size * 2
-    plain = estimate_memory(config, SETTINGS).activations
-    checkpointed = estimate_memory(config, replace(SETTINGS, activation_checkpointing=True)).activations
-    assert checkpointed == pytest.approx(plain / layers + layers * inputs)
+    few, many = (estimate_memory(config, replace(SETTINGS, batch_size=size)).prefix_in_use for size in (1, 8))
+    assert few == many == 8 * 2 * config.num_hidden_layers * config.hidden_size * 2
+
+
+def test_a_quantized_base_makes_one_matrix_whole_at_a_time():
+    config = ChatGLMConfig()
+    plain = estimate_memory(config, SETTINGS).work
+    quantized = estimate_memory(config, replace(SETTINGS, quantization_bit=4)).work
+    assert quantized == plain + 2 * config.hidden_size * config.intermediate_size
+
+
+@pytest.mark.parametrize("generation", ["chatglm", "chatglm3"])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_a_step_of_a_deep_model_needs_what_is_estimated(
+    tmp_path: Path, generation: str, activation_checkpointing: bool
+):
+    folder = make_tiny_model(tmp_path / "deep", generation, hidden_size=32, num_layers=8)
+    settings = replace(SETTINGS, dtype="float32", labels=8, activation_checkpointing=activation_checkpointing)
+    model = make_model(folder, settings)
+    assert estimate_step(model.config, settings) == pytest.approx(count_step(model, settings), rel=0.15)
+
+
+def test_activation_checkpointing_keeps_one_layer_whole_and_the_inputs_of_all():
+    few, many = (ChatGLMConfig(num_hidden_layers=layers) for layers in (10, 11))
+    settings = replace(SETTINGS, activation_checkpointing=True)
+    inputs = 2 * 64 * few.hidden_size * 2
+    more = estimate_memory(many, settings).activations - estimate_memory(few, settings).activations
+    assert more == inputs
+    # One layer that is kept whole takes as much either way.
+    one = ChatGLMConfig(num_hidden_layers=1)
+    plain, checkpointed = (estimate_memory(one, replace(SETTINGS, activation_checkpointing=x)) for x in (False, True))
+    assert checkpointed.activations - plain.activations == inputs
 
 
 @pytest.mark.parametrize(
