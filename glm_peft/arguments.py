@@ -10,10 +10,17 @@ from transformers import Seq2SeqTrainingArguments
 from glm_peft.command_help import TRAINING_WORDS
 from glm_peft.command_line import parse_command, warn
 from glm_peft.errors import UserError
+from glm_peft.methods import METHODS, PREFIX_TUNING
 from glm_peft.shared_arguments import DataArguments, ModelArguments, require, require_at_least_one
 from glm_peft.training_defaults import TrainingDefaults
 
 _LOSSES = ("loss", "eval_loss")
+_TRACKER_PACKAGES = {
+    "azure_ml": "azureml-sdk",
+    "comet_ml": "comet-ml",
+    "flyte": "flytekit",
+    "tensorboard": "-e '.[tensorboard]'",
+}
 
 
 @dataclass
@@ -23,12 +30,18 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
 
     Raises:
         UserError: `output_dir` is missing, a number is out of its range, a token for the Hub is given (it would be
-            saved in clear), `push_to_hub` is given, or the best model is asked for by a score without
-            `predict_with_generate`.
+            saved in clear), `push_to_hub` is given, the package of a service to report to is not installed, or the
+            best model is asked for by a score without `predict_with_generate`.
     """
 
     def __post_init__(self) -> None:
+        self.learning_rate_is_given = self.learning_rate is not None
+        self.learning_rate = (
+            self.learning_rate if self.learning_rate_is_given else METHODS[PREFIX_TUNING].learning_rate
+        )
         self._check_values()
+        if self.early_stopping_patience:
+            self.metric_for_best_model = self.metric_for_best_model or "loss"
         if self.activation_checkpointing is None:
             self.activation_checkpointing = bool(self.gradient_checkpointing)
         self.gradient_checkpointing = self.activation_checkpointing
@@ -41,7 +54,9 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             self._n_gpu = 1
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
-        by_score = self.load_best_model_at_end and self.metric_for_best_model not in _LOSSES
+        by_score = (self.load_best_model_at_end or self.early_stopping_patience) and (
+            self.metric_for_best_model not in _LOSSES
+        )
         if by_score and not self.predict_with_generate:
             raise UserError(
                 f"--metric_for_best_model {self.metric_for_best_model} is a score of generated answers: "
@@ -60,6 +75,7 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             )
         for name in self._VALID_DICT_FIELDS:
             _require_json(name, getattr(self, name))
+        _check_trackers([self.report_to] if isinstance(self.report_to, str) else self.report_to or [])
         require_at_least_one(
             self,
             "max_new_tokens",
@@ -69,11 +85,24 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             "gradient_accumulation_steps",
         )
         require(self.learning_rate > 0, "--learning_rate must be above 0", self.learning_rate)
+        self._check_early_stopping()
         if not self.do_sample:
             self._drop_sampling()
         require(self.top_p is None or 0 < self.top_p <= 1, "--top_p must be above 0 and at most 1", self.top_p)
         require(self.top_k is None or self.top_k >= 0, "--top_k must be 0 or more", self.top_k)
         require(self.temperature is None or self.temperature > 0, "--temperature must be above 0", self.temperature)
+
+    def _check_early_stopping(self) -> None:
+        patience, threshold = self.early_stopping_patience, self.early_stopping_threshold
+        require(patience is None or patience >= 1, "--early_stopping_patience must be 1 or more", patience)
+        require(threshold >= 0, "--early_stopping_threshold must be 0 or more", threshold)
+        if patience is None and threshold:
+            raise UserError("--early_stopping_threshold has no effect alone: give --early_stopping_patience too.")
+        if patience and self.eval_strategy == "no":
+            raise UserError(
+                f"--early_stopping_patience {patience} counts evaluations during training, but there are none: "
+                "give --eval_strategy steps or epoch, and --validation_file."
+            )
 
     def _drop_sampling(self) -> None:
         # A warning, not an error: `--do_sample false` must be able to win over a recipe that samples.
@@ -118,3 +147,24 @@ def _require_json(name: str, value: Any) -> None:
             json.loads(value)
         except json.JSONDecodeError as error:
             raise UserError(f"--{name} is not JSON ({error}), found {value}.") from error
+
+
+def _check_trackers(names: list[str]) -> None:
+    """Every service to report to is known and installed; transformers finds out once the base is loaded."""
+    if names in ([], ["none"], ["all"]):
+        return
+    from transformers.integrations import integration_utils as integrations
+
+    known, at_hand = integrations.INTEGRATION_TO_CALLBACK, integrations.get_available_reporting_integrations()
+    at_hand += ["flyte"] if integrations.is_flytekit_available() else []
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"--report_to {name} is no service that is known: give some of {', '.join(known)}, or none."
+            )
+        if name not in [*at_hand, "kubeflow"]:
+            package = _TRACKER_PACKAGES.get(name, name)
+            raise UserError(
+                f"--report_to {name} needs a package that is not installed: `pip install {package}` installs it, or "
+                "leave the flag out."
+            )

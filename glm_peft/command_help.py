@@ -8,9 +8,10 @@ here, first of all, whether the process is one of its own commands with `--help`
 import sys
 from pathlib import Path
 
+from glm_peft.errors import exit_with_user_errors
 from glm_peft.former_options import IGNORED
 
-COMMANDS = ("convert", "doctor", "predict", "train")
+COMMANDS = ("convert", "doctor", "inspect_adapter", "predict", "train")
 PREDICTION_WORDS = {
     "usage": "python -m glm_peft.predict [CONFIG.yaml|CONFIG.json] [--flags]",
     "description": "Answers to a file or to one prompt, by a base alone or with an adapter. Flags win over the file.",
@@ -24,6 +25,11 @@ DOCTOR_WORDS = {
     "usage": "python -m glm_peft.doctor [CONFIG.yaml|CONFIG.json] [--flags]",
     "description": "Examines data, tokenizer and memory before training, without loading weights; takes every flag "
     "and file of training. Exit code 0: training can start, 1: it would fail, 2: the flags are wrong.",
+}
+INSPECTION_WORDS = {
+    "usage": "python -m glm_peft.inspect_adapter ADAPTER [OTHER] [--flags]",
+    "description": "What is in a prefix adapter or a published P-Tuning v2 checkpoint: sizes and norms, how far OTHER "
+    "is from it, and, with --base and --test_file, the attention on it and the loss without each virtual token.",
 }
 TRANSFORMERS_FLAGS = {
     "tasks": "do_train do_eval do_predict predict_with_generate output_dir resume_from_checkpoint seed",
@@ -40,7 +46,8 @@ def show_help_if_asked() -> None:
     """Print the help and leave with 0, where this process is a command of this package with `-h` or `--help`."""
     command = _command(sys.orig_argv)
     if command and {"-h", "--help"} & set(sys.argv[1:]):
-        _show_help(command)
+        with exit_with_user_errors():
+            _show_help(command)
         sys.exit(0)
 
 
@@ -58,16 +65,20 @@ def _show_help(command: str) -> None:
         from glm_peft.convert_arguments import parse_convert_arguments
 
         parse_convert_arguments(["--help"])
+    if command == "inspect_adapter":
+        from glm_peft.inspect_arguments import parse_inspect_arguments
+
+        parse_inspect_arguments(["--help"])
     from glm_peft.command_line import parse_command
-    from glm_peft.predict_arguments import PredictArguments
+    from glm_peft.predict_arguments import PREDICTION_TYPES
     from glm_peft.shared_arguments import DataArguments, ModelArguments
     from glm_peft.training_defaults import TrainingDefaults
 
     words = {"predict": PREDICTION_WORDS, "train": TRAINING_WORDS, "doctor": DOCTOR_WORDS}[command]
     if command != "predict":
         words = words | {"epilog": "\n".join([_transformers_flags(), words.get("epilog", "")])}
-    own = PredictArguments if command == "predict" else TrainingDefaults
-    parse_command(["--help"], (ModelArguments, DataArguments, own), **words)
+    types = PREDICTION_TYPES if command == "predict" else (ModelArguments, DataArguments, TrainingDefaults)
+    parse_command(["--help"], types, **words)
 
 
 def _transformers_flags() -> str:

@@ -25,10 +25,13 @@ class TrainingCurves(TrainerCallback):
     Writes `training_curves.png` into `output_dir` when training ends, from the main process alone.
 
     A picture that cannot be drawn or written is a warning: it must not cost the run its results.
+
+    Args:
+        protocol: of the scores, which decides the range of BLEU-4.
     """
 
-    def __init__(self, output_dir: str | Path) -> None:
-        self.output_dir = Path(output_dir)
+    def __init__(self, output_dir: str | Path, protocol: str | None = None) -> None:
+        self.output_dir, self.protocol = Path(output_dir), protocol
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -37,26 +40,32 @@ class TrainingCurves(TrainerCallback):
         if not state.is_world_process_zero:
             return
         try:
-            path = plot_training_curves(state.log_history, self.output_dir / CURVES_NAME)
+            path = plot_training_curves(state.log_history, self.output_dir / CURVES_NAME, self.protocol)
         except (OSError, ImportError) as error:
             logger.warning("The training curves could not be drawn (%s).", error)
             return
         if path:
             logger.info("Training curves: %s", path)
+        else:
+            nothing = "No training curves: nothing was logged in %d steps (--logging_steps %g)."
+            logger.info(nothing, state.global_step, args.logging_steps)
 
 
-def plot_training_curves(log_history: list[dict[str, Any]], path: str | Path) -> Path | None:
+def plot_training_curves(
+    log_history: list[dict[str, Any]], path: str | Path, protocol: str | None = None
+) -> Path | None:
     """
     Draw loss, learning rate, gradient norm and evaluation scores over the optimizer's steps.
 
     Args:
         log_history: `trainer.state.log_history`: dictionaries with `step` and what was logged there.
         path: where the PNG goes; folders are made. A panel without finite numbers is left out.
+        protocol: of the scores, where it is known.
 
     Returns:
         The path, or `None` where there is nothing to draw.
     """
-    panels = {title: curves for title, curves in _panels(log_history).items() if curves}
+    panels = {title: curves for title, curves in _panels(log_history, protocol).items() if curves}
     if not panels:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -67,23 +76,27 @@ def plot_training_curves(log_history: list[dict[str, Any]], path: str | Path) ->
     figure = Figure((_COLUMN_WIDTH * columns, _ROW_HEIGHT * rows), layout="constrained")
     FigureCanvasAgg(figure)
     steps = [step for curves in panels.values() for points in curves.values() for step, _ in points]
-    for number, (title, curves) in enumerate(panels.items(), 1):
-        _draw_panel(figure.add_subplot(rows, columns, number), title, curves, (min(steps), max(steps)))
+    grid, empty = figure.add_gridspec(rows, columns), rows * columns - len(panels)
+    for number, (title, curves) in enumerate(panels.items(), empty):
+        # The first is as wide as two where a place would be left.
+        place = grid[0, :] if number == empty else grid[divmod(number, columns)]
+        _draw_panel(figure.add_subplot(place), title, curves, (min(steps), max(steps)))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")
     return path
 
 
-def _panels(log_history: list[dict[str, Any]]) -> dict[str, dict[str, Points]]:
+def _panels(log_history: list[dict[str, Any]], protocol: str | None) -> dict[str, dict[str, Points]]:
     """Titles with units → curves by name; a curve without points is not there."""
+    bleu = {"thudm": " (0 to 100)", "chatglm3": " (0 to 1)"}.get(protocol, "")
     return {
         "loss (nats per token)": _curves(log_history, {"loss": "training", "eval_loss": "evaluation"}),
         "learning rate": _curves(log_history, {"learning_rate": "learning rate"}),
         "gradient norm (before clipping)": _curves(log_history, {"grad_norm": "gradient norm"}),
         # Apart, as one protocol has BLEU-4 from 0 to 100 and the other from 0 to 1.
         "ROUGE F of generated answers (0 to 100)": _curves(log_history, _score_names(log_history, "rouge")),
-        "BLEU-4 of generated answers": _curves(log_history, _score_names(log_history, "bleu")),
+        f"BLEU-4 of generated answers{bleu}": _curves(log_history, _score_names(log_history, "bleu")),
     }
 
 
@@ -115,7 +128,7 @@ def _draw_panel(axes: Any, title: str, curves: dict[str, Points], span: tuple[fl
         axes.plot(*zip(*points, strict=True), label=name, marker=mark, markersize=4, linewidth=1.5, clip_on=False)
     axes.set_title(title, fontsize=11)
     axes.set_xlabel("optimizer step")
-    margin = max((span[1] - span[0]) * 0.03, 1)  # the same steps under every panel
+    margin = max((span[1] - span[0]) * 0.03, 0.4)  # the same steps under every panel
     axes.set_xlim(span[0] - margin, span[1] + margin)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     _scale_values(axes, curves)
@@ -126,8 +139,9 @@ def _draw_panel(axes: Any, title: str, curves: dict[str, Points], span: tuple[fl
 
 
 def _scale_values(axes: Any, curves: dict[str, Points]) -> None:
-    """Start at zero where nothing is below it, so that a small change looks small; powers of ten in one corner."""
+    """From zero on where nothing is below it, so that a small change looks small; powers of ten in one corner."""
     values = [value for points in curves.values() for _, value in points]
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
     if min(values) >= 0:
-        axes.set_ylim(0, max(values) * 1.08 or 1)
+        top = max(values) or 1
+        axes.set_ylim(-0.04 * top, 1.08 * top)  # a curve at zero is not to lie on the axis

@@ -1,8 +1,13 @@
 """Errors that a user can mend: one sentence that says what is wrong, where, what was found, what to do."""
 
+import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+_PIPE_CLOSED = 141  # a shell's number for a process that SIGPIPE ended
 
 
 class UserError(ValueError):
@@ -15,13 +20,30 @@ def exit_with_user_errors() -> Iterator[None]:
     Around (or, as a decorator, on) a command: a `UserError` becomes one line on stderr, without a traceback.
 
     Raises:
-        SystemExit: with 2 after a `UserError`, with 130 (a shell's number for it) after Ctrl-C.
+        SystemExit: with 2 after a `UserError`, with 130 (a shell's number for it) after Ctrl-C, and with 141 where the
+            reader of stdout or stderr, such as `head`, has read enough.
     """
     try:
-        yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        try:
+            yield
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if not _has_reader(stream)]
+        if not closed:
+            raise  # of another pipe or connection
+        for stream in closed:  # what is still in the buffer would fail again when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(_PIPE_CLOSED)
+
+
+def _has_reader(stream: Any) -> bool:
+    poll = select.poll()
+    poll.register(stream, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))

@@ -13,7 +13,7 @@ import logging
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glm_peft.adapters import check_adapter, load_adapter
+from glm_peft.adapters import load_adapter, settle_adapter
 from glm_peft.arguments import DataArguments, ModelArguments
 from glm_peft.base_model import check_pair, load_base_model, load_config, load_tokenizer
 from glm_peft.chat_formats import ChatFormat, get_chat_format
@@ -23,14 +23,15 @@ from glm_peft.errors import exit_with_user_errors
 from glm_peft.evaluation import choose_protocol, predict
 from glm_peft.generation import generate_answers
 from glm_peft.generation_settings import GenerationSettings
+from glm_peft.origins import check_tokenizer
 from glm_peft.predict_arguments import parse_predict_arguments
 from glm_peft.prediction_files import (
     PartialPredictions,
     check_resumable,
     make_output_dir,
 )
-from glm_peft.reporting import format_results, set_up_logging
-from glm_peft.run_description import describe_run
+from glm_peft.reporting import describe_device, describe_precision, format_results, set_up_logging
+from glm_peft.run_description import describe_run, describe_settings
 
 logger = logging.getLogger("glm_peft.predict")
 
@@ -41,8 +42,7 @@ def main() -> None:
     model_args, data_args, predict_args = parse_predict_arguments()
     settings = GenerationSettings.from_arguments(predict_args, data_args)
     set_up_logging()
-    if model_args.adapter_name_or_path:
-        check_adapter(model_args.adapter_name_or_path)
+    settle_adapter(model_args, is_trainable=False)
     if predict_args.prompt is None:
         make_output_dir(predict_args.output_dir)
         check_resumable(predict_args.output_dir, predict_args.resume)
@@ -50,6 +50,7 @@ def main() -> None:
     # Tokenizer and prompts
     tokenizer = load_tokenizer(model_args)
     check_pair(tokenizer, load_config(model_args))
+    check_tokenizer(model_args.adapter_name_or_path, tokenizer)
     chat_format = get_chat_format(tokenizer, model_args.chat_format)
 
     # One prompt
@@ -92,13 +93,15 @@ def load_model(model_args: ModelArguments) -> PreTrainedModel | PeftModel:
     """The base, with the adapter where there is one."""
     adapter = model_args.adapter_name_or_path
     model = load_base_model(model_args)
-    logger.info("Base %s on %s, %s; adapter %s", model_args.model_name_or_path, model.device, model.dtype, adapter)
+    place = f"{describe_device(model.device)}, {describe_precision(model.dtype, model_args.quantization_bit)}"
+    logger.info("Base %s on %s; adapter %s", model_args.model_name_or_path, place, adapter or "none, the base alone")
     return load_adapter(model, adapter) if adapter else model
 
 
 def log_settings(settings: GenerationSettings, features: GenerationFeatures, partial: PartialPredictions) -> None:
     """What is left to do, and how it will be done."""
-    logger.info("%d rows, %d of them answered before; %s", len(features.prompts), len(partial.answers), settings)
+    done = f", {len(partial.answers)} of them answered before" if partial.answers else ""
+    logger.info("%d rows%s; %s", len(features.prompts), done, describe_settings(settings))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from glm_peft.errors import UserError
 _raw_decode = json.JSONDecoder().raw_decode
 _skip_space = re.compile(r"[ \t\n\r]*").match
 _SNIPPET = 40
+_SAMPLE = 1 << 16  # bytes from which the encoding is guessed
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +130,32 @@ def _read_text(file: str) -> str:
 
 def _encoding_problem(file: str, data: bytes, offset: int) -> str:
     line, column = data.count(b"\n", 0, offset) + 1, offset - data.rfind(b"\n", 0, offset)
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    guess = " (the file looks like UTF-16)" if utf16 else ""
-    return f"{file}, line {line}, byte {column}: 0x{data[offset]:02x} is not UTF-8{guess}; save the file as UTF-8."
+    found = f"{file}, line {line}, byte {column}: 0x{data[offset]:02x} is not UTF-8"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return f"{found} (the file looks like UTF-16); save the file as UTF-8."
+    if _looks_like_gbk(data[offset - column + 1 :][:_SAMPLE]):
+        return f"{found} (the file looks like GBK): convert it with `iconv -f GB18030 -t UTF-8 {file} > NEW_FILE`."
+    return f"{found}; save the file as UTF-8."
+
+
+def _looks_like_gbk(data: bytes) -> bool:
+    """Whether the bytes are GB18030, and most of what is not ASCII are common Chinese characters and their marks."""
+    try:
+        text = codecs.getincrementaldecoder("gb18030")().decode(data)  # the end may be within a character
+    except UnicodeDecodeError:
+        return False
+    other = [character for character in text if not character.isascii()]
+    common = sum(_is_common(character) for character in other)
+    return 10 * common > 9 * len(other)
+
+
+def _is_common(character: str) -> bool:
+    """Of the first level of GB 2312, by pronunciation, or its signs and full-width letters."""
+    try:
+        lead = character.encode("gb2312")[0]
+    except UnicodeEncodeError:
+        return False
+    return lead <= 0xD7
 
 
 def _json_rows(file: str) -> Iterator[Row]:

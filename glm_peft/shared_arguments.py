@@ -1,9 +1,12 @@
 """The arguments that training, prediction and the doctor share: which base and prefix, which data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from glm_peft.errors import UserError
+from glm_peft.methods import FULL, METHODS, P_TUNING, PREFIX_TUNING, check_flags
+
+_NUM_VIRTUAL_TOKENS = 128
 
 
 def option(default: Any, help: str, *aliases: str, **metadata: Any) -> Any:
@@ -43,12 +46,18 @@ class ModelArguments:
     quantization_bit: int | None = option(
         None, "4 or 8: load the base quantized, which takes a quarter or half of the memory. None: not quantized."
     )
+    peft_type: Literal["prefix_tuning", "lora", "p_tuning", "prompt_tuning", "ia3", "adalora", "none"] | None = option(
+        None, "Method; none: train the base itself. None: prefix_tuning, or that of --adapter_name_or_path."
+    )
     attn_implementation: str | None = option(
         None, "Attention of the base: eager, sdpa, flash_attention_2 or flex_attention. None: the best at hand."
     )
-    num_virtual_tokens: int = option(128, "Length of the prefix in virtual tokens.", "pre_seq_len")
-    prefix_projection: bool = option(
-        False, "Train the prefix through a two-layer network, of which the result is kept."
+    num_virtual_tokens: int | None = option(
+        None, "Length of the prefix in virtual tokens. None: 128, or that of --adapter_name_or_path.", "pre_seq_len"
+    )
+    prefix_projection: bool | None = option(
+        None,
+        "Train the prefix through a two-layer network, of which the result is kept. None: no, or as it was saved.",
     )
     encoder_hidden_size: int | None = option(
         None, "Width of the network of --prefix_projection. None: the hidden size of the base."
@@ -62,6 +71,12 @@ class ModelArguments:
     )
     prefix_init_std: float = option(0.02, "Standard deviation of --prefix_init normal; PEFT's own is 1.")
     prefix_dropout: float = option(0.0, "Share of the prefix's numbers dropped in training; published: 0.1.")
+    lora_rank: int | None = option(None, "Rank of --peft_type lora, or the average one of adalora. None: 8.")
+    lora_alpha: int | None = option(None, "Scale of LoRA's product, times the rank. None: twice the rank.")
+    lora_dropout: float = option(0.0, "Share of the inputs that LoRA drops in training.")
+    target_modules: list[str] | None = option(
+        None, "Layers that LoRA or (IA)3 goes on, by the ends of their names. None: those of the generation."
+    )
     save_tokenizer: bool = option(False, "Put the tokenizer's files beside the adapter.")
 
     def __post_init__(self) -> None:
@@ -70,10 +85,27 @@ class ModelArguments:
         self.quantization_bit = self.quantization_bit or None  # published scripts say 0 for none
         if self.quantization_bit not in (None, 4, 8):
             raise UserError(f"--quantization_bit must be 4 or 8, found {self.quantization_bit}.")
-        require_at_least_one(self, "num_virtual_tokens", "encoder_hidden_size")
+        require_at_least_one(self, "num_virtual_tokens", "encoder_hidden_size", "lora_rank", "lora_alpha")
+        require(0 <= self.lora_dropout < 1, "--lora_dropout must be at least 0 and below 1", self.lora_dropout)
         self._check_start()
-        if self.encoder_hidden_size and not self.prefix_projection:
+        if not self.adapter_name_or_path:  # otherwise the adapter decides what is not given
+            self._fill_in()
+        if self.peft_type:
+            self.check_flags()
+        if self.encoder_hidden_size and not self.prefix_projection and self.peft_type != P_TUNING:
             raise UserError("--encoder_hidden_size is for --prefix_projection only: give both or neither.")
+
+    def check_flags(self) -> None:
+        """Raise a `UserError` where a flag of another method than `peft_type` is given."""
+        check_flags(self, {field.name: field.default for field in fields(self)})
+
+    def _fill_in(self) -> None:
+        self.peft_type = self.peft_type or PREFIX_TUNING
+        self.prefix_projection = bool(self.prefix_projection)
+        if "num_virtual_tokens" in METHODS[self.peft_type].flags:
+            self.num_virtual_tokens = self.num_virtual_tokens or _NUM_VIRTUAL_TOKENS
+        if self.peft_type == FULL and self.dtype == "auto":
+            self.dtype = "float32"  # half precision rounds off the small steps of a whole model
 
     def _check_start(self) -> None:
         if (self.prefix_init == "text") != (self.prefix_init_text is not None):
@@ -116,7 +148,11 @@ class DataArguments:
     max_train_samples: int | None = option(None, "Use only so many rows to train on. None: all.")
     max_eval_samples: int | None = option(None, "Use only so many rows to evaluate on. None: all.")
     max_predict_samples: int | None = option(None, "Use only so many rows to predict. None: all.")
-    packing: bool = option(False, "Train on rows of several examples: for lengths that differ much. No loss changes.")
+    packing: bool | None = option(
+        None,
+        "Train on rows of several examples, which the batch size then counts. None: put the examples of a batch into "
+        "fewer rows where that costs less than padding.",
+    )
     max_length: int = option(512, "Most tokens of a row with --packing.")
     train_on: Literal["all", "last"] = option("all", "In rows of messages, train on every answer or on the last one.")
     skip_bad_rows: bool = option(False, "Leave out and count rows that cannot be used, instead of stopping there.")

@@ -1,7 +1,8 @@
 """
 P-Tuning v2 from the command line: train a prefix, evaluate it, predict with it.
 
-    accelerate launch --config_file accelerate_configs/single_gpu.yaml glm_peft/train.py configs/adgen_chatglm.yaml
+    accelerate launch --quiet --config_file accelerate_configs/single_gpu.yaml \\
+        glm_peft/train.py configs/adgen_chatglm.yaml
 
 Flags may follow the file and win over it.
 """
@@ -11,25 +12,32 @@ from functools import partial
 
 import transformers
 
-from glm_peft.adapters import check_adapter, create_adapter
+from glm_peft.adapters import create_adapter, settle_adapter
 from glm_peft.arguments import parse_train_arguments
 from glm_peft.base_model import check_pair, load_base_model, load_config, load_tokenizer
+from glm_peft.batching import plan_batching
 from glm_peft.chat_formats import get_chat_format
+from glm_peft.checkpoints import choose_checkpoint, explain_failed_writing
 from glm_peft.collators import TrainingCollator
+from glm_peft.compilation import compile_layers
 from glm_peft.conversations import load_splits
 from glm_peft.curves import TrainingCurves
 from glm_peft.data import build_generation_features, build_training_features, describe_example
 from glm_peft.errors import exit_with_user_errors
 from glm_peft.evaluation import choose_protocol, evaluate_answers, predict
 from glm_peft.generation_settings import GenerationSettings
-from glm_peft.label_loss import attach_label_loss
-from glm_peft.packing import PackingCollator, pack_examples
-from glm_peft.prediction_files import make_output_dir
+from glm_peft.methods import ADALORA, keeps_tokenizer, settle_method
+from glm_peft.model_checks import check_attention
+from glm_peft.origins import check_tokenizer
+from glm_peft.prediction_files import keep_predictions, make_output_dir
 from glm_peft.prefix_attention import attach_prefix_attention
 from glm_peft.prefix_initialization import initialize_prefix
+from glm_peft.provenance import ProvenanceWriter, describe_origin, write_provenance
 from glm_peft.publishing import describe_recipe, save_adapter, write_card
 from glm_peft.reporting import format_results, log_run, save_results, set_up_logging
-from glm_peft.trainer import PrefixTrainer, choose_checkpoint
+from glm_peft.run_description import describe_run
+from glm_peft.trainer import PrefixTrainer
+from glm_peft.tuners import RankAllocation, attach_loss, base_of, has_prefix
 
 logger = logging.getLogger("glm_peft.train")
 
@@ -41,14 +49,16 @@ def main() -> None:
     set_up_logging(is_main_process=training_args.process_index == 0)
     transformers.set_seed(training_args.seed)
     make_output_dir(training_args.output_dir)
-    if model_args.adapter_name_or_path:
-        check_adapter(model_args.adapter_name_or_path)
+    settle_adapter(model_args, is_trainable=True)
     checkpoint = choose_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
 
     # Tokenizer and prompts
     tokenizer = load_tokenizer(model_args)
     config = load_config(model_args)
     check_pair(tokenizer, config)
+    check_attention(config, model_args.attn_implementation)
+    settle_method(model_args, data_args, training_args, config.model_type)
+    check_tokenizer(model_args.adapter_name_or_path, tokenizer)
     chat_format = get_chat_format(tokenizer, model_args.chat_format)
 
     # Data
@@ -59,20 +69,25 @@ def main() -> None:
     datasets = {name: dataset for name, (dataset, _) in examples.items()}
     answered = {"validation": training_args.predict_with_generate, "test": True}
     prompts = {name: build_generation_features(splits[name], *encode) for name in splits if answered.get(name)}
-    for name in splits:
-        logger.info("%s", examples[name][1] if name in examples else prompts[name].report)
+    reports = {name: examples[name][1] if name in examples else prompts[name].report for name in splits}
+    for report in reports.values():
+        logger.info("%s", report)
     if "train" in examples:
         logger.info("The first example\n%s", describe_example(tokenizer, datasets["train"][0]))
-    if "train" in examples and data_args.packing:
-        datasets["train"] = pack_examples(datasets["train"], data_args.max_length, config)
-        logger.info("Packed into %d rows of up to %d tokens", len(datasets["train"]), data_args.max_length)
+    collator = TrainingCollator(tokenizer, data_args.ignore_pad_token_for_loss)
+    batching = None
+    if "train" in examples:
+        batching = plan_batching(datasets["train"], collator, config, (model_args, data_args, training_args))
+        logger.info("%s", batching.reason)
 
     # Model
     model = create_adapter(load_base_model(model_args, training_args.device), model_args)
-    initialize_prefix(model, tokenizer, model_args)
-    attach_prefix_attention(model, model_args.prefix_dropout)
-    attach_label_loss(model.get_base_model(), training_args.label_smoothing_factor)
-    log_run(model, model_args, training_args)
+    if has_prefix(model):
+        initialize_prefix(model, tokenizer, model_args)
+        attach_prefix_attention(model, model_args.prefix_dropout)
+    attach_loss(model, training_args.label_smoothing_factor)
+    compile_layers(base_of(model), training_args)
+    log_run(model, (model_args, training_args), reports, batching)
 
     # Trainer
     settings = GenerationSettings.from_arguments(training_args, data_args)
@@ -82,27 +97,36 @@ def main() -> None:
     trainer = PrefixTrainer(
         model,
         training_args,
-        data_collator=PackingCollator(tokenizer, TrainingCollator(tokenizer, data_args.ignore_pad_token_for_loss)),
-        train_dataset=datasets.get("train"),
+        data_collator=collator,
+        batching=batching,
         eval_dataset=datasets.get("validation"),
         score_answers=scorer if "validation" in prompts else None,
     )
 
-    trainer.add_callback(TrainingCurves(training_args.output_dir))
+    trainer.add_callback(TrainingCurves(training_args.output_dir, protocol))
+    origin = describe_origin(answering, protocol, splits, (model_args, data_args, training_args))
+    trainer.add_callback(ProvenanceWriter(origin))
+    if model_args.peft_type == ADALORA:
+        trainer.add_callback(RankAllocation(model))
 
     # Train, evaluate, predict
     results: dict[str, float] = {}
-    if training_args.do_train:
-        results |= trainer.train(resume_from_checkpoint=checkpoint).metrics
-        save_adapter(model, training_args.output_dir, tokenizer if model_args.save_tokenizer else None)
-    if training_args.do_eval:
-        results |= trainer.evaluate()
-    if training_args.do_predict:
-        results |= predict(answering, prompts["test"], settings, protocol, training_args.output_dir)
-    save_results(results, training_args.output_dir)
-    if training_args.do_train:
-        write_card(model, training_args.output_dir, describe_recipe(model_args, data_args, training_args), results)
-    logger.info("%s", format_results(results))
+    with explain_failed_writing("The result", training_args.output_dir):
+        if training_args.do_train:
+            results |= trainer.train(resume_from_checkpoint=checkpoint).metrics
+            save_adapter(model, training_args.output_dir, tokenizer if keeps_tokenizer(model_args) else None)
+            write_provenance(training_args.output_dir, origin, results)
+        if training_args.do_eval:
+            results |= trainer.evaluate()
+        if training_args.do_predict:
+            run = describe_run(model_args, prompts["test"], settings, model)
+            with keep_predictions(training_args.output_dir, run) as kept:
+                results |= predict(answering, prompts["test"], settings, protocol, training_args.output_dir, kept)
+        save_results(results, training_args.output_dir)
+        if training_args.do_train:
+            write_card(model, training_args.output_dir, describe_recipe(model_args, data_args, training_args), results)
+            write_provenance(training_args.output_dir, origin, results)
+    logger.info("%s\nresults: %s", format_results(results), training_args.output_dir)
 
 
 if __name__ == "__main__":

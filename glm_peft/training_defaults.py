@@ -1,7 +1,7 @@
 """What of transformers' training arguments is other here, or is added: apart from them, as importing them is slow."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from glm_peft.shared_arguments import GenerationArguments, option
 
@@ -12,8 +12,8 @@ class TrainingDefaults(GenerationArguments):
 
     _argument_group_name = "training, evaluation and generation"
 
-    learning_rate: float = option(
-        5e-3, "Highest learning rate; a prefix alone needs some hundred times that of full fine-tuning."
+    learning_rate: float | None = option(
+        None, "Highest learning rate. None: that of --peft_type, such as 5e-3 for a prefix and 2e-4 for LoRA."
     )
     logging_steps: float = option(10, "Log every so many steps, or, below 1, after each such share of all steps.")
     # On, it shows a loss that is not a number as 0.
@@ -21,6 +21,13 @@ class TrainingDefaults(GenerationArguments):
     report_to: list[str] = field(
         default_factory=lambda: ["none"],
         metadata={"help": "Services to report to, such as tensorboard or wandb; none, or all that are installed."},
+    )
+    early_stopping_patience: int | None = option(
+        None, "End training after so many evaluations in a row without a better metric_for_best_model. None: never."
+    )
+    early_stopping_threshold: float = option(0.0, "By how much the metric must be better to count as better.")
+    train_sampling_strategy: Literal["auto", "random", "sequential", "group_by_length", "batch_rebalance"] = option(
+        "auto", "Order of the examples; auto: random, or group_by_length where that costs less padding than packing."
     )
     # Every trained parameter is used in every step: looking for others would cost time and memory.
     ddp_find_unused_parameters: bool | None = option(False, "Let DDP look for parameters without a gradient.")

@@ -170,7 +170,7 @@ def main() -> None:
         rate = arguments.lora_learning_rate
         name = f"LoRA, the size of a prefix of {length}"
         print(measure(name, lambda seed, n=length, r=rate: demo.score_lora(seed, n, r), seeds), flush=True)
-    print(measure("the lines' own script, again", demo.score_rewriting, seeds), flush=True)
+    print(measure("the ceiling (the lines written again)", demo.score_rewriting, seeds), flush=True)
 
 
 if __name__ == "__main__":

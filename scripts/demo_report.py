@@ -18,7 +18,7 @@ NEXT = """What to type next
     {bin}python -m glm_peft.predict --model_name_or_path {base} --adapter_name_or_path {adapter} --prompt "{prompt}"
   see how the training went: {adapter}/training_curves.png
   tune a real model, on a GPU, on your own lines (configs/ has a recipe for each generation):
-    {bin}accelerate launch --config_file accelerate_configs/single_gpu.yaml glm_peft/train.py \\
+    {bin}accelerate launch --quiet --config_file accelerate_configs/single_gpu.yaml glm_peft/train.py \\
         configs/adgen_chatglm.yaml --train_file train.json --test_file test.json"""
 
 

@@ -437,3 +437,28 @@ def test_training_arguments_can_be_saved_and_copied():
     assert json.loads(training_args.to_json_string())["activation_checkpointing"] is True
     copy = replace(training_args, activation_checkpointing=False)
     assert copy.gradient_checkpointing is False
+
+
+@pytest.mark.parametrize(
+    ("service", "message"),
+    [
+        (
+            "tensorboard",
+            "--report_to tensorboard needs a package that is not installed: `pip install -e '.[tensorboard]'`",
+        ),
+        ("wandb", "--report_to wandb needs a package that is not installed: `pip install wandb` installs it"),
+        ("none tensorbord", "--report_to none is no service that is known: give some of azure_ml, comet_ml"),
+    ],
+)
+def test_a_service_to_report_to_whose_package_is_missing_is_refused(monkeypatch, service, message):
+    for name in ("tensorboard", "wandb"):
+        monkeypatch.setattr(f"transformers.integrations.integration_utils.is_{name}_available", lambda: False)
+    with pytest.raises(UserError) as error:
+        parse("--report_to", *service.split())
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("service", ["none", "all", "tensorboard"])
+def test_a_service_to_report_to_that_is_there_is_taken(monkeypatch, service):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: True)
+    assert ("tensorboard" in parse("--report_to", service)[2].report_to) == (service != "none")

@@ -10,6 +10,8 @@ import pytest
 
 from glm_peft.arguments import TrainingArguments
 from glm_peft.command_help import COMMANDS, TRANSFORMERS_FLAGS, _command
+from glm_peft.errors import exit_with_user_errors
+from glm_peft.inspect_arguments import InspectArguments
 from glm_peft.predict_arguments import PredictArguments
 from glm_peft.shared_arguments import DataArguments, ModelArguments
 from glm_peft.training_defaults import TrainingDefaults
@@ -19,7 +21,15 @@ OWN = {"predict": PredictArguments, "train": TrainingDefaults, "doctor": Trainin
 OWN_NAMES = {
     command: {field.name for kind in (ModelArguments, DataArguments, own) for field in fields(kind)}
     for command, own in OWN.items()
-} | {"convert": {"base", "output_dir", "verify"}}
+} | {
+    "convert": {"base", "output_dir", "verify"},
+    "inspect_adapter": {field.name for field in fields(InspectArguments)},
+}
+OF_TRAINING = {"prefix_init", "prefix_init_text", "prefix_init_std", "prefix_dropout", "save_tokenizer", "train_file"}
+OF_TRAINING |= {"validation_file", "max_train_samples", "max_eval_samples", "packing", "max_length", "train_on"}
+OF_TRAINING |= {"peft_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules"}
+OF_TRAINING |= {"ignore_pad_token_for_loss", "num_virtual_tokens", "prefix_projection", "encoder_hidden_size"}
+OWN_NAMES["predict"] -= OF_TRAINING | {"overwrite_cache"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -32,8 +42,31 @@ def test_help_names_every_argument_of_the_command_without_importing_torch(comman
     assert run.stdout.startswith("usage: ")
     names = OWN_NAMES[command]
     assert [name for name in names if f"--{name}" not in run.stdout] == []
+    flags = set(run.stdout.split())
+    assert [name for name in OF_TRAINING if f"--{name}" in flags] == [] or command in ("train", "doctor")
+    assert command != "predict" or "None: the base alone." in " ".join(run.stdout.split())
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
     assert not imported & {"torch", "peft", "glm_peft.models"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),  # argparse takes no notice where there is no buffer, or it is full
+    [("-m glm_peft.predict --help", (0, 141)), ("-m glm_peft.convert --help", (0, 141)), ("-c {script}", (141,))],
+)
+def test_a_reader_that_has_read_enough_ends_a_command_quietly(words: str, code: tuple[int, ...]):
+    script = "from glm_peft.errors import exit_with_user_errors as e\nwith e():\n for n in range(99999): print(n)"
+    typed = [sys.executable, *(word.format(script=script) for word in words.split())]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(typed, cwd=PROJECT, env=environment, text=True, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() in code
+
+
+def test_another_pipe_that_broke_is_no_reader_that_has_read_enough():
+    with pytest.raises(BrokenPipeError), exit_with_user_errors():
+        raise BrokenPipeError
 
 
 def test_the_flags_of_transformers_that_help_names_exist():

@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from glm_peft.curves import CURVES_NAME, TrainingCurves, plot_training_curves
 
@@ -37,6 +38,19 @@ def draw(tmp_path: Path):
         return panels
 
     return draw
+
+
+@pytest.fixture
+def axes():
+    """The panels of every picture that is drawn, in their order."""
+    drawn, add = [], Figure.add_subplot
+
+    def note(figure: Figure, *args: object) -> Axes:
+        drawn.append(add(figure, *args))
+        return drawn[-1]
+
+    with mock.patch.object(Figure, "add_subplot", note):
+        yield drawn
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -76,6 +90,39 @@ def test_the_picture_grows_with_its_panels(tmp_path: Path):
     full = plot_training_curves(FULL, tmp_path / "new folder" / "full.png")
     (small_width, small_height), (full_width, full_height) = size_of(small), size_of(full)
     assert (full_width, full_height) == (2 * small_width, 3 * small_height)
+
+
+@pytest.mark.parametrize(("protocol", "span"), [("thudm", "0 to 100"), ("chatglm3", "0 to 1")])
+def test_the_title_of_bleu_tells_its_range(tmp_path: Path, axes: list[Axes], protocol: str, span: str):
+    plot_training_curves(FULL, tmp_path / "curves.png", protocol)
+    assert axes[-1].get_title() == f"BLEU-4 of generated answers ({span})"
+
+
+def test_the_axes_end_with_the_steps_and_leave_room_below_zero(tmp_path: Path, axes: list[Axes]):
+    plot_training_curves([*FULL, {"eval_loss": 0.0, "eval_bleu-4": 0.0, "step": 6}], tmp_path / "curves.png")
+    for panel in axes:
+        (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+        assert 0 < left < 1 and 6 < right < 7
+        assert -0.1 * top < bottom < 0
+        ticks = [tick for tick in panel.get_xticks() if left <= tick <= right]
+        assert ticks and all(1 <= tick <= 6 for tick in ticks)
+
+
+@pytest.mark.parametrize("log_history", [TRAINING, TRAINING[:1], FULL, [{"loss": 1.0, "step": 1}], FULL[:3]])
+def test_no_place_of_the_picture_is_empty(tmp_path: Path, axes: list[Axes], log_history: list):
+    plot_training_curves(log_history, tmp_path / "curves.png")
+    specs = [panel.get_subplotspec() for panel in axes]
+    taken = [(row, column) for spec in specs for row in spec.rowspan for column in spec.colspan]
+    rows, columns = specs[0].get_gridspec().get_geometry()
+    assert sorted(taken) == [(row, column) for row in range(rows) for column in range(columns)]
+
+
+def test_a_run_that_logged_nothing_says_why_there_is_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    state = SimpleNamespace(is_world_process_zero=True, log_history=[], global_step=3)
+    with caplog.at_level("INFO", "glm_peft"):
+        TrainingCurves(tmp_path).on_train_end(SimpleNamespace(logging_steps=10), state, None)
+    assert "No training curves: nothing was logged in 3 steps (--logging_steps 10)." in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_to_draw_writes_nothing(tmp_path: Path):

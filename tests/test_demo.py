@@ -162,7 +162,7 @@ def test_the_comparison_is_a_table_of_all_methods():
     assert "\n".join(lines[:2]) == TABLE_HEAD
     names = ["base", "base, 3 examples in the prompt", "prefix of 1", "LoRA, the size of a prefix of 1"]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    assert [row[0] for row in rows] == [*names, "the lines' own script, again"]
+    assert [row[0] for row in rows] == [*names, "the ceiling (the lines written again)"]
     assert rows[2][1] == "1,024" and all(0 <= float(cell) <= 100 for row in rows for cell in row[2:])
 
 

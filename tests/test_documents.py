@@ -8,8 +8,10 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import benchmark
 import compare_demo
@@ -19,7 +21,15 @@ import train_demo_model
 from accelerate.commands.launch import launch_command_parser
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from tiny_options import ModelOptions
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Glm4Config,
+    GlmConfig,
+    HfArgumentParser,
+    PreTrainedConfig,
+    Seq2SeqTrainingArguments,
+)
 
 from glm_peft import predict, train
 from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments, parse_train_arguments
@@ -28,9 +38,14 @@ from glm_peft.command_line import _names_of_fields
 from glm_peft.conversations import load_splits
 from glm_peft.convert_arguments import parse_convert_arguments
 from glm_peft.doctor_arguments import parse_doctor_arguments
+from glm_peft.doctor_report import GB
 from glm_peft.errors import UserError
 from glm_peft.former_options import IGNORED, REFUSED, RENAMED
+from glm_peft.inspect_arguments import parse_inspect_arguments
+from glm_peft.memory_estimate import BaseSize, Settings, estimate_memory, measure_base
+from glm_peft.models import ChatGLMConfig
 from glm_peft.predict_arguments import PredictArguments, parse_predict_arguments
+from glm_peft.training_defaults import TrainingDefaults
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
@@ -41,8 +56,10 @@ UNCHECKED_COMMANDS = {"pip install": "it installs from a registry; `make test` i
 OTHER_FLAGS = {
     "--base": "of glm_peft.convert",
     "--verify": "of glm_peft.convert",
+    "--prune": "of glm_peft.inspect_adapter",
     "--tokenizer_dir": "of scripts/make_tiny_model.py",
     "--config_file": "accelerate's",
+    "--quiet": "accelerate's",
     "--num_processes": "accelerate's",
     "--help": "argparse's",
     "--output_dir": "of every command",
@@ -121,6 +138,12 @@ def test_the_readme_is_short_and_both_link_every_document():
         assert [name for name in DOCUMENTS if name not in READMES and f"({name})" not in text_of(readme)] == []
 
 
+@pytest.mark.parametrize("document", [document for document in DOCUMENTS if document not in READMES])
+def test_contents_name_every_section(document):
+    listed = re.findall(r"^- \[(.+)\]\(#", text_of(document), re.MULTILINE)
+    assert not listed or listed == re.findall(r"^## (.+)$", text_of(document), re.MULTILINE)
+
+
 # Commands and flags
 
 
@@ -134,6 +157,7 @@ def test_every_command_is_understood(words, monkeypatch):
     elif words[:2] == ["accelerate", "launch"]:
         launched = launch_command_parser().parse_args(words[2:])
         assert Path(launched.config_file).is_file() and launched.training_script == "glm_peft/train.py"
+        assert launched.quiet  # or accelerate's traceback follows the sentence
         parse_train_arguments(launched.training_script_args)
     elif words[:3] == ["python", "-m", "glm_peft.predict"]:
         parse_predict_arguments(words[3:])
@@ -141,6 +165,8 @@ def test_every_command_is_understood(words, monkeypatch):
         parse_doctor_arguments(words[3:])
     elif words[:3] == ["python", "-m", "glm_peft.convert"]:
         parse_convert_arguments(words[3:])
+    elif words[:3] == ["python", "-m", "glm_peft.inspect_adapter"]:
+        parse_inspect_arguments(words[3:])
     elif words[:2] == ["python", "scripts/benchmark.py"]:
         benchmark.parse_arguments(words[2:])
     elif words[:2] == ["python", "scripts/compare_demo.py"]:
@@ -186,6 +212,79 @@ def test_the_removed_flags_are_refused_with_the_advice_of_the_table():
 def test_the_flags_that_are_said_to_be_ignored_are():
     ignored = [cells[0] for cells in rows_of_table("docs/migrating.md", "Flags") if cells[1].startswith("a warning")]
     assert {name for cell in ignored for name in re.findall(r"--(\w+)", cell)} == set(IGNORED)
+
+
+WORDS_FOR_VALUES = {"not set": None, "true": True, "false": False, "5e-5": 5e-5, "10": 10, "500": 500}
+
+
+def defaults_of(kind: type) -> dict[str, Any]:
+    """The defaults of a dataclass's fields; lists as one text."""
+    return {
+        field.name: ", ".join(field.default_factory()) if field.default is MISSING else field.default
+        for field in fields(kind)
+    }
+
+
+def test_the_flags_that_are_said_to_have_other_defaults_do():
+    ours, theirs = defaults_of(TrainingDefaults), defaults_of(Seq2SeqTrainingArguments)
+    rows = [cells[:3] for cells in rows_of_table("docs/recipes.md", "Other defaults")]
+    said = {flag.strip("`-"): [WORDS_FOR_VALUES.get(word, word) for word in words] for flag, *words in rows}
+    assert said == {name: [ours[name], theirs[name]] for name in said}
+    assert {name for name in ours if name in theirs and ours[name] != theirs[name]} <= set(said)
+
+
+def test_the_recipes_have_the_limits_and_the_dropout_of_their_table():
+    for file, _, limits, dropout in rows_of_table("docs/recipes.md", "The files"):
+        recipe = re.search(r"\[(.+?)\]", file)[1]
+        model_args, data_args, _ = parse_train_arguments([str(ROOT / recipe)])
+        assert limits == f"{data_args.max_source_length} / {data_args.max_target_length}"
+        assert float(dropout) == model_args.prefix_dropout
+
+
+# The sizes of the published models; the defaults of the classes are those of ChatGLM-6B, GLM-4-9B and GLM-4-9B-0414.
+SIZES = {
+    "ChatGLM-6B": ("adgen_chatglm", ChatGLMConfig()),
+    "ChatGLM2-6B": ("adgen_chatglm3", GlmConfig(vocab_size=65024, num_hidden_layers=28, pad_token_id=0)),
+    "GLM-4-9B": ("adgen_glm4", GlmConfig()),
+    "GLM-4-0414": ("adgen_glm4_0414", Glm4Config()),
+}
+NO_RECIPE = ["--model_name_or_path", "base", "--output_dir", "out", "--do_train", "--train_file", "train.json"]
+
+
+@pytest.mark.parametrize(("readme", "heading"), [("README.md", "Which GPU"), ("README_zh.md", "需要什么显卡")])
+def test_the_memory_that_is_said_is_what_the_doctor_estimates(readme, heading):
+    rows = rows_of_table(readme, heading)
+    assert len(rows) == 2 * len(SIZES)
+    for name, longest, *cells in rows:
+        recipe, config = SIZES[re.match(r"GLM-4-\d+B?|ChatGLM\d?-6B", name)[0]]
+        words = [str(ROOT / "configs" / f"{recipe}.yaml")] if "ADGEN" in name else NO_RECIPE
+        _, data_args, _ = parse_train_arguments(words)
+        labels, tokens = data_args.max_target_length, data_args.max_source_length + data_args.max_target_length
+        assert longest.split()[0] == f"{tokens:,}"
+        settings, base = Settings(tokens=tokens, labels=labels), measure_base(config)
+        estimates = [memory_cell(config, replace(settings, quantization_bit=bits), base) for bits in (None, 8, 4)]
+        assert numbers(*cells) == pytest.approx(numbers(*estimates), abs=0.2)
+
+
+def numbers(*cells: str) -> list[float]:
+    return [float(number) for cell in cells for number in cell.split(" / ")]
+
+
+def memory_cell(config: PreTrainedConfig, settings: Settings, base: BaseSize) -> str:
+    """GB without and with activation checkpointing."""
+    ways = (replace(settings, activation_checkpointing=is_on) for is_on in (False, True))
+    return " / ".join(f"{estimate_memory(config, way, base).total / GB:.1f}" for way in ways)
+
+
+def test_the_half_width_marks_that_are_named_are_those_of_the_published_tokenizer(reference_tokenizers):
+    section = text_of("docs/migrating.md").split("\n### Chinese punctuation\n")[1]
+    full, half, *others = re.findall("`(.+?)`", section)[:5]
+    chatglm = AutoTokenizer.from_pretrained(reference_tokenizers / "chatglm-6b")
+    read = {text: chatglm.decode(chatglm.encode(text, add_special_tokens=False)) for text in (full, *others)}
+    assert read == {full: half, others[0]: others[1], others[1]: others[1], others[2]: others[2]}
+    for name in ("chatglm2-6b", "chatglm3-6b", "glm-4-9b-chat"):
+        tokenizer = AutoTokenizer.from_pretrained(reference_tokenizers / name)
+        assert tokenizer.decode(tokenizer.encode(full, add_special_tokens=False)) == full
 
 
 # Examples
@@ -255,6 +354,12 @@ def test_quoted_errors_are_sentences_of_the_toolkit():
 
     assert len(sentences) >= 30
     assert [one for one in sentences if one not in SENTENCES_OF_LIBRARIES and not is_said(one)] == []
+
+
+def test_the_chinese_table_of_errors_quotes_the_sentences():
+    sentences = "\n".join(re.findall(r"^> (.+)$", text_of("docs/common_errors.md"), re.MULTILINE))
+    quoted = [cells[0].strip("`") for cells in rows_of_table("README_zh.md", "常见报错")]
+    assert len(quoted) >= 10 and [words for words in quoted if words not in sentences] == []
 
 
 # What the README says of training and prediction

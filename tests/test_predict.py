@@ -126,6 +126,29 @@ def test_a_file_without_answers_gives_no_scores(
     }
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([], "10 rows; at most 8 new tokens a row; greedy; rows a batch as memory has room"),
+        (["--num_beams", "2", "--per_device_eval_batch_size", "5"], "; 2 beams; 5 rows a batch"),
+        (["--do_sample", "--top_p", "0.5"], "; drawn with top_p 0.5, top_k 50, temperature 0.95, seed 42; rows a"),
+    ],
+)
+def test_the_log_tells_the_settings_that_have_an_effect(
+    workplace: Workplace,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    more: list[str],
+    told: str,
+) -> None:
+    with caplog.at_level("INFO", "glm_peft"):
+        run(monkeypatch, workplace.on_file(tmp_path, *more))
+    assert told in caplog.text
+    assert "on cpu, torch.float32, not quantized; adapter " in caplog.text
+    assert "GenerationSettings" not in caplog.text and "carry loss" not in caplog.text
+
+
 def test_a_prompt_prints_the_answer_alone(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -254,6 +277,8 @@ def test_an_early_failure_leaves_nothing_to_resume(
             ["--prompt", "你好", "--do_sample", "--top_p", "1.5"],
             "top_p is 1.5: give a probability",
         ),
+        (["--prompt", "你好", "--packing"], "--packing True is for training and has no effect on prediction: leave"),
+        (["--prompt", "你好", "--train_file", "a.json"], "--train_file a.json is for training and has no effect on"),
         (["--prompt", "你好", "--num_beams", "0"], "num_beams is 0: give 1 or more."),
         (["--test_file", "none.json", "--output_dir", "OUT"], "none.json: there is no such file"),
         (

@@ -124,12 +124,24 @@ def test_a_line_that_is_no_object_is_a_row_with_a_problem(write):
         ("rows.csv", 'a,b\n1,2\n"open,3\n4,5\n', "rows.csv, line 3: the row that begins here is not CSV"),
         ("rows.csv", "a,b,a\n1,2,3\n", "rows.csv, line 1: the header names 'a' more than once."),
         ("rows.parquet", "no parquet", "rows.parquet: this is not a readable Parquet file"),
-        ("rows.json", b'{"a": "1"}\n{"a": "\xb0\xa1"}\n', "rows.json, line 2, byte 8: 0xb0 is not UTF-8; save"),
+        ("rows.json", b'{"a": "1"}\n{"a": "\xe9"}\n', "rows.json, line 2, byte 8: 0xe9 is not UTF-8; save"),
+        ("rows.csv", "a,b\nn\xe9es,1\n".encode("latin-1"), "rows.csv, line 2, byte 2: 0xe9 is not UTF-8; save"),
         ("rows.csv", "a,b\n1,2\n".encode("utf-16"), "line 1, byte 1: 0xff is not UTF-8 (the file looks like UTF-16)"),
     ],
 )
 def test_a_file_that_is_wrong_as_a_whole_is_named_in_one_sentence(write, name, content, words):
     assert words in problem_of(write(name, content))
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "gb18030", "gb2312"])
+@pytest.mark.parametrize("rows", [1, 5000])
+def test_a_file_in_gbk_is_guessed_with_the_command_that_converts_it(write, encoding, rows):
+    row = {"content": "类型#裤*颜色#白色", "summary": "这条裤子是白色的，很好看。"}
+    text = '{"content": "a"}\n' + "\n".join([json.dumps(row, ensure_ascii=False)] * rows)
+    file = write("rows.json", text.encode(encoding))
+    problem = problem_of(file)
+    assert "rows.json, line 2, byte 14: 0xc0 is not UTF-8 (the file looks like GBK)" in problem
+    assert "`iconv -f GB18030 -t UTF-8 rows.json > NEW_FILE`" in problem
 
 
 def test_csv_rows_of_another_width_have_a_problem(write):

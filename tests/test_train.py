@@ -19,17 +19,20 @@ from safetensors.torch import load_file, save_file
 from tiny_options import GENERATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import glm_peft.generation
 from glm_peft import predict, train
 from glm_peft.adapters import create_adapter
 from glm_peft.arguments import TrainingArguments, parse_train_arguments
-from glm_peft.trainer import ENCODER_NAME
+from glm_peft.prediction_files import OTHER_RUN_NAME, PARTIAL_NAME
+from glm_peft.publishing import tidy_weights
+from glm_peft.reporting import describe_device, format_bytes
 
 PROJECT = Path(__file__).parents[1]
 CPU = PROJECT / "accelerate_configs" / "cpu.yaml"
 PREFIX = "prompt_encoder.default.embedding.weight"
 WEIGHTS = "adapter_model.safetensors"
 RESULTS = {"all_results.json", "predict_results.json", "generated_predictions.jsonl", "training_curves.png"}
-ADAPTER = {"adapter_config.json", WEIGHTS, "README.md"}
+ADAPTER = {"adapter_config.json", WEIGHTS, "provenance.json", "README.md"}
 ROWS = [
     {"content": f"类型#{kind}*颜色#{colour}", "summary": f"这条{kind}是{colour}的" + "，很好看" * len(kind)}
     for kind in ("裤", "裙", "衬衫", "外套")
@@ -236,13 +239,105 @@ def test_the_card_tells_the_base_and_how_to_load(runs):
     assert str(finished.folder) not in text
 
 
-def test_the_code_of_the_card_loads_the_adapter(runs, monkeypatch):
-    finished = runs["chatglm3"]
-    code = (finished.folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(finished.folder.parent)
+def test_the_code_of_the_card_loads_the_adapter(words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run(*words("chatglm3", Path("runs/adapter"), "--max_steps", "1"))
+    card = (tmp_path / "runs" / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "\n# P-Tuning v2 prefix: chatglm3\n" in card
+    assert "--adapter_name_or_path runs/adapter " in card
     loaded: dict[str, PeftModel] = {}
-    exec(code, loaded)
-    assert torch.equal(loaded["model"].get_parameter(PREFIX), prefix_of(finished.folder))
+    exec(card.split("```python\n")[1].split("```")[0], loaded)
+    assert torch.equal(loaded["model"].get_parameter(PREFIX), prefix_of(tmp_path / "runs" / "adapter"))
+
+
+def test_the_files_of_adapter_and_checkpoint_have_the_rights_of_others_and_no_empty_card(runs):
+    folder = runs["chatglm2"].folder
+    for place in (folder, folder / "checkpoint-30"):
+        rights = {path.name: path.stat().st_mode for path in place.glob("*") if path.is_file()}
+        assert len(list(place.glob("*.safetensors"))) == (1 if place == folder else 3)
+        assert set(rights.values()) == {rights["adapter_config.json"]}, rights
+    assert not (folder / "checkpoint-30" / "README.md").exists()
+    assert "More Information Needed" not in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_earlier_card_with_content_stays(tmp_path):
+    (tmp_path / "README.md").write_text("# mine")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    tidy_weights(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# mine"
+
+
+def test_the_log_tells_what_is_trained_on_what_and_in_which_steps(runs, words, data_file, tmp_path, caplog):
+    start = str(runs["glm4"].folder)
+    more = ["--adapter_name_or_path", start, "--max_steps", "5", "--gradient_accumulation_steps", "2"]
+    more += ["--do_eval", "--validation_file", str(data_file), "--warmup_steps", "1", "--learning_rate", "1e-3"]
+    with caplog.at_level("INFO", "glm_peft"):
+        run(*words("glm4", tmp_path / "out", *more))
+    (told,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("The run\n")]
+    assert told.split("\n  ")[2:] == [
+        "precision: torch.float32, not quantized",
+        "device: cpu, 1 process(es)",
+        "adapter: 4 virtual tokens; 256 numbers in float32, 1.0 kB",
+        f"continued from: {start}",
+        *[line for line in told.split("\n  ") if line.startswith("trainable parameters: 256 of ")],
+        "data: 12 train examples, 12 validation examples",
+        "step: 8 examples (4 in a batch x 2 accumulated x 1 process(es))",
+        "training: 5 steps, 2.5 epochs of 12 rows",
+        "learning rate: 0.001, linear, 1 steps of warm-up",
+        f"results: {tmp_path / 'out'}",
+    ]
+    assert caplog.records[-1].getMessage().endswith(f"\nresults: {tmp_path / 'out'}")
+
+
+@pytest.mark.parametrize("accumulated", ["1", "2", "5"])
+def test_the_steps_that_the_log_tells_are_those_of_the_trainer(words, tmp_path, caplog, accumulated):
+    more = ["--num_train_epochs", "1.5", "--per_device_train_batch_size", "5", "--gradient_accumulation_steps"]
+    with caplog.at_level("INFO", "glm_peft"):
+        run(*words("chatglm2", tmp_path, *more, accumulated, "--save_steps", "100"))
+    steps = int(re.search(r"training: (\d+) steps, 1.5 epochs of 12 rows", caplog.text)[1])
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{steps}"]
+
+
+def test_a_gpu_is_told_with_its_name_and_memory(monkeypatch):
+    properties = SimpleNamespace(name="NVIDIA L4", total_memory=22 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert describe_device(torch.device("cuda", 1)) == "cuda:1 (NVIDIA L4, 22 GiB)"
+    assert describe_device(torch.device("cpu")) == "cpu"
+
+
+def test_sizes_are_told_in_the_unit_that_shows_them():
+    assert [format_bytes(size) for size in (1024, 2**20 - 1, 2**20)] == ["1.0 kB", "1048.6 kB", "1.00 MiB"]
+
+
+def test_an_interrupted_prediction_after_training_goes_on_with_the_same_adapter_only(
+    words, data_file, tmp_path, monkeypatch, caplog
+):
+    steps = ["--max_steps", "2", "--save_steps", "1", "--do_predict", "--test_file", str(data_file)]
+    answer, calls = glm_peft.generation._Generator._answer, []
+
+    def interrupted(*given: object) -> object:
+        calls.append(given)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return answer(*given)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(glm_peft.generation._Generator, "_answer", interrupted)
+        with pytest.raises(SystemExit) as stop:
+            run(*words("chatglm2", out, *steps))
+    assert stop.value.code == 130
+    assert "6 answers are in" in caplog.text and "--resume_from_checkpoint last goes on" in caplog.text
+    shutil.copytree(out, tmp_path / "other")
+    run(*words("chatglm2", out, *steps, "--resume_from_checkpoint", "last"))
+    assert json.loads((out / "predict_results.json").read_text())["predict_resumed_samples"] == 6
+    run(*words("chatglm2", tmp_path / "whole", *steps))
+    assert read_answers(out) == read_answers(tmp_path / "whole")
+    assert not (out / PARTIAL_NAME).exists()
+    run(*words("chatglm2", tmp_path / "other", *steps, "--learning_rate", "0.2"))
+    assert json.loads((tmp_path / "other" / "predict_results.json").read_text())["predict_resumed_samples"] == 0
+    assert f"it is now called {OTHER_RUN_NAME}" in caplog.text
+    assert (tmp_path / "other" / OTHER_RUN_NAME).exists()
 
 
 def test_accelerate_launch_trains_evaluates_and_predicts(words, data_file, tmp_path):
@@ -439,8 +534,14 @@ def test_a_mistake_under_accelerate_launch_is_one_sentence(words, tmp_path):
     "more, expected",
     [
         (["--adapter_name_or_path", "nothing/there"], "--adapter_name_or_path nothing/there is no folder or Hub id"),
-        (["--resume_from_checkpoint", "nothing"], "--resume_from_checkpoint nothing is no folder"),
-        (["--resume_from_checkpoint", "."], f"--resume_from_checkpoint . has no {ENCODER_NAME}"),
+        (
+            ["--resume_from_checkpoint", "nothing"],
+            "--resume_from_checkpoint nothing is no complete checkpoint (there is no such folder)",
+        ),
+        (
+            ["--resume_from_checkpoint", "."],
+            "--resume_from_checkpoint . is no complete checkpoint (it lacks checkpoint_files.json",
+        ),
         (["--output_dir", "{file}"], "--output_dir {file} cannot be written to"),
         (["--hub_token", "secret"], "--hub_token is refused"),
         (["--push_to_hub"], "--push_to_hub is not part of this version"),
