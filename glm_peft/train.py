@@ -21,12 +21,13 @@ from glm_peft.checkpoints import choose_checkpoint, explain_failed_writing
 from glm_peft.collators import TrainingCollator
 from glm_peft.compilation import compile_layers
 from glm_peft.conversations import load_splits
+from glm_peft.cpu_memory import keep_freed_memory
 from glm_peft.curves import TrainingCurves
 from glm_peft.data import build_generation_features, build_training_features, describe_example
 from glm_peft.errors import exit_with_user_errors
 from glm_peft.evaluation import choose_protocol, evaluate_answers, predict
 from glm_peft.generation_settings import GenerationSettings
-from glm_peft.methods import ADALORA, keeps_tokenizer, settle_method
+from glm_peft.methods import ADALORA, PREFIX_TUNING, keeps_tokenizer, settle_method
 from glm_peft.model_checks import check_attention
 from glm_peft.origins import check_tokenizer
 from glm_peft.prediction_files import keep_predictions, make_output_dir
@@ -48,6 +49,7 @@ def main() -> None:
     model_args, data_args, training_args = parse_train_arguments()
     set_up_logging(is_main_process=training_args.process_index == 0)
     transformers.set_seed(training_args.seed)
+    keep_freed_memory(training_args.device)
     make_output_dir(training_args.output_dir)
     settle_adapter(model_args, is_trainable=True)
     checkpoint = choose_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
@@ -56,8 +58,9 @@ def main() -> None:
     tokenizer = load_tokenizer(model_args)
     config = load_config(model_args)
     check_pair(tokenizer, config)
-    check_attention(config, model_args.attn_implementation)
     settle_method(model_args, data_args, training_args, config.model_type)
+    if model_args.peft_type == PREFIX_TUNING:
+        check_attention(config, model_args.attn_implementation)
     check_tokenizer(model_args.adapter_name_or_path, tokenizer)
     chat_format = get_chat_format(tokenizer, model_args.chat_format)
 
