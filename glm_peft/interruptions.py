@@ -38,7 +38,9 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         self.signal_number, self._is_agreed = 0, False
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+            # What is ignored stays so: a shell ignores Ctrl-C for what it runs in the background.
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._former = {number: signal.signal(number, self._note) for number in heard}
             _follow_launcher()
         return self
 

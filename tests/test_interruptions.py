@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,14 @@ from glm_peft.trainer import PrefixTrainer
 
 WORDS = ["--max_steps", "5", "--save_strategy", "steps", "--save_steps", "100", "--prefix_dropout", "0.3"]
 SCORED = ["--eval_strategy", "steps", "--eval_steps", "2", "--predict_with_generate"]
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """Ctrl-C is heard, also where a shell runs these tests in the background and ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +164,11 @@ def test_the_end_of_the_launcher_ends_the_run_with_a_checkpoint(base, tmp_path):
     error = process.communicate()[1].splitlines()[-1]  # which the run has open until its end
     assert "stopped by SIGTERM at step" in error
     assert Path(error.split()[-1]).is_dir()
+
+
+def test_what_a_shell_ignores_in_the_background_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interruption(has_launcher=False) as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not interruption.is_due
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
