@@ -34,7 +34,7 @@ from glm_peft.origins import (
     read_origin,
     settle_chat_format,
 )
-from glm_peft.tuners import create_tuner, load_tuner, without_peft_warnings
+from glm_peft.tuners import create_tuner, load_tuner
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +120,7 @@ def load_adapter(model: PreTrainedModel, adapter_name_or_path: str, is_trainable
     if not is_prefix:
         return load_tuner(model, adapter_name_or_path, config, is_trainable)
     if not is_trainable:
-        with without_peft_warnings():
-            return PeftModel.from_pretrained(model, adapter_name_or_path)
+        return PeftModel.from_pretrained(model, adapter_name_or_path)
     # PEFT refuses to train a loaded prefix, so the trained one starts as its copy.
     return _with_weights(model, weight, is_trainable)
 
@@ -224,8 +223,7 @@ def _new_adapter(model: PreTrainedModel, **settings: Any) -> PeftModel:
     config = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, **settings)
     if config.prefix_projection and config.encoder_hidden_size is None:
         config.encoder_hidden_size = model.config.hidden_size
-    with without_peft_warnings():
-        adapted = get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
     # The prefix trains in float32 whatever the base's precision; PEFT casts it where it meets the base.
     adapted.prompt_encoder.float()
     return adapted
@@ -257,7 +255,7 @@ def read_adapter_config(adapter_name_or_path: str) -> PeftConfig:
 
 def check_width(width: int, config: PreTrainedConfig, source: str) -> None:
     """Raise a `UserError` where a published prefix of `width` numbers a virtual token is not this base's."""
-    wanted = _prefix_width(config)
+    wanted = prefix_width(config)
     if width != wanted:
         raise UserError(
             f"The prefix in {source} has {width} numbers a virtual token, but {config.name_or_path} needs {wanted} "
@@ -268,7 +266,7 @@ def check_width(width: int, config: PreTrainedConfig, source: str) -> None:
 def check_sizes(adapter_config: PrefixTuningConfig, config: PreTrainedConfig, adapter: str) -> None:
     """Raise a `UserError` where an adapter's layers and widths are not those of the base's config."""
     layers, width = adapter_config.num_layers, adapter_config.token_dim
-    wanted = _prefix_width(config) // (2 * config.num_hidden_layers)
+    wanted = prefix_width(config) // (2 * config.num_hidden_layers)
     if (layers, width) == (config.num_hidden_layers, wanted):
         return
     raise UserError(
@@ -278,6 +276,6 @@ def check_sizes(adapter_config: PrefixTuningConfig, config: PreTrainedConfig, ad
     )
 
 
-def _prefix_width(config: PreTrainedConfig) -> int:
+def prefix_width(config: PreTrainedConfig) -> int:
     """Numbers of one virtual token: layers x (key and value) x key-value heads x head size."""
     return config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim

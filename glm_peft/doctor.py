@@ -44,7 +44,7 @@ from glm_peft.memory_estimate import Settings, measure_base
 from glm_peft.methods import PREFIX_TUNING, settle_method
 from glm_peft.model_checks import check_attention, check_weight_files
 from glm_peft.origins import check_tokenizer
-from glm_peft.reporting import set_up_logging
+from glm_peft.reporting import print_section, set_up_logging
 
 MOST_PROBLEMS = 50  # bad rows that are listed, of each split
 MOST_REFUSED = 10  # rows that the lengths cannot hold: each takes several looks to find
@@ -276,11 +276,6 @@ def describe_settings(
         activation_checkpointing=training_args.activation_checkpointing,
         eager_attention=model_args.attn_implementation == "eager",
     )
-
-
-def print_section(title: str, body: str) -> None:
-    """A part of the report."""
-    print(f"\n{title}\n{body}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from glm_peft.base_model import hub_arguments
 from glm_peft.models.generations import CHATGLM, GLM4
 from glm_peft.models.tokenization_common import read_json_beside, recorded_generation
+from glm_peft.tuners import base_of
 
 _CONFIG_FIELDS = (
     "model_type",
@@ -102,8 +103,7 @@ def sample_weights(model: PreTrainedModel | PeftModel) -> dict[str, list[float]]
 
     Quantized parameters are left out, as are those that this process does not hold.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    parameters = _without_adapter(dict(base.named_parameters()))
+    parameters = _without_adapter(dict(base_of(model).named_parameters()))
     names = random.Random(0).sample(sorted(parameters), min(_SAMPLED_WEIGHTS, len(parameters)))
     held = {name: parameters[name].detach() for name in sorted(names) if not parameters[name].is_meta}
     return {

@@ -23,7 +23,7 @@ from glm_peft.errors import UserError
 from glm_peft.generation_settings import GenerationSettings, build_generation_config, settle_batch_size
 from glm_peft.head_product import fast_head
 from glm_peft.prefix_cache import prefix_computed_once
-from glm_peft.tuners import starts_with_embeddings
+from glm_peft.tuners import base_of, starts_with_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def _decoding(model: torch.nn.Module, settings: GenerationSettings) -> dict[str,
     """How `generate` goes on from token to token: beams, and processes that wait for each other, as in stock."""
     if _is_in_parts(model):
         return {"synced_gpus": PartialState().num_processes > 1}
-    is_stock = isinstance(_base_of(model), GenerationMixin) and not starts_with_embeddings(model)
+    is_stock = isinstance(base_of(model), GenerationMixin) and not starts_with_embeddings(model)
     return {"custom_generate": decode} if is_stock and settings.num_beams == 1 else {}
 
 
@@ -217,10 +217,6 @@ def _is_in_parts(model: torch.nn.Module) -> bool:
     return is_deepspeed_zero3_enabled() or any(isinstance(module, sharded) for module in model.modules())
 
 
-def _base_of(model: torch.nn.Module) -> torch.nn.Module:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
 @contextmanager
 def _ready(model: torch.nn.Module, config: GenerationConfig) -> Iterator[None]:
     """The model as it generates, for a whole run."""
@@ -228,7 +224,7 @@ def _ready(model: torch.nn.Module, config: GenerationConfig) -> Iterator[None]:
         stack.enter_context(_evaluation_mode(model))
         stack.enter_context(_in_effect(config, model))
         stack.enter_context(prefix_computed_once(model))
-        base = _base_of(model)
+        base = base_of(model)
         if isinstance(base, PreTrainedModel) and not _is_in_parts(model):
             stack.enter_context(fast_head(base))
         yield
@@ -254,7 +250,7 @@ def _in_effect(config: GenerationConfig, model: PreTrainedModel | PeftModel) -> 
     `generate` fills what a given config leaves open with what the base's own says, such as a published `top_p` beside
     greedy decoding; and PEFT hands a config on only to bases without an inner `model`.
     """
-    base = _base_of(model)
+    base = base_of(model)
     owners = [owner for owner in {id(owner): owner for owner in (model, base)}.values() if _owns_config(owner)]
     before = [owner.generation_config for owner in owners]
     for owner in owners:

@@ -45,7 +45,7 @@ from glm_peft.prefix_importance import Importance, Row, measure_importance, meas
 from glm_peft.prefix_pruning import write_pruned_adapter
 from glm_peft.provenance import describe_base, read_provenance
 from glm_peft.publishing import public_name
-from glm_peft.reporting import set_up_logging
+from glm_peft.reporting import print_section, set_up_logging
 
 INSPECTION_NAME = "inspection.json"
 
@@ -183,11 +183,6 @@ class Trial:
             "kept_virtual_tokens": kept,
             "pruned_on": {"file": Path(file).name, "sha256": digest_file(file), "examples": len(self.rows)},
         }
-
-
-def print_section(title: str, body: str) -> None:
-    """A part of the report."""
-    print(f"\n{title}\n{body}", flush=True)
 
 
 def _without_nan(value: Any) -> Any:

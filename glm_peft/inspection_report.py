@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glm_peft.adapter_statistics import KINDS, Prefix
+from glm_peft.origins import as_mapping
 from glm_peft.prefix_importance import Importance
 
 _COLUMN = 10
@@ -23,17 +24,17 @@ def format_sizes(prefix: Prefix) -> str:
 
 def format_provenance(record: Mapping[str, Any], recorded_base: str | None) -> str:
     """What is known of where an adapter comes from, in a few lines."""
-    base = _mapping(record.get("base"))
+    base = as_mapping(record.get("base"))
     lines = [f"  base: {base.get('name') or recorded_base or 'not recorded'}"]
     if base.get("generation") or record.get("chat_format"):
         lines[0] += f" ({base.get('generation') or 'generation not recorded'}, prompts of {record.get('chat_format')})"
-    data = _mapping(_mapping(record.get("data")).get("train"))
+    data = as_mapping(as_mapping(record.get("data")).get("train"))
     if data:
         lines.append(f"  trained on: {data.get('file') or data.get('dataset')}, {data.get('rows')} rows")
     lines += [
-        f"  {words}: {_mapping(record[name]).get('name')}" for name, words in _SOURCES.items() if record.get(name)
+        f"  {words}: {as_mapping(record[name]).get('name')}" for name, words in _SOURCES.items() if record.get(name)
     ]
-    scores = _mapping(record.get("scores"))
+    scores = as_mapping(record.get("scores"))
     if scores:
         shown = list(scores.items())[:_MOST_SCORES]
         more = f" and {len(scores) - _MOST_SCORES} more" if len(scores) > _MOST_SCORES else ""
@@ -97,7 +98,3 @@ def _number(value: float, decimals: int) -> str:
 
 def _score(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value}"
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

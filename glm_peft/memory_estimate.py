@@ -34,6 +34,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from glm_peft.adapters import prefix_width
 from glm_peft.label_loss import CHUNK_LOGITS
 
 RESERVE_BYTES = 600 << 20
@@ -111,7 +112,7 @@ def estimate_memory(config: PreTrainedConfig, settings: Settings, base: BaseSize
         base: from `measure_base`, where the same base is estimated several times.
     """
     base = base or measure_base(config)
-    prefix = _prefix_numbers(config) * settings.num_virtual_tokens
+    prefix = prefix_width(config) * settings.num_virtual_tokens
     used = {
         "prefix_and_optimizer": _TRAINED_BYTES * count_trained(config, settings),
         "prefix_in_use": settings.element * prefix,
@@ -169,7 +170,7 @@ def base_bytes(base: BaseSize, settings: Settings) -> float:
 def count_trained(config: PreTrainedConfig, settings: Settings) -> int:
     """Numbers that are trained: the flat prefix, or the embedding and the two layers of a projection."""
     width, inner = config.num_key_value_heads * config.head_dim, settings.encoder_hidden_size
-    flat = _prefix_numbers(config)
+    flat = prefix_width(config)
     if inner is None:
         return settings.num_virtual_tokens * flat
     return settings.num_virtual_tokens * width + (width + 1) * inner + (inner + 1) * flat
@@ -177,11 +178,6 @@ def count_trained(config: PreTrainedConfig, settings: Settings) -> int:
 
 def _is_quantized(module: nn.Module, model: PreTrainedModel) -> bool:
     return isinstance(module, nn.Linear) and module is not model.get_output_embeddings()
-
-
-def _prefix_numbers(config: PreTrainedConfig) -> int:
-    """Keys and values of one virtual token in all layers."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
 
 
 def _activations(config: PreTrainedConfig, settings: Settings) -> float:

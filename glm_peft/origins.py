@@ -51,9 +51,9 @@ def read_origin(adapter_name_or_path: str) -> Origin:
         base=_text(base.get("name")),
         generation=_text(base.get("generation")),
         is_recorded=True,
-        config=_mapping(base.get("config")),
+        config=as_mapping(base.get("config")),
         tokenizer=_text(base.get("tokenizer_sha256")),
-        weights=_mapping(base.get("weights_sample")),
+        weights=as_mapping(base.get("weights_sample")),
         chat_format=_text(record.get("chat_format")),
     )
 
@@ -173,5 +173,6 @@ def _text(value: Any) -> str | None:
     return " ".join(value.split())[:_LONGEST] if isinstance(value, str) else None
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """What a record should hold, or nothing where it holds something else."""
     return value if isinstance(value, dict) else {}

@@ -63,6 +63,11 @@ def log_run(
     logger.info("The run\n  %s", "\n  ".join(lines))
 
 
+def print_section(title: str, body: str) -> None:
+    """A part of a report on stdout."""
+    print(f"\n{title}\n{body}", flush=True)
+
+
 def describe_device(device: torch.device) -> str:
     """Such as `cpu`, or a GPU with its name and memory."""
     if device.type != "cuda":

@@ -1,8 +1,5 @@
 """Methods beside prefix tuning: PEFT's own configs with targets for each generation, put on the base."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,14 +46,6 @@ def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-@contextmanager
-def without_peft_warnings() -> Iterator[None]:
-    """PEFT asks the base by a name that transformers has deprecated, about which a user can do nothing."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
-
-
 def method_of(model: PeftModel) -> str:
     """The value of `--peft_type`."""
     return model.active_peft_config.peft_type.value.lower()
@@ -85,8 +74,7 @@ def create_tuner(base: PreTrainedModel, model_args: Any) -> PreTrainedModel | Pe
     if model_args.peft_type == FULL:
         return base.requires_grad_(True)
     config = build_config(base, model_args)
-    with without_peft_warnings():
-        model = get_peft_model(base, config)
+    model = get_peft_model(base, config)
     if config.is_prompt_learning:
         model.prompt_encoder.float()
         place_virtual_tokens(model)
@@ -105,14 +93,13 @@ def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trai
     kind = config.peft_type.value.lower()
     check_generation_of_method(kind, model.config.model_type)
     try:
-        with without_peft_warnings():
-            if is_trainable and config.is_prompt_learning:
-                fresh = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=config.num_virtual_tokens)
-                adapted = get_peft_model(model, fresh)
-                adapted.prompt_encoder.float()
-                set_peft_model_state_dict(adapted, load_peft_weights(adapter, device="cpu"))
-            else:
-                adapted = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
+        if is_trainable and config.is_prompt_learning:
+            fresh = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=config.num_virtual_tokens)
+            adapted = get_peft_model(model, fresh)
+            adapted.prompt_encoder.float()
+            set_peft_model_state_dict(adapted, load_peft_weights(adapter, device="cpu"))
+        else:
+            adapted = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
     except Exception as error:  # a broken file can fail in any way
         reason = " ".join(str(error).split())[:_LONGEST]
         raise UserError(
