@@ -19,6 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from glm_peft.base_model import load_config
 from glm_peft.errors import UserError
 from glm_peft.fingerprints import find_generation
+from glm_peft.hub_adapters import fetch_adapter
+from glm_peft.hub_connection import set_up_connection
 from glm_peft.legacy import (
     is_published_checkpoint,
     read_published_prefix,
@@ -34,6 +36,7 @@ from glm_peft.origins import (
     read_origin,
     settle_chat_format,
 )
+from glm_peft.shared_arguments import require
 from glm_peft.tuners import create_tuner, load_tuner
 
 logger = logging.getLogger(__name__)
@@ -76,9 +79,13 @@ def settle_adapter(model_args: Any, is_trainable: bool) -> None:
     Raises:
         UserError: there is no such adapter, what is given contradicts it, or the base is of another generation.
     """
-    adapter = model_args.adapter_name_or_path
+    set_up_connection()
+    adapter, revision = model_args.adapter_name_or_path, getattr(model_args, "adapter_revision", None)
     if not adapter:
+        require(not revision, "--adapter_revision is for --adapter_name_or_path", revision)
         return
+    adapter = fetch_adapter(adapter, revision, getattr(model_args, "cache_dir", None))
+    model_args.adapter_name_or_path = adapter
     check_adapter_kind(adapter, is_trainable)
     if is_trainable:
         settle_kind(adapter, _kind_of(adapter), model_args)
@@ -106,6 +113,7 @@ def load_adapter(model: PreTrainedModel, adapter_name_or_path: str, is_trainable
         UserError: there is no adapter, it cannot be read, it is of another kind, or the base is of another
             architecture or other sizes than its own; of other numbers in config or weights there is a warning.
     """
+    adapter_name_or_path = fetch_adapter(adapter_name_or_path)
     check_adapter_kind(adapter_name_or_path, is_trainable)
     if is_published_checkpoint(adapter_name_or_path):
         return _load_published(model, adapter_name_or_path, is_trainable)

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import Seq2SeqTrainingArguments
@@ -10,11 +11,12 @@ from transformers import Seq2SeqTrainingArguments
 from glm_peft.command_help import TRAINING_WORDS
 from glm_peft.command_line import parse_command, warn
 from glm_peft.errors import UserError
+from glm_peft.evaluation_sets import check_metric
 from glm_peft.methods import METHODS, PREFIX_TUNING
 from glm_peft.shared_arguments import DataArguments, ModelArguments, require, require_at_least_one
+from glm_peft.stock_settings import choose_count, settle_stock_settings
 from glm_peft.training_defaults import TrainingDefaults
 
-_LOSSES = ("loss", "eval_loss")
 _TRACKER_PACKAGES = {
     "azure_ml": "azureml-sdk",
     "comet_ml": "comet-ml",
@@ -30,7 +32,7 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
 
     Raises:
         UserError: `output_dir` is missing, a number is out of its range, a token for the Hub is given (it would be
-            saved in clear), `push_to_hub` is given, the package of a service to report to is not installed, or the
+            saved in clear), the package of a service to report to is not installed, or the
             best model is asked for by a score without `predict_with_generate`.
     """
 
@@ -40,14 +42,18 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             self.learning_rate if self.learning_rate_is_given else METHODS[PREFIX_TUNING].learning_rate
         )
         self._check_values()
+        self.include_num_input_tokens_seen = choose_count(self.include_num_input_tokens_seen)
         if self.early_stopping_patience:
             self.metric_for_best_model = self.metric_for_best_model or "loss"
         if self.activation_checkpointing is None:
             self.activation_checkpointing = bool(self.gradient_checkpointing)
         self.gradient_checkpointing = self.activation_checkpointing
         self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
+        # The trainer's own push would send everything in the folder: glm_peft.push_callback has this one.
+        self.sends_to_hub, self.push_to_hub = self.push_to_hub, False
         super().__post_init__()
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        settle_stock_settings(self)
         if self.n_gpu > 1:
             # One process would use them by DataParallel, which copies no hooks, and the prefix needs some.
             warn(f"{self.n_gpu} GPUs are there, one is used: accelerate launch --num_processes {self.n_gpu} uses all.")
@@ -55,7 +61,7 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
         by_score = (self.load_best_model_at_end or self.early_stopping_patience) and (
-            self.metric_for_best_model not in _LOSSES
+            not str(self.metric_for_best_model).endswith("loss")
         )
         if by_score and not self.predict_with_generate:
             raise UserError(
@@ -68,13 +74,9 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             raise UserError("--output_dir is not given: name a folder for the adapter and the results.")
         if self.hub_token is not None:
             raise UserError("hub_token would be saved in clear: set the environment variable HF_TOKEN instead.")
-        if self.push_to_hub:
-            raise UserError(
-                "--push_to_hub is not part of this version: train without it, and send the adapter afterwards with "
-                f"`hf upload REPOSITORY {self.output_dir} --exclude 'checkpoint-*'`."
-            )
         for name in self._VALID_DICT_FIELDS:
             _require_json(name, getattr(self, name))
+        _check_deepspeed(self.deepspeed)
         _check_trackers([self.report_to] if isinstance(self.report_to, str) else self.report_to or [])
         require_at_least_one(
             self,
@@ -126,6 +128,9 @@ def parse_train_arguments(argv: list[str] | None = None) -> tuple[ModelArguments
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, training_args = parse_command(argv, types, **TRAINING_WORDS)
     _check_tasks(data_args, training_args)
+    is_best_wanted = training_args.load_best_model_at_end or training_args.save_strategy == "best"
+    if is_best_wanted or training_args.early_stopping_patience:
+        check_metric(training_args.metric_for_best_model, data_args.validation_file)
     training_args.max_new_tokens = training_args.max_new_tokens or data_args.val_max_target_length
     return model_args, data_args, training_args
 
@@ -147,6 +152,12 @@ def _require_json(name: str, value: Any) -> None:
             json.loads(value)
         except json.JSONDecodeError as error:
             raise UserError(f"--{name} is not JSON ({error}), found {value}.") from error
+
+
+def _check_deepspeed(given: Any) -> None:
+    """Its file is there; DeepSpeed's own settings are half made, and stay so, when stock finds that it is not."""
+    if isinstance(given, str) and not given.startswith("{") and not Path(given).is_file():
+        raise UserError(f"--deepspeed {given}: there is no such file; give one with DeepSpeed's settings.")
 
 
 def _check_trackers(names: list[str]) -> None:

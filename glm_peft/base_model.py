@@ -19,6 +19,7 @@ from transformers import (
 
 import glm_peft.models  # noqa: F401  (registers the generations)
 from glm_peft.errors import UserError
+from glm_peft.hub_connection import set_up_connection
 from glm_peft.models.generations import CHATGLM2, CHATGLM3, GLM4
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,7 @@ def hub_arguments(model_args: Any) -> dict[str, Any]:
 
 def _load(read: Callable[..., Any], model_args: Any, **kwargs: Any) -> Any:
     """What `from_pretrained` or the like reads, with everything that can be wrong there told in one sentence."""
+    set_up_connection()
     try:
         # Said aloud: where nothing is said, transformers may ask whether to run the repository's own code.
         return read(model_args.model_name_or_path, trust_remote_code=False, **hub_arguments(model_args), **kwargs)

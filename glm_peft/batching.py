@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedConfig, Seq2SeqTrainer
+from transformers import PreTrainedConfig
 
-from glm_peft.collators import TrainingCollator
+from glm_peft.collators import IGNORED_LABEL, TrainingCollator
+from glm_peft.errors import UserError
+from glm_peft.mended_trainer import MendedTrainer
 from glm_peft.packing import BatchPackingCollator, PackingCollator, RowCost, pack_examples, plan_batch
 
 GROUPING = "group_by_length"
@@ -24,6 +26,8 @@ _SAMPLED_BATCHES = 64
 _LEAST_GAIN = 0.03  # of the cost: below this, data is left as it is
 _ENOUGH = 0.8  # of what grouping saves: packing that saves this is taken, as it leaves the order as it is
 _PACKS = (None, "sdpa", "eager")  # attention that takes a mask
+_PACKS_WHEN_ASKED = (*_PACKS, "flex_attention")
+_SAMPLED_LABELS = 256  # examples whose labels are counted
 
 
 @dataclass(frozen=True)
@@ -62,18 +66,21 @@ def plan_batching(
         arguments: of the model, the data and training.
 
     Raises:
-        UserError: with `--packing`, an example is longer than a row.
+        UserError: with `--packing`, an example is longer than a row, or the attention knows no blocks in a row.
     """
     model_args, data_args, training_args = arguments
     order = training_args.train_sampling_strategy
     if data_args.packing:
+        _check_packs(model_args.attn_implementation)
         rows = pack_examples(examples, data_args.max_length, config)
         reason = f"Packed into {len(rows)} rows of up to {data_args.max_length} tokens, as --packing asks."
         return Batching(rows, PackingCollator(padded.tokenizer, padded), _or_random(order), reason)
     cost = RowCost(model_args.num_virtual_tokens or 0, config.hidden_size)
-    layouts = weigh_layouts(examples["length"][:], *_sizes(training_args), cost)
-    # Where padding is a part of the loss, packing would change it.
+    head = head_cost(examples.select(range(min(len(examples), _SAMPLED_LABELS))), config)
+    layouts = weigh_layouts(examples["length"][:], *_sizes(training_args), cost, head)
+    # Where padding is a part of the loss, packing would change it; NEFTune's noise is the less, the longer the row.
     may_pack = data_args.packing is None and padded.ignore_pad_token_for_loss
+    may_pack = may_pack and getattr(training_args, "neftune_noise_alpha", None) is None
     if not may_pack or model_args.attn_implementation not in _PACKS:
         del layouts["packing"]
     chosen = choose_layout(layouts, order)
@@ -84,7 +91,20 @@ def plan_batching(
     return planned
 
 
-def weigh_layouts(lengths: list[int], batch_size: int, step_size: int, cost: RowCost) -> dict[str, Layout]:
+def head_cost(examples: Dataset, config: PreTrainedConfig) -> float:
+    """
+    What the head costs for each token of the data, which no layout changes, in the unit of `RowCost`.
+
+    It works at positions with a label alone: vocabulary x hidden size against 12 h² in every layer.
+    """
+    labels = sum(label != IGNORED_LABEL for row in examples["labels"][:] for label in row)
+    of_a_label = config.vocab_size / (12 * config.hidden_size * config.num_hidden_layers)
+    return labels / sum(examples["length"][:]) * of_a_label
+
+
+def weigh_layouts(
+    lengths: list[int], batch_size: int, step_size: int, cost: RowCost, head: float = 0.0
+) -> dict[str, Layout]:
     """
     What batches would be like in each layout: `random`, `group_by_length` and `packing`.
 
@@ -93,17 +113,19 @@ def weigh_layouts(lengths: list[int], batch_size: int, step_size: int, cost: Row
         batch_size: examples of a batch.
         step_size: examples of a step of the optimizer, on all devices.
         cost: of the rows of a batch.
+        head: what each token costs beside that, in any layout.
     """
     tokens = torch.tensor(lengths)
     generator = torch.Generator().manual_seed(0)
     shuffled = tokens[torch.randperm(len(tokens), generator=generator)]
     grouped = tokens[group_by_length(tokens, step_size, generator)]
     sample = shuffled[: _SAMPLED_BATCHES * batch_size].split(batch_size)
-    return {
+    layouts = {
         "random": _weigh(sample, [(len(batch), int(batch.max())) for batch in sample], cost),
         GROUPING: _weigh(*_padded(grouped, batch_size), cost),
         "packing": _weigh(sample, [_packed_shape(batch.tolist(), cost) for batch in sample], cost),
     }
+    return {name: replace(layout, cost=layout.cost + head) for name, layout in layouts.items()}
 
 
 def choose_layout(layouts: dict[str, Layout], order: str) -> str:
@@ -172,7 +194,7 @@ class LengthGroupedSampler(Sampler[int]):
         return iter(group_by_length(self.lengths, self.size, generator).tolist())
 
 
-class BatchingTrainer(Seq2SeqTrainer):
+class BatchingTrainer(MendedTrainer):
     """
     The stock trainer with training batches of its own; evaluation has ordinary ones, by which stock weighs its loss.
 
@@ -209,9 +231,21 @@ class BatchingTrainer(Seq2SeqTrainer):
 
 
 def _sizes(training_args: Any) -> tuple[int, int]:
-    """Examples of a batch, and of a step of the optimizer on all devices."""
-    batch_size = training_args.train_batch_size
-    return batch_size, batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+    """
+    Examples of a batch, and of a step of the optimizer, both on all devices.
+
+    They wait for the longest batch among theirs; and the layout must not depend on how many share a step.
+    """
+    batch_size = training_args.train_batch_size * training_args.world_size
+    return batch_size, batch_size * training_args.gradient_accumulation_steps
+
+
+def _check_packs(attention: str | None) -> None:
+    if attention not in _PACKS_WHEN_ASKED:
+        raise UserError(
+            f"--attn_implementation {attention} cannot keep the examples of a packed row apart: use sdpa or eager, or "
+            "leave out --packing."
+        )
 
 
 def _or_random(order: str) -> str:

@@ -99,7 +99,7 @@ def find_fault(folder: Path, read_all: bool = True) -> str | None:
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
-    """`saved_at` (seconds since 1970), `processes`, `resumable`, and of every file its `bytes` and `crc32`."""
+    """`saved_at` (seconds since 1970), `processes`, `engine`, `resumable`, and every file's `bytes` and `crc32`."""
     try:
         record = json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -107,7 +107,7 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.keys() >= {"saved_at", "files", "resumable"} else None
 
 
-def publish_checkpoint(folder: Path, processes: int, resumable: bool) -> None:
+def publish_checkpoint(folder: Path, processes: int, resumable: bool, engine: str = "one process") -> None:
     """
     Records the files of a checkpoint in `UNFINISHED`, once they are on the disk, and moves it to its place.
 
@@ -115,13 +115,15 @@ def publish_checkpoint(folder: Path, processes: int, resumable: bool) -> None:
         folder: `output_dir/checkpoint-unfinished/checkpoint-N`.
         processes: how many processes wrote it.
         resumable: whether the optimizer and the random state are in it.
+        engine: what spread the run over its processes.
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": _checksum(path, to_disk=True)}
         for path in paths
     }
-    record = {"saved_at": time.time(), "processes": processes, "resumable": resumable, "files": files}
+    facts = {"saved_at": time.time(), "processes": processes, "engine": engine, "resumable": resumable}
+    record = facts | {"files": files}
     write_atomically(folder / RECORD_NAME, json.dumps(record, indent=2) + "\n")
     place = folder.parents[1] / folder.name
     if place.exists():

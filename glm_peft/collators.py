@@ -31,8 +31,8 @@ class TrainingCollator:
     """
     Prompts with answers, padded on the tokenizer's padding side to the longest of the batch.
 
-    Input: features with `input_ids` and `labels`. Output as `GenerationCollator`, with `labels`: padded with -100,
-    or, where `ignore_pad_token_for_loss` is off as published scripts allow, with the pad token.
+    Input: features with `input_ids`, and `labels` if there are any. Output as `GenerationCollator`, with `labels`:
+    padded with -100, or, where `ignore_pad_token_for_loss` is off as published scripts allow, with the pad token.
     """
 
     tokenizer: Any
@@ -44,7 +44,8 @@ class TrainingCollator:
         batch = _padded_inputs([feature["input_ids"] for feature in features], self, side)
         filler = IGNORED_LABEL if self.ignore_pad_token_for_loss else self.tokenizer.pad_token_id
         length = batch["input_ids"].shape[1]
-        batch["labels"] = _padded([feature["labels"] for feature in features], filler, length, side)
+        if "labels" in features[0]:
+            batch["labels"] = _padded([feature["labels"] for feature in features], filler, length, side)
         return batch
 
 

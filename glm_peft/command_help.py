@@ -11,7 +11,7 @@ from pathlib import Path
 from glm_peft.errors import exit_with_user_errors
 from glm_peft.former_options import IGNORED
 
-COMMANDS = ("convert", "doctor", "inspect_adapter", "predict", "train")
+COMMANDS = ("convert", "doctor", "inspect_adapter", "predict", "push", "search", "train")
 PREDICTION_WORDS = {
     "usage": "python -m glm_peft.predict [CONFIG.yaml|CONFIG.json] [--flags]",
     "description": "Answers to a file or to one prompt, by a base alone or with an adapter. Flags win over the file.",
@@ -30,6 +30,17 @@ INSPECTION_WORDS = {
     "usage": "python -m glm_peft.inspect_adapter ADAPTER [OTHER] [--flags]",
     "description": "What is in a prefix adapter or a published P-Tuning v2 checkpoint: sizes and norms, how far OTHER "
     "is from it, and, with --base and --test_file, the attention on it and the loss without each virtual token.",
+}
+SEARCH_WORDS = {
+    "usage": "python -m glm_peft.search [CONFIG.yaml|CONFIG.json] --space SPACE.yaml [--flags]",
+    "description": "Trains with many values of the arguments in SPACE.yaml and writes the best as a configuration of "
+    "training; takes every flag and file of training. The same command again goes on where it was stopped.",
+}
+PUSH_WORDS = {
+    "usage": "python -m glm_peft.push ADAPTER --repo_id USER/NAME [--flags]\n"
+    "       python -m glm_peft.push --queued [FOLDER]",
+    "description": "Sends an adapter to the Hub with its card, curves and results, and nothing else; what could not "
+    "be sent waits in its folder, and --queued sends it.",
 }
 TRANSFORMERS_FLAGS = {
     "tasks": "do_train do_eval do_predict predict_with_generate output_dir resume_from_checkpoint seed",
@@ -69,15 +80,22 @@ def _show_help(command: str) -> None:
         from glm_peft.inspect_arguments import parse_inspect_arguments
 
         parse_inspect_arguments(["--help"])
+    if command == "push":
+        from glm_peft.push_arguments import parse_push_arguments
+
+        parse_push_arguments(["--help"])
     from glm_peft.command_line import parse_command
     from glm_peft.predict_arguments import PREDICTION_TYPES
+    from glm_peft.search_arguments import SearchArguments
     from glm_peft.shared_arguments import DataArguments, ModelArguments
     from glm_peft.training_defaults import TrainingDefaults
 
-    words = {"predict": PREDICTION_WORDS, "train": TRAINING_WORDS, "doctor": DOCTOR_WORDS}[command]
+    words = {"predict": PREDICTION_WORDS, "train": TRAINING_WORDS, "doctor": DOCTOR_WORDS, "search": SEARCH_WORDS}
+    words = words[command]
     if command != "predict":
         words = words | {"epilog": "\n".join([_transformers_flags(), words.get("epilog", "")])}
     types = PREDICTION_TYPES if command == "predict" else (ModelArguments, DataArguments, TrainingDefaults)
+    types = (SearchArguments, *types) if command == "search" else types
     parse_command(["--help"], types, **words)
 
 

@@ -41,7 +41,7 @@ def parse_command(
     The dataclasses that a command line describes, with the configuration file at its beginning; `--help` exits.
 
     Every name may be written with underscores or hyphens. Names of older releases are handled as
-    `glm_peft.former_options` says.
+    `glm_peft.former_options` says. What was given other than the defaults is in each dataclass's attribute `given`.
 
     Args:
         argv: the words after the script's name.
@@ -60,9 +60,14 @@ def parse_command(
     from_file = read_config(argv[0]) if has_file else []
     from_flags = read_flags(argv[1:] if has_file else argv)
     values = parser.parse_known_args([])[0]
+    defaults = dict(vars(values))
     for settings in (from_file, from_flags):
         parser.read_settings(settings, values)
-    return tuple(_build(dataclass_type, vars(values)) for dataclass_type in dataclass_types)
+    given = {name: value for name, value in vars(values).items() if value != defaults[name]}
+    built = tuple(_build(dataclass_type, vars(values)) for dataclass_type in dataclass_types)
+    for arguments in built:
+        arguments.given = {name: given[name] for name in vars(arguments) if name in given}
+    return built
 
 
 def read_flags(argv: Sequence[str]) -> list[Setting]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from glm_peft.columns import Columns, describe_missing_column, find_columns
 from glm_peft.errors import UserError
+from glm_peft.evaluation_sets import expand_splits, file_of
 from glm_peft.records import BadRow, Row, describe_value, quoted, read_hub_rows, read_rows
 
 Message = dict[str, str]
@@ -54,6 +55,11 @@ class Split:
     limit: str | None = None
 
     @property
+    def kind(self) -> str:
+        """`train`, `validation` or `test`: the name, but for what tells several splits for evaluation apart."""
+        return self.name.partition("_")[0]
+
+    @property
     def rows_read(self) -> int:
         """Rows that were used or left out."""
         return len(self.conversations) + len(self.left_out)
@@ -71,14 +77,15 @@ def load_splits(data_args: Any, splits: list[str]) -> dict[str, Split]:
 
     Args:
         data_args: the data arguments (`glm_peft.arguments.DataArguments`).
-        splits: of `"train"`, `"validation"`, `"test"`. Rows of `test` need no answer.
+        splits: of `"train"`, `"validation"`, `"test"`. Rows of `test` need no answer. Where several files are given
+            for evaluation, each has a name of its own instead of `"validation"`.
 
     Raises:
         UserError: a source is missing or cannot be read, columns are not found, or (unless `skip_bad_rows`) a row
             cannot be used; the message names file, line, column and what was found.
     """
     with paused_collection():
-        return {name: _load_split(data_args, name) for name in splits}
+        return {name: _load_split(data_args, name) for name in expand_splits(splits, data_args)}
 
 
 @contextmanager
@@ -94,15 +101,15 @@ def paused_collection() -> Iterator[None]:
 
 
 def _load_split(data_args: Any, name: str) -> Split:
-    file = getattr(data_args, f"{name}_file")
+    file = file_of(data_args, name)
     if file is None and data_args.dataset_name is None:
         raise UserError(f"There is no {name} data: give --{name}_file or --dataset_name.")
     rows = read_rows(file) if file else read_hub_rows(data_args.dataset_name, data_args.dataset_config_name, name)
     split = Split(name, file or f"{data_args.dataset_name} ({name})")
-    limit = getattr(data_args, _LIMITS[name])
+    limit = getattr(data_args, _LIMITS[split.kind])
     split.conversations = list(islice(_conversations(rows, split, data_args), limit))
     if limit is not None and len(split) == limit:
-        split.limit = f"--{_LIMITS[name]} {limit}"
+        split.limit = f"--{_LIMITS[split.kind]} {limit}"
     if not split.conversations:
         raise UserError(_nothing_left(split))
     return split

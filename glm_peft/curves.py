@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _panels(log_history: list[dict[str, Any]], protocol: str | None) -> dict[str
     """Titles with units → curves by name; a curve without points is not there."""
     bleu = {"thudm": " (0 to 100)", "chatglm3": " (0 to 1)"}.get(protocol, "")
     return {
-        "loss (nats per token)": _curves(log_history, {"loss": "training", "eval_loss": "evaluation"}),
+        "loss (nats per token)": _curves(log_history, {"loss": "training", **_evaluation_losses(log_history)}),
         "learning rate": _curves(log_history, {"learning_rate": "learning rate"}),
         "gradient norm (before clipping)": _curves(log_history, {"grad_norm": "gradient norm"}),
         # Apart, as one protocol has BLEU-4 from 0 to 100 and the other from 0 to 1.
@@ -101,8 +102,14 @@ def _panels(log_history: list[dict[str, Any]], protocol: str | None) -> dict[str
 
 
 def _score_names(log_history: list[dict[str, Any]], family: str) -> dict[str, str]:
-    keys = sorted({key for entry in log_history for key in entry if key.startswith(_EVAL + family)})
-    return {key: key.removeprefix(_EVAL).upper() for key in keys}
+    keys = {key for entry in log_history for key in entry if re.match(rf"{_EVAL}(\w+_)?{family}", key)}
+    return {key: key.removeprefix(_EVAL).replace("_", " ").upper() for key in sorted(keys)}
+
+
+def _evaluation_losses(log_history: list[dict[str, Any]]) -> dict[str, str]:
+    """Of the data set for evaluation, or of each one that has a name."""
+    keys = {key for entry in log_history for key in entry if re.fullmatch(rf"{_EVAL}(\w+_)?loss", key)}
+    return {key: f"evaluation {key[len(_EVAL) : -len('_loss')]}".rstrip() for key in sorted(keys)}
 
 
 def _curves(log_history: list[dict[str, Any]], names: dict[str, str]) -> dict[str, Points]:

@@ -50,7 +50,7 @@ def build_training_features(
         UserError: the chat format refuses a conversation; the message names the row.
     """
     limit = data_args.max_target_length
-    if split.name == "validation":
+    if split.kind == "validation":
         limit = data_args.val_max_target_length or limit
     encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, limit)
     rows = _as_rows(split, data_args, lambda conversation: _trained_turns(conversation, data_args.train_on))

@@ -7,6 +7,7 @@ from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments
 from glm_peft.command_help import DOCTOR_WORDS
 from glm_peft.command_line import parse_command
 from glm_peft.errors import UserError
+from glm_peft.evaluation_sets import expand_splits
 
 
 @dataclass
@@ -41,4 +42,4 @@ def wanted_splits(data_args: DataArguments, training_args: TrainingArguments) ->
     """The splits that have a file or that a task needs; `train` of a data set on the Hub where there is neither."""
     tasks = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
     names = [name for name, is_needed in tasks.items() if is_needed or getattr(data_args, f"{name}_file")]
-    return names or (["train"] if data_args.dataset_name else [])
+    return expand_splits(names or (["train"] if data_args.dataset_name else []), data_args)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from glm_peft.process_errors import heed_launcher, needs_traceback, tell
+
 _PIPE_CLOSED = 141  # a shell's number for a process that SIGPIPE ended
 
 
@@ -19,19 +21,28 @@ def exit_with_user_errors() -> Iterator[None]:
     """
     Around (or, as a decorator, on) a command: a `UserError` becomes one line on stderr, without a traceback.
 
+    Of several processes the first to fail has its say; the others, which fail because of it, add a line or nothing.
+
     Raises:
-        SystemExit: with 2 after a `UserError`, with 130 (a shell's number for it) after Ctrl-C, and with 141 where the
-            reader of stdout or stderr, such as `head`, has read enough.
+        SystemExit: with 2 after a `UserError`, with 130 (a shell's number for it) after Ctrl-C, with 141 where the
+            reader of stdout or stderr, such as `head`, has read enough, with 1 or 143 where another process ended.
     """
     try:
         try:
-            yield
+            with heed_launcher():
+                yield
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tell(f"error: {error}")
             sys.exit(2)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            tell("interrupted")
             sys.exit(130)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if needs_traceback(error):
+                raise
+            sys.exit(1)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
@@ -50,6 +51,17 @@ def evaluate_answers(
     return score_answers(features.references, generate_answers(*answering, features, settings), protocol)
 
 
+def make_scorers(
+    answering: Answering, prompts: Mapping[str, GenerationFeatures], settings: GenerationSettings, protocol: str
+) -> dict[str, Callable[[], dict[str, float]]]:
+    """What generates and scores the answers of each split but `test`, by the split's name."""
+    return {
+        name: partial(evaluate_answers, answering, features, settings, protocol)
+        for name, features in prompts.items()
+        if name != "test"
+    }
+
+
 def predict(
     answering: Answering,
     features: GenerationFeatures,
@@ -68,7 +80,8 @@ def predict(
     Returns:
         The results: scores where there are references, rows, and rows and tokens a second of this run alone.
     """
-    known = dict(partial.answers) if partial else {}
+    # Gathered, as all processes must know the same, and none may write before all have read.
+    known = dict(gather_object(list(partial.answers.items()))) if partial else {}
     num_tokens: list[int] = []
 
     def keep(batch: AnsweredBatch) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,14 @@ def digest_file(file: str | Path) -> str:
     with Path(file).open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_rows(rows: Iterable[Any]) -> str:
+    """The sha256 of rows as lines of JSON, for those that come from no file."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update((json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n").encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

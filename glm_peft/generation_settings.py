@@ -85,7 +85,7 @@ def settle_batch_size(
 
     It is as many rows, 8 to 64, as have their keys and values in 1 GiB, or in an eighth of the GPU's memory; above 8
     no more than half of each process's rows, so that a stopped run has kept some. As drawn answers depend on their
-    batches, it depends on nothing that changes from run to run.
+    batches, there it depends on nothing that changes from run to run, the number of processes included.
 
     Args:
         lengths: of all prompts, in tokens.
@@ -93,7 +93,8 @@ def settle_batch_size(
     if settings.batch_size or settings.max_batch_tokens:
         return settings
     batch_size = FEWEST_ROWS
-    half = len(lengths) // (2 * PartialState().num_processes)
+    processes = 1 if settings.do_sample else PartialState().num_processes
+    half = len(lengths) // (2 * processes)
     if half > FEWEST_ROWS:
         fitting = _cache_bytes(model.device) // _row_bytes(settings, model, max(lengths))
         batch_size = max(min(fitting, half, MOST_ROWS), FEWEST_ROWS)

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from glm_peft.process_errors import someone_failed
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ECHO = 1.0  # seconds in which a launcher hands on to its processes what they already got themselves
@@ -88,6 +90,8 @@ class Interruption:
         return signal.Signals(self.signal_number).name
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.has_launcher and someone_failed():
+            sys.exit(128 + number)  # there will be no step that all finish
         if self.signal_number:
             is_echo = self.has_launcher and time.monotonic() - self._came_at < _ECHO
             if number == signal.SIGINT and not is_echo:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from glm_peft.parameter_parts import whole
+
 CHUNK_LOGITS = 1 << 25  # numbers in a chunk of logits: 128 MiB in float32, whatever the vocabulary
 
 
@@ -44,7 +46,8 @@ def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0, calle
 
     def loss_function(logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`logits` are the hidden states that the head passed on, [b, s, h]."""
-        return label_loss(logits, labels, project, kwargs.get("num_items_in_batch"), label_smoothing)
+        with whole(head):  # which is called without the hooks that would see to it
+            return label_loss(logits, labels, project, kwargs.get("num_items_in_batch"), label_smoothing)
 
     head.forward = lambda hidden_states: hidden_states if is_deferred else project(hidden_states)
     base.loss_function = loss_function

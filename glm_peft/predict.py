@@ -5,11 +5,13 @@ Predict with a base model, alone or with an adapter: a whole file, or one prompt
     python -m glm_peft.predict --model_name_or_path BASE --adapter_name_or_path ADAPTER --prompt "…"
 
 The first writes `generated_predictions.jsonl` and `predict_results.json`, and goes on with a stopped run where
-`--resume` is given; the second prints the answer.
+`--resume` is given; the second prints the answer. `accelerate launch … -m glm_peft.predict` shares a file's rows among
+several processes.
 """
 
 import logging
 
+from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,13 +27,10 @@ from glm_peft.generation import generate_answers
 from glm_peft.generation_settings import GenerationSettings
 from glm_peft.origins import check_tokenizer
 from glm_peft.predict_arguments import parse_predict_arguments
-from glm_peft.prediction_files import (
-    PartialPredictions,
-    check_resumable,
-    make_output_dir,
-)
+from glm_peft.prediction_files import PartialPredictions, check_resumable, make_output_dir
 from glm_peft.reporting import describe_device, describe_precision, format_results, set_up_logging
 from glm_peft.run_description import describe_run, describe_settings
+from glm_peft.sharing import join_processes
 
 logger = logging.getLogger("glm_peft.predict")
 
@@ -41,7 +40,8 @@ def main() -> None:
     """Does what the arguments ask for."""
     model_args, data_args, predict_args = parse_predict_arguments()
     settings = GenerationSettings.from_arguments(predict_args, data_args)
-    set_up_logging()
+    processes = join_processes()
+    set_up_logging(is_main_process=processes.is_main_process)
     settle_adapter(model_args, is_trainable=False)
     if predict_args.prompt is None:
         make_output_dir(predict_args.output_dir)
@@ -57,7 +57,9 @@ def main() -> None:
     if predict_args.prompt is not None:
         prompt = encode_prompt(predict_args.prompt, chat_format, tokenizer, data_args)
         answering = (load_model(model_args), tokenizer, chat_format)
-        print(generate_answers(*answering, {"input_ids": [prompt]}, settings)[0])
+        (answer,) = generate_answers(*answering, {"input_ids": [prompt]}, settings)
+        if processes.is_main_process:
+            print(answer)
         return
 
     # Data
@@ -92,7 +94,7 @@ def encode_prompt(
 def load_model(model_args: ModelArguments) -> PreTrainedModel | PeftModel:
     """The base, with the adapter where there is one."""
     adapter = model_args.adapter_name_or_path
-    model = load_base_model(model_args)
+    model = load_base_model(model_args, PartialState().device)
     place = f"{describe_device(model.device)}, {describe_precision(model.dtype, model_args.quantization_bit)}"
     logger.info("Base %s on %s; adapter %s", model_args.model_name_or_path, place, adapter or "none, the base alone")
     return load_adapter(model, adapter) if adapter else model

@@ -1,6 +1,5 @@
 """The arguments of prediction: which rows or prompt, where the answers go, and how they are generated."""
 
-import os
 import sys
 from argparse import SUPPRESS
 from collections.abc import Mapping
@@ -130,8 +129,3 @@ def _check_task(data_args: DataArguments, predict_args: PredictArguments) -> Non
         raise UserError(f"--prompt {predict_args.prompt!r} is empty: give a question.")
     if predict_args.prompt is None and predict_args.output_dir is None:
         raise UserError("--output_dir is not given: name a folder for the predictions and the scores.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"glm_peft.predict is one process, but {os.environ['WORLD_SIZE']} were started: use "
-            "`accelerate launch glm_peft/train.py --do_predict` for several."
-        )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from glm_peft.errors import UserError
 
@@ -17,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 PREDICTIONS_NAME = "generated_predictions.jsonl"
 RESULTS_NAME = "predict_results.json"
-PARTIAL_NAME = "generated_predictions.partial.jsonl"
-OTHER_RUN_NAME = "generated_predictions.other_run.jsonl"
+PARTIAL_NAME = "generated_predictions.partial.jsonl"  # of the first process; of the second, ….partial.1.jsonl
+OTHER_RUN_NAME = PARTIAL_NAME.replace("partial", "other_run")
 
 
 def write_predictions(
@@ -75,11 +76,16 @@ def check_resumable(folder: str | Path, resume: bool) -> None:
     Raises:
         UserError: there is a file of a stopped run and `resume` is not set.
     """
-    path = Path(folder) / PARTIAL_NAME
-    if path.exists() and not resume:
-        raise UserError(
-            f"{path} has the answers of a stopped run: add --resume to go on with it, or remove it to start anew."
-        )
+    for path in partial_files(folder):
+        if not resume:
+            raise UserError(
+                f"{path} has the answers of a stopped run: add --resume to go on with it, or remove it to start anew."
+            )
+
+
+def partial_files(folder: str | Path) -> list[Path]:
+    """The files that a stopped run left in the folder: one of each process that had answers."""
+    return sorted(Path(folder).glob(PARTIAL_NAME.replace(".jsonl", "*.jsonl")))
 
 
 class PartialPredictions:
@@ -87,7 +93,8 @@ class PartialPredictions:
     The answers of a run that is not finished, one line each behind a first line that says which run it is.
 
     Each batch is on the disk before the next one starts; before the first, there is no file. A line that was being
-    written when the run was stopped is dropped. `answers` has what is there, by row number.
+    written when the run was stopped is dropped. `answers` has what is there, by row number. Of several processes each
+    has a file of its own, and all read those of all: the next run may have another number of them.
     """
 
     way_on = "the same command with --resume"
@@ -99,15 +106,18 @@ class PartialPredictions:
         Args:
             folder: where the predictions will be.
             run: what the answers depend on; values that JSON has.
-            resume: whether to go on with the file of a stopped run, if there is one.
+            resume: whether to go on with the files of a stopped run, if there are some.
 
         Raises:
             UserError: there is a file of a stopped run and `resume` is not set, or it is another run's.
         """
         check_resumable(folder, resume)
-        self.path, self.run = Path(folder) / PARTIAL_NAME, dict(run)
+        self.path, self.run = _own_path(Path(folder)), dict(run)
         self.answers: dict[int, str] = {}
-        self._end = self._read() if self.path.exists() else 0
+        self._ends: dict[Path, int] = {}
+        for path in partial_files(folder):
+            answers, self._ends[path] = _read(path, self.run)
+            self.answers |= answers
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> "PartialPredictions":
@@ -116,8 +126,10 @@ class PartialPredictions:
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if self._file:
             self._file.close()
-        if error_type and self.path.exists():
-            kept = f"{len(self.answers)} answers are in {self.path}"
+        if error_type and (files := partial_files(self.path.parent)):
+            kept = f"{len(self.answers)} answers are in {files[0]}"
+            if len(files) > 1:
+                kept = f"answers are in {files[0]} and {len(files) - 1} more of the kind"
             logger.warning("Stopped: %s; %s goes on from there.", kept, self.way_on)
 
     def add(self, rows: Sequence[int], answers: Sequence[str]) -> None:
@@ -128,61 +140,76 @@ class PartialPredictions:
         self.answers.update(zip(rows, answers, strict=True))
 
     def remove(self) -> None:
-        """Ends it, once the answers are where they belong."""
+        """Ends it, once the answers are where they belong, and no other process needs them."""
         if self._file:
             self._file.close()
-        self.path.unlink(missing_ok=True)
+        PartialState().wait_for_everyone()
+        for path in partial_files(self.path.parent):
+            path.unlink(missing_ok=True)
 
     def _open(self) -> None:
         self._file = self.path.open("ab")
-        self._file.truncate(self._end)
-        if not self._end:
+        end = self._ends.get(self.path, 0)
+        self._file.truncate(end)
+        if not end:
             self._append([{"run": self.run}])
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
         self._file.write("".join(_json_line(line) for line in lines).encode())
         _flush(self._file)
 
-    def _read(self) -> int:
-        """Takes over the whole lines, and returns where they end, in bytes."""
-        lines = list(_whole_lines(self.path.read_bytes()))
-        if not lines:
-            return 0
-        self._check_run(lines[0][0].get("run"))
-        self.answers = {line["row"]: line["predict"] for line, _ in lines[1:]}
-        return lines[-1][1]
-
-    def _check_run(self, begun: Any) -> None:
-        begun = begun if isinstance(begun, dict) else {}
-        for name in (name for name in self.run if begun.get(name) != self.run[name]):
-            raise UserError(
-                f"{self.path} is of another run, with {name} {begun.get(name)!r} where this one has "
-                f"{self.run[name]!r}: resume with the same arguments and files, or remove it to start anew."
-            )
-
 
 @contextmanager
-def keep_predictions(folder: str | Path, run: Mapping[str, Any]) -> Iterator[PartialPredictions | None]:
+def keep_predictions(folder: str | Path, run: Mapping[str, Any]) -> Iterator[PartialPredictions]:
     """
     The answers of a prediction that follows training, which goes on by itself with those of the same run.
 
-    Those of another run are put aside: what was trained is not to be lost for them. Of several processes none keeps
-    its answers.
+    Those of another run are put aside: what was trained is not to be lost for them.
+
+    Args:
+        run: what the answers depend on; of several processes that of the first counts.
     """
-    if PartialState().num_processes > 1:
-        yield None
-        return
-    path = Path(folder) / PARTIAL_NAME
-    try:
-        partial = PartialPredictions(folder, run, resume=True)
-    except UserError:
-        path.replace(path.with_name(OTHER_RUN_NAME))
-        logger.warning("%s is of another run: it is now called %s.", path, OTHER_RUN_NAME)
-        partial = PartialPredictions(folder, run, resume=True)
+    (run,) = broadcast_object_list([run])
+    with PartialState().local_main_process_first():
+        _put_other_runs_aside(folder, run)
+    partial = PartialPredictions(folder, run, resume=True)
     partial.way_on = "the same command with --resume_from_checkpoint last"
     with partial:
         yield partial
         partial.remove()
+
+
+def _own_path(folder: Path) -> Path:
+    number = PartialState().process_index
+    return folder / (PARTIAL_NAME.replace(".jsonl", f".{number}.jsonl") if number else PARTIAL_NAME)
+
+
+def _put_other_runs_aside(folder: str | Path, run: Mapping[str, Any]) -> None:
+    for path in partial_files(folder):
+        try:
+            _read(path, run)
+        except UserError:
+            aside = path.with_name(path.name.replace("partial", "other_run"))
+            path.replace(aside)
+            logger.warning("%s is of another run: it is now called %s.", path, aside.name)
+
+
+def _read(path: Path, run: Mapping[str, Any]) -> tuple[dict[int, str], int]:
+    """The answers in the whole lines of a file, by row, and where those end, in bytes."""
+    lines = list(_whole_lines(path.read_bytes()))
+    if not lines:
+        return {}, 0
+    _check_run(path, lines[0][0].get("run"), run)
+    return {line["row"]: line["predict"] for line, _ in lines[1:]}, lines[-1][1]
+
+
+def _check_run(path: Path, begun: Any, run: Mapping[str, Any]) -> None:
+    begun = begun if isinstance(begun, dict) else {}
+    for name in (name for name in run if begun.get(name) != run[name]):
+        raise UserError(
+            f"{path} is of another run, with {name} {begun.get(name)!r} where this one has {run[name]!r}: resume with "
+            "the same arguments and files, or remove it to start anew."
+        )
 
 
 def _whole_lines(content: bytes) -> Iterator[tuple[dict[str, Any], int]]:

@@ -14,22 +14,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from glm_peft.data_language import languages_of_splits
+from glm_peft.evaluation_sets import file_of
 from glm_peft.fingerprints import (
     describe_config,
     digest_config,
     digest_file,
+    digest_rows,
     digest_tokenizer,
     find_generation,
     sample_weights,
 )
+from glm_peft.hardware import describe_hardware, measure_cost
+from glm_peft.licences import read_licence
 from glm_peft.models.tokenization_common import read_json_beside
 from glm_peft.prediction_files import write_atomically
-from glm_peft.publishing import describe_recipe, public_name, select_scores
+from glm_peft.publishing import describe_flags, describe_recipe, public_name, select_scores
 from glm_peft.tuners import base_of
 
 PROVENANCE_NAME = "provenance.json"
@@ -62,9 +66,16 @@ def describe_origin(
         "chat_format": chat_format.name,
         "metric_protocol": protocol,
         "recipe": describe_recipe(model_args, data_args, training_args),
+        "flags": describe_flags(*arguments),
         "data": describe_data(data_args, splits),
-        "device": _describe_device(training_args),
+        "languages": languages_of_splits(splits),
+        "hardware": describe_hardware(training_args),
+        "card_language": getattr(training_args, "card_language", None),
     }
+    licence, hub_id = read_licence(model_args), getattr(training_args, "base_model_id", None)
+    record["base"] |= ({"licence": licence} if licence else {}) | ({"hub_id": hub_id} if hub_id else {})
+    if training_args.resume_from_checkpoint:
+        record["resumed"] = True
     if model_args.adapter_name_or_path:
         record["continued_from"] = describe_weights(model_args.adapter_name_or_path)
     return record
@@ -97,11 +108,12 @@ def describe_data(data_args: Any, splits: Mapping[str, Any]) -> dict[str, dict[s
     """Of each split that is used: the file's or data set's name, its digest where it is a file, and the rows used."""
     described = {}
     for name, split in splits.items():
-        file = getattr(data_args, f"{name}_file")
+        file = file_of(data_args, name)
         if file:
             source = {"file": Path(file).name, "sha256": digest_file(file)}
         else:
             source = {"dataset": public_name(data_args.dataset_name), "config": data_args.dataset_config_name}
+            source |= {"rows_sha256": digest_rows(conversation.messages for conversation in split)}
         described[name] = source | {"rows": len(split)}
     return described
 
@@ -113,11 +125,13 @@ def describe_weights(folder_or_id: str) -> dict[str, Any]:
 
 
 def write_provenance(folder: str | Path, record: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> None:
-    """Write `provenance.json` with the scores, the versions and today's date, in the main process."""
+    """Write `provenance.json` with the scores, times, memory, versions and today's date, in the main process."""
     if not PartialState().is_main_process:
         return
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    whole = {**record, "scores": select_scores(results or {}), "versions": _describe_versions(), "date": today}
+    results = results or {}
+    whole = {**record, "scores": select_scores(results), "measured": measure_cost(results)}
+    whole |= {"versions": _describe_versions(), "date": today}
     text = json.dumps(whole, indent=2, ensure_ascii=False, default=str)
     write_atomically(Path(folder) / PROVENANCE_NAME, text + "\n")
 
@@ -162,9 +176,3 @@ def _describe_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _describe_device(training_args: Any) -> str:
-    device = training_args.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{training_args.world_size} x {name}"

@@ -1,4 +1,4 @@
-"""What leaves a run: the adapter, its card, and the tokenizer if asked for."""
+"""What leaves a run: the adapter, the tokenizer if asked for, and what may be told of the run."""
 
 import dataclasses
 import json
@@ -6,16 +6,14 @@ import os
 import re
 import stat
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from accelerate import PartialState
-from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glm_peft.methods import METHODS
-from glm_peft.tuners import has_prefix, method_of
+from glm_peft.trained_state import gather_trained, save_weights
 
 _MODEL_SETTINGS = (
     "peft_type",
@@ -67,49 +65,29 @@ _TRAINING_SETTINGS = (
     "label_smoothing_factor",
     "seed",
 )
+# They say where a run was and to whom it told of itself, and change nothing of its result.
+_PRIVATE = (
+    "output_dir",
+    "cache_dir",
+    "logging_dir",
+    "report_to",
+    "run_name",
+    "project",
+    "trackio_space_id",
+    "push_to_hub",
+    "base_model_id",
+    "resume_from_checkpoint",
+    "disable_tqdm",
+    "log_level",
+    "log_level_replica",
+)
+_PRIVATE_KINDS = ("hub_", "trackio_")
+_TEXTS = ("source_prefix", "prefix_init_text", "prompt_column", "response_column", "history_column")
 _CACHED = re.compile(r"[/\\]models--(?P<name>[^/\\]+)[/\\]snapshots[/\\][0-9a-f]{40}")
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[/\\]|\\\\")
+_NAMED, _NEXT_NAMED = re.compile(r"[A-Za-z]\w*="), re.compile(r",\s*(?=[A-Za-z]\w*=)")  # as --validation_file has them
 _CONFIGS = ("adapter_config.json", "config.json")
 _TECHNICAL = ("_runtime", "_per_second", "_flos", "_samples", "epoch")
-
-_TEXT = """
-# {title}
-
-{what}
-
-## Use
-
-```python
-import glm_peft  # teaches transformers the published ChatGLM folders
-{loading}
-```
-
-or
-
-```
-python -m glm_peft.predict {named}{chat_format} --prompt "..."
-```
-
-## Training
-
-| setting | value |
-|---|---|
-{settings}
-
-## Results
-
-| score | value |
-|---|---|
-{results}
-"""
-
-_LOADING_ADAPTER = """from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "{adapter}")"""
-_LOADING_MODEL = """from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("{adapter}")"""
 
 
 def save_adapter(
@@ -118,11 +96,12 @@ def save_adapter(
     """
     Write `adapter_config.json` and `adapter_model.safetensors`; of the base nothing.
 
-    A model that was trained as a whole is written as a model's folder.
+    A model that was trained as a whole is written as a model's folder. To be called in every process.
     """
+    trained = gather_trained(model)
     if not PartialState().is_main_process:
         return
-    model.save_pretrained(output_dir)
+    save_weights(model, trained, lambda state_dict: model.save_pretrained(output_dir, state_dict=state_dict))
     tidy_weights(Path(output_dir))
     if tokenizer is not None:
         tokenizer.save_pretrained(output_dir)
@@ -154,47 +133,26 @@ def describe_recipe(model_args: Any, data_args: Any, training_args: Any) -> dict
     return {name: getattr(value, "value", value) for name, value in values.items() if value or name == "seed"}
 
 
-def write_card(
-    model: PreTrainedModel | PeftModel, output_dir: str | Path, recipe: dict[str, Any], results: dict[str, float]
-) -> None:
-    """The model card of an adapter, in the place of PEFT's template."""
-    if not PartialState().is_main_process:
-        return
-    folder, is_adapter = Path(output_dir), isinstance(model, PeftModel)
-    base = model.active_peft_config.base_model_name_or_path if is_adapter else model.config.name_or_path
-    library = "peft" if is_adapter else "transformers"
-    data = ModelCardData(library_name=library, base_model=base, tags=_tags(model))
-    chat_format = recipe.get("chat_format")
-    # As it was typed, which works from where it was typed; where that tells the machine, a place to fill in.
-    name = f"path/to/{'adapter' if is_adapter else 'model'}" if folder.is_absolute() else folder.as_posix()
-    text = _TEXT.format(
-        title=f"{METHODS[method_of(model)].title if is_adapter else 'Fully fine-tuned model'}: {public_name(base)}",
-        what=_describe(model, base),
-        loading=(_LOADING_ADAPTER if is_adapter else _LOADING_MODEL).format(base=base, adapter=name),
-        named=f"--model_name_or_path {base} --adapter_name_or_path {name}"
-        if is_adapter
-        else f"--model_name_or_path {name}",
-        chat_format=f" --chat_format {chat_format}" if chat_format else "",
-        settings=_table(recipe),
-        results=_table(select_scores(results)),
-    )
-    # The Hub's validation of base_model is for the push; a local base is fine here.
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}", ignore_metadata_errors=True).save(folder / "README.md")
+def describe_flags(*arguments: Any) -> dict[str, Any]:
+    """What a run was given other than the defaults, by the names of the flags; of files and folders only the names."""
+    given = {name: value for one in arguments for name, value in getattr(one, "given", {}).items()}
+    told = [name for name in given if name not in _PRIVATE and not name.startswith(_PRIVATE_KINDS)]
+    return {name: given[name] if name in _TEXTS else _public_value(given[name]) for name in told}
 
 
-def _tags(model: PreTrainedModel | PeftModel) -> list[str]:
-    if has_prefix(model):
-        return ["p-tuning-v2", "prefix-tuning", "chatglm"]
-    return [method_of(model).replace("_", "-"), "chatglm"] if isinstance(model, PeftModel) else ["chatglm"]
-
-
-def _describe(model: PreTrainedModel | PeftModel, base: str) -> str:
-    if not isinstance(model, PeftModel):
-        return f"`{base}`, all of it trained with `glm_peft`."
-    title, size = METHODS[method_of(model)].title, getattr(model.active_peft_config, "num_virtual_tokens", None)
-    tokens = f" of {size} virtual tokens" if size else ""
-    article = "An" if title.strip("(")[0] in "AEIO" else "A"
-    return f"{article} {title}{tokens} for `{base}`, trained with\n`glm_peft` and saved as a PEFT adapter."
+def _public_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _public_value(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_public_value(item) for item in value]
+    if not isinstance(value, str):
+        return getattr(value, "value", value)
+    if value.startswith("{"):
+        return json.dumps(_public_value(json.loads(value)), ensure_ascii=False)
+    if not _NAMED.match(value):
+        return public_name(value)
+    parts = [part.partition("=") for part in _NEXT_NAMED.split(value)]
+    return ",".join(f"{name}={public_name(part)}" for name, _, part in parts)
 
 
 def select_scores(results: dict[str, Any]) -> dict[str, Any]:
@@ -207,6 +165,8 @@ def public_name(name_or_path: str) -> str:
     cached = _CACHED.search(name_or_path)
     if cached:
         return cached["name"].replace("--", "/")
+    if _WINDOWS_PATH.match(name_or_path):
+        return PureWindowsPath(name_or_path).name
     path = Path(name_or_path)
     is_folder = path.is_absolute() or path.exists() or name_or_path[:1] in ".~"
     return Path(os.path.abspath(path)).name if is_folder else name_or_path
@@ -216,13 +176,3 @@ def _changed_settings(arguments: Any) -> dict[str, Any]:
     fields = {field.name: field.default for field in dataclasses.fields(arguments)}
     names = [name for name in _CHANGED_SETTINGS if name in fields]
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) != fields[name]}
-
-
-def _table(values: dict[str, Any]) -> str:
-    return "\n".join(f"| {name} | {_cell(value)} |" for name, value in values.items())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return value.replace("|", "\\|")
-    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value)

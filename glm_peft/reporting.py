@@ -12,24 +12,40 @@ import transformers
 from accelerate import PartialState
 from peft import PeftModel, PeftType
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.training_args import trainer_log_levels
 
 from glm_peft.batching import Batching
 from glm_peft.length_report import LengthReport
 from glm_peft.prediction_files import write_atomically
 
 RESULTS_NAME = "all_results.json"
+_LARGE = 1e9  # from here on numbers are told by their power of ten
 
 logger = logging.getLogger(__name__)
 
 
-def set_up_logging(level: int = logging.INFO, is_main_process: bool = True) -> None:
-    """The log of this package on stderr, from one process; libraries speak from warnings on."""
+def set_up_logging(level: int | None = None, is_main_process: bool = True) -> None:
+    """
+    The log on stderr.
+
+    Args:
+        level: the least that is told. `None`: of this package information and of libraries warnings; errors alone in
+            processes other than the main one.
+        is_main_process: the others show no progress bars.
+    """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("glm_peft").setLevel(level if is_main_process else logging.ERROR)
-    transformers.utils.logging.set_verbosity_warning()
+    usual = (logging.INFO, logging.WARNING) if is_main_process else (logging.ERROR, logging.ERROR)
+    own, of_libraries = usual if level is None else (level, level)
+    logging.getLogger("glm_peft").setLevel(own)
+    transformers.utils.logging.set_verbosity(of_libraries)
     if not is_main_process:
-        transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
+
+
+def choose_level(training_args: TrainingArguments) -> int | None:
+    """That of `--log_level` in the process that logs, and of `--log_level_replica` in others; `None` for passive."""
+    name = training_args.log_level if training_args.should_log else training_args.log_level_replica
+    return None if name == "passive" else trainer_log_levels[name]
 
 
 def log_run(
@@ -147,4 +163,6 @@ def save_results(results: dict[str, float], output_dir: str) -> None:
 
 
 def _format(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else f"{value}"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < _LARGE else f"{value:.4g}"
+    return f"{value}"

@@ -11,6 +11,8 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from glm_peft.checkpoints import read_record, remove_unfinished
+from glm_peft.engines import engine_name
+from glm_peft.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +35,22 @@ class Resumption(TrainerCallback):
         self._epoch_random_state = torch.random.get_rng_state()
 
     def begin(self, checkpoint: str | None) -> None:
-        """To be called before the trainer reads the checkpoint."""
+        """
+        To be called before the trainer reads the checkpoint.
+
+        Raises:
+            UserError: its optimizer is in the parts of another engine, or of another number of processes.
+        """
         self.checkpoint = Path(checkpoint) if checkpoint else None
         record = read_record(checkpoint) if checkpoint else None
         processes = self.trainer.args.world_size
+        if record:
+            _check_engine(self.checkpoint, record, self.trainer.args)
         if record and record["processes"] != processes:
             logger.warning(
                 "%s was written by %d process(es), and this run has %d: it goes on with the same prefix, optimizer "
-                "and schedule, but with other batches and random numbers, so not bit for bit.",
+                "and schedule, and where a step has as many examples as before with the same ones, but with other "
+                "random numbers, so not bit for bit.",
                 *(checkpoint, record["processes"], processes),
             )
 
@@ -114,3 +124,15 @@ def _lacks_evaluation_of_epoch(args: Any, state: Any) -> bool:
     evaluated = {entry["step"] for entry in state.log_history if any(name.startswith("eval_") for name in entry)}
     is_due = args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= state.epoch
     return is_due and float(state.epoch).is_integer() and state.global_step not in evaluated
+
+
+def _check_engine(checkpoint: Path, record: dict[str, Any], training_args: Any) -> None:
+    """DeepSpeed writes an optimizer in parts that only the same stage with as many processes can read."""
+    written = (record.get("engine", "one process"), record["processes"])
+    own = (engine_name(training_args), training_args.world_size)
+    if written != own and any(engine.startswith("zero") for engine, _ in (written, own)):
+        raise UserError(
+            f"{checkpoint} was written by {written[1]} process(es) under {written[0]}, and this run has {own[1]} "
+            f"under {own[0]}, which cannot read its optimizer: resume as it was written, or start anew from its "
+            f"adapter with --adapter_name_or_path {checkpoint}."
+        )

@@ -37,6 +37,9 @@ class ModelArguments:
         "None: a new prefix.",
         "ptuning_checkpoint",
     )
+    adapter_revision: str | None = option(
+        None, "Branch, tag or commit of the adapter, where it is on the Hub. None: main."
+    )
     chat_format: Literal["chatglm", "chatglm2", "chatglm3", "glm4", "plain"] | None = option(
         None, "Form of the prompts. None: what the model's files say, or an error where they do not say it."
     )
@@ -130,7 +133,9 @@ class DataArguments:
     _argument_group_name = "data"
 
     train_file: str | None = option(None, "Rows to train on (.json, .jsonl, .csv, .parquet). None: --dataset_name.")
-    validation_file: str | None = option(None, "Rows for --do_eval, in the same form. None: --dataset_name.")
+    validation_file: str | None = option(
+        None, "Rows for --do_eval, in the same form; several as NAME=FILE,NAME=FILE. None: --dataset_name."
+    )
     test_file: str | None = option(None, "Rows for --do_predict; answers may be missing. None: --dataset_name.")
     dataset_name: str | None = option(None, "Data set on the Hub for splits without a file. None: only files.")
     dataset_config_name: str | None = option(None, "Configuration of --dataset_name. None: its default.")

@@ -8,7 +8,6 @@ Flags may follow the file and win over it.
 """
 
 import logging
-from functools import partial
 
 import transformers
 
@@ -16,6 +15,7 @@ from glm_peft.adapters import create_adapter, settle_adapter
 from glm_peft.arguments import parse_train_arguments
 from glm_peft.base_model import check_pair, load_base_model, load_config, load_tokenizer
 from glm_peft.batching import plan_batching
+from glm_peft.card import write_card
 from glm_peft.chat_formats import get_chat_format
 from glm_peft.checkpoints import choose_checkpoint, explain_failed_writing
 from glm_peft.collators import TrainingCollator
@@ -24,8 +24,10 @@ from glm_peft.conversations import load_splits
 from glm_peft.cpu_memory import keep_freed_memory
 from glm_peft.curves import TrainingCurves
 from glm_peft.data import build_generation_features, build_training_features, describe_example
+from glm_peft.engines import settle_engine
 from glm_peft.errors import exit_with_user_errors
-from glm_peft.evaluation import choose_protocol, evaluate_answers, predict
+from glm_peft.evaluation import choose_protocol, make_scorers, predict
+from glm_peft.evaluation_sets import evaluation_sets
 from glm_peft.generation_settings import GenerationSettings
 from glm_peft.methods import ADALORA, PREFIX_TUNING, keeps_tokenizer, settle_method
 from glm_peft.model_checks import check_attention
@@ -34,8 +36,9 @@ from glm_peft.prediction_files import keep_predictions, make_output_dir
 from glm_peft.prefix_attention import attach_prefix_attention
 from glm_peft.prefix_initialization import initialize_prefix
 from glm_peft.provenance import ProvenanceWriter, describe_origin, write_provenance
-from glm_peft.publishing import describe_recipe, save_adapter, write_card
-from glm_peft.reporting import format_results, log_run, save_results, set_up_logging
+from glm_peft.publishing import save_adapter
+from glm_peft.push_callback import prepare_push
+from glm_peft.reporting import choose_level, format_results, log_run, save_results, set_up_logging
 from glm_peft.run_description import describe_run
 from glm_peft.trainer import PrefixTrainer
 from glm_peft.tuners import RankAllocation, attach_loss, base_of, has_prefix
@@ -47,11 +50,12 @@ logger = logging.getLogger("glm_peft.train")
 def main() -> None:
     """Runs what the arguments ask for."""
     model_args, data_args, training_args = parse_train_arguments()
-    set_up_logging(is_main_process=training_args.process_index == 0)
+    set_up_logging(choose_level(training_args), is_main_process=training_args.process_index == 0)
     transformers.set_seed(training_args.seed)
     keep_freed_memory(training_args.device)
     make_output_dir(training_args.output_dir)
     settle_adapter(model_args, is_trainable=True)
+    pusher = prepare_push(model_args, training_args)
     checkpoint = choose_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
 
     # Tokenizer and prompts
@@ -59,6 +63,7 @@ def main() -> None:
     config = load_config(model_args)
     check_pair(tokenizer, config)
     settle_method(model_args, data_args, training_args, config.model_type)
+    loading_device = settle_engine(model_args, training_args)
     if model_args.peft_type == PREFIX_TUNING:
         check_attention(config, model_args.attn_implementation)
     check_tokenizer(model_args.adapter_name_or_path, tokenizer)
@@ -70,8 +75,8 @@ def main() -> None:
     encode = (chat_format, tokenizer, data_args)
     examples = {name: build_training_features(splits[name], *encode) for name in splits if name != "test"}
     datasets = {name: dataset for name, (dataset, _) in examples.items()}
-    answered = {"validation": training_args.predict_with_generate, "test": True}
-    prompts = {name: build_generation_features(splits[name], *encode) for name in splits if answered.get(name)}
+    answered = [name for name in splits if name == "test" or (name != "train" and training_args.predict_with_generate)]
+    prompts = {name: build_generation_features(splits[name], *encode) for name in answered}
     reports = {name: examples[name][1] if name in examples else prompts[name].report for name in splits}
     for report in reports.values():
         logger.info("%s", report)
@@ -84,7 +89,7 @@ def main() -> None:
         logger.info("%s", batching.reason)
 
     # Model
-    model = create_adapter(load_base_model(model_args, training_args.device), model_args)
+    model = create_adapter(load_base_model(model_args, loading_device), model_args)
     if has_prefix(model):
         initialize_prefix(model, tokenizer, model_args)
         attach_prefix_attention(model, model_args.prefix_dropout)
@@ -96,19 +101,19 @@ def main() -> None:
     settings = GenerationSettings.from_arguments(training_args, data_args)
     answering = (model, tokenizer, chat_format)
     protocol = choose_protocol(chat_format, data_args.metric_protocol)
-    scorer = partial(evaluate_answers, answering, prompts.get("validation"), settings, protocol)
     trainer = PrefixTrainer(
         model,
         training_args,
         data_collator=collator,
         batching=batching,
-        eval_dataset=datasets.get("validation"),
-        score_answers=scorer if "validation" in prompts else None,
+        eval_dataset=evaluation_sets(datasets),
+        score_answers=make_scorers(answering, prompts, settings, protocol),
     )
 
     trainer.add_callback(TrainingCurves(training_args.output_dir, protocol))
     origin = describe_origin(answering, protocol, splits, (model_args, data_args, training_args))
     trainer.add_callback(ProvenanceWriter(origin))
+    trainer.add_callback(pusher)
     if model_args.peft_type == ADALORA:
         trainer.add_callback(RankAllocation(model))
 
@@ -127,8 +132,9 @@ def main() -> None:
                 results |= predict(answering, prompts["test"], settings, protocol, training_args.output_dir, kept)
         save_results(results, training_args.output_dir)
         if training_args.do_train:
-            write_card(model, training_args.output_dir, describe_recipe(model_args, data_args, training_args), results)
             write_provenance(training_args.output_dir, origin, results)
+            write_card(training_args.output_dir)
+            pusher.finish()
     logger.info("%s\nresults: %s", format_results(results), training_args.output_dir)
 
 

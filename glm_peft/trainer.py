@@ -10,18 +10,18 @@ The stock `Seq2SeqTrainer`, but for what stock cannot do with a prefix.
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from glm_peft.batching import BatchingTrainer
 from glm_peft.checkpoints import (
     UNFINISHED,
     explain_failed_writing,
@@ -29,27 +29,35 @@ from glm_peft.checkpoints import (
     publish_checkpoint,
     rotate_checkpoints,
 )
+from glm_peft.engines import engine_name
 from glm_peft.errors import UserError
+from glm_peft.evaluation_sets import VALIDATION, split_of
 from glm_peft.interruptions import Interruption, StoppedAtOnce
+from glm_peft.parameter_parts import cut_optimizer, gather_optimizer
 from glm_peft.publishing import tidy_weights
 from glm_peft.resumption import Resumption
-from glm_peft.trained_state import load_trained_state, save_trained_state, trained_parameters
+from glm_peft.shared_steps import SharedStepsTrainer
+from glm_peft.sharing import own_labels, own_rows
+from glm_peft.trained_state import gather_trained, load_trained_state, save_trained_state, save_weights
 from glm_peft.tuners import has_prefix
+
+Scorer = Callable[[], dict[str, float]]
 
 logger = logging.getLogger(__name__)
 
 
-class PrefixTrainer(BatchingTrainer):
+class PrefixTrainer(SharedStepsTrainer):
     """
     Trains a prefix.
 
     Args:
         score_answers: generates answers and returns their scores, by name; they join the loss in every evaluation.
+            One for each split, such as `validation_easy`, where there are several.
     """
 
-    def __init__(self, *args: Any, score_answers: Callable[[], dict[str, float]] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, score_answers: Scorer | Mapping[str, Scorer] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.score_answers = score_answers
+        self.score_answers = score_answers if isinstance(score_answers, Mapping) else {VALIDATION: score_answers}
         self.label_smoother = None  # label_loss smooths; stock would not shift the labels of a model with a prefix
         self.is_finite = torch.tensor(True, device=self.args.device)
         self.interruption = Interruption(self.args.world_size > 1, self.is_world_process_zero())
@@ -97,18 +105,47 @@ class PrefixTrainer(BatchingTrainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As stock, for the loss; then the scores of generated answers, so that callbacks see both."""
+        self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer counts rows that fill a batch up
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with self.interruption.stops_at_once() if self.is_in_train else nullcontext(), torch.random.fork_rng(devices):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            scores = self.score_answers() if self.score_answers else {}
+            score_answers = self.score_answers.get(split_of(metric_key_prefix))
+            scores = score_answers() if score_answers else {}
         output.metrics.update({f"{metric_key_prefix}_{name}": score for name, score in scores.items()})
         return output
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return  # stock calls this in every process
-        save_trained_state(self._own_model, output_dir or self.args.output_dir)
+    def evaluation_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """As stock; but it does not depend on how many processes share the batches."""
+        with own_labels(self.args):
+            return super().evaluation_loss(model, own_rows(inputs))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """What was trained, whole under every engine; stock gathers the base too, and fails with a prefix in parts."""
+        trained = gather_trained(self._own_model)
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            save_weights(self._own_model, trained, partial(self._save, folder))
+            save_trained_state(self._own_model, trained, folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As stock; under FSDP the files of one process, which any number of them can go on from."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        optimizer = gather_optimizer(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(optimizer, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        files = [Path(checkpoint) / name for name in (OPTIMIZER_NAME, SCHEDULER_NAME)]
+        optimizer, schedule = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
+        parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
+        self.optimizer.load_state_dict(cut_optimizer(optimizer, parameters))
+        self.lr_scheduler.load_state_dict(schedule)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As stock, but it is there as a whole or not at all: written apart, and moved to its place at the end."""
@@ -127,7 +164,8 @@ class PrefixTrainer(BatchingTrainer):
                 folder = output_dir / UNFINISHED / f"checkpoint-{step}"
                 self.state.save_to_json(folder / TRAINER_STATE_NAME)  # again, with the place of the best
                 tidy_weights(folder)
-                publish_checkpoint(folder, self.args.world_size, resumable=not self.args.save_only_model)
+                resumable, engine = not self.args.save_only_model, engine_name(self.args)
+                publish_checkpoint(folder, self.args.world_size, resumable, engine)
                 rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         self._saved_step = step
@@ -213,7 +251,7 @@ class _Watch(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model = self.trainer._own_model
-        if not _is_finite(trained_parameters(model)):
+        if not _is_finite(gather_trained(model)):
             self._stop("prefix" if has_prefix(model) else "result", state.global_step)
 
     def _stop(self, what: str, step: int) -> None:

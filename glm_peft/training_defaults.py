@@ -18,9 +18,20 @@ class TrainingDefaults(GenerationArguments):
     logging_steps: float = option(10, "Log every so many steps, or, below 1, after each such share of all steps.")
     # On, it shows a loss that is not a number as 0.
     logging_nan_inf_filter: bool = option(False, "Hide losses that are not finite from the log.")
+    log_level_replica: Literal["detail", "debug", "info", "warning", "error", "critical", "passive"] = option(
+        "error", "Least level of what the other processes log; that of the first one is log_level."
+    )
+    # Declared again, as stock's is read as yes or no alone.
+    include_num_input_tokens_seen: str = option(
+        "no", "Log the tokens of training so far, and their rate: all, or non_padding.", nargs="?", const="all"
+    )
     report_to: list[str] = field(
         default_factory=lambda: ["none"],
         metadata={"help": "Services to report to, such as tensorboard or wandb; none, or all that are installed."},
+    )
+    card_language: Literal["en", "zh"] = option("en", "Language of the model card, README.md in output_dir.")
+    base_model_id: str | None = option(
+        None, "With --push_to_hub: the base's Hub id, which the adapter names there. None: --model_name_or_path."
     )
     early_stopping_patience: int | None = option(
         None, "End training after so many evaluations in a row without a better metric_for_best_model. None: never."

@@ -104,13 +104,15 @@ def test_json_is_read_like_yaml(config):
 
 
 def test_a_file_may_hold_lists_and_mappings(config):
-    text = "label_names: [labels, other]\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+    text = "label_names: [labels, other]\nlr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 2}\n"
     _, _, training_args = parse_train_arguments([config(NEEDED_YAML + text)])
     assert training_args.label_names == ["labels", "other"]
     assert training_args.lr_scheduler_kwargs == {"num_cycles": 2}
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml") if path.name != "search_space.yaml")
+)
 def test_every_recipe_is_read_and_names_its_own_command(name):
     model_args, data_args, training_args = parse_train_arguments([str(ROOT / "configs" / name)])
     assert training_args.do_train and data_args.train_file and model_args.num_virtual_tokens >= 1

@@ -15,14 +15,16 @@ from glm_peft.batching import (
     LengthGroupedSampler,
     choose_layout,
     group_by_length,
+    head_cost,
     plan_batching,
     weigh_layouts,
 )
 from glm_peft.collators import TrainingCollator
+from glm_peft.errors import UserError
 from glm_peft.packing import BatchPackingCollator, PackingCollator, RowCost, plan_rows
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, padding_side="left", save_pretrained=lambda folder: None)
-CONFIG = SimpleNamespace(model_type="glm", hidden_size=512)
+CONFIG = SimpleNamespace(model_type="glm", hidden_size=512, vocab_size=2048, num_hidden_layers=8)
 COST = RowCost(128, 512)
 
 
@@ -35,14 +37,14 @@ def make_examples(lengths: list[int]) -> Dataset:
     return Dataset.from_dict({"input_ids": rows, "labels": rows, "length": lengths})
 
 
-def plan(lengths, packing=None, order="auto", attention=None, ignore_pad=True, batch_size=16):
+def plan(lengths, packing=None, order="auto", attention=None, ignore_pad=True, batch_size=16, config=CONFIG):
     training = {"train_batch_size": batch_size, "gradient_accumulation_steps": 1, "world_size": 1}
     arguments = (
         SimpleNamespace(num_virtual_tokens=128, attn_implementation=attention),
         SimpleNamespace(packing=packing, max_length=512),
         SimpleNamespace(train_sampling_strategy=order, **training),
     )
-    return plan_batching(make_examples(lengths), TrainingCollator(TOKENIZER, ignore_pad), CONFIG, arguments)
+    return plan_batching(make_examples(lengths), TrainingCollator(TOKENIZER, ignore_pad), config, arguments)
 
 
 def order_of(lengths: list[int], size: int, seed: int = 0) -> list[int]:
@@ -123,6 +125,25 @@ def test_packing_that_is_asked_for_makes_rows_of_the_data_set():
     planned = plan(lengths, packing=True)
     assert isinstance(planned.collator, PackingCollator) and planned.order == "random"
     assert len(planned.examples) == len(plan_rows(lengths, 512))
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
+def test_packing_is_refused_where_the_attention_knows_no_blocks(attention):
+    with pytest.raises(UserError, match=f"--attn_implementation {attention} cannot keep the examples of a packed row"):
+        plan([20] * 40, packing=True, attention=attention)
+
+
+def test_a_head_that_is_most_of_the_work_leaves_less_to_save():
+    lengths = draw_lengths(1000, 90, 110)
+    wide = SimpleNamespace(**vars(CONFIG) | {"vocab_size": 4_000_000})
+    assert plan(lengths).order == "group_by_length" and plan(lengths, config=wide).order == "random"
+
+
+def test_the_head_works_where_there_is_a_label():
+    rows = [{"labels": [-100, -100, 5, 6], "length": 4}, {"labels": [-100, 7], "length": 2}]
+    config = SimpleNamespace(hidden_size=256, vocab_size=130_528, num_hidden_layers=6)
+    layers, head = 12 * 256**2 * 6 * 6, 256 * 130_528 * 3
+    assert head_cost(Dataset.from_list(rows), config) == pytest.approx(head / layers)
 
 
 def test_what_is_weighed_is_what_the_collators_make():

@@ -13,17 +13,20 @@ from glm_peft.command_help import COMMANDS, TRANSFORMERS_FLAGS, _command
 from glm_peft.errors import exit_with_user_errors
 from glm_peft.inspect_arguments import InspectArguments
 from glm_peft.predict_arguments import PredictArguments
+from glm_peft.push_arguments import PushArguments
+from glm_peft.search_arguments import SearchArguments
 from glm_peft.shared_arguments import DataArguments, ModelArguments
 from glm_peft.training_defaults import TrainingDefaults
 
 PROJECT = Path(__file__).parents[1]
-OWN = {"predict": PredictArguments, "train": TrainingDefaults, "doctor": TrainingDefaults}
+OWN = {"predict": PredictArguments, "train": TrainingDefaults, "doctor": TrainingDefaults, "search": SearchArguments}
 OWN_NAMES = {
     command: {field.name for kind in (ModelArguments, DataArguments, own) for field in fields(kind)}
     for command, own in OWN.items()
 } | {
     "convert": {"base", "output_dir", "verify"},
     "inspect_adapter": {field.name for field in fields(InspectArguments)},
+    "push": {field.name for field in fields(PushArguments)},
 }
 OF_TRAINING = {"prefix_init", "prefix_init_text", "prefix_init_std", "prefix_dropout", "save_tokenizer", "train_file"}
 OF_TRAINING |= {"validation_file", "max_train_samples", "max_eval_samples", "packing", "max_length", "train_on"}
@@ -43,7 +46,7 @@ def test_help_names_every_argument_of_the_command_without_importing_torch(comman
     names = OWN_NAMES[command]
     assert [name for name in names if f"--{name}" not in run.stdout] == []
     flags = set(run.stdout.split())
-    assert [name for name in OF_TRAINING if f"--{name}" in flags] == [] or command in ("train", "doctor")
+    assert [name for name in OF_TRAINING if f"--{name}" in flags] == [] or command in ("train", "doctor", "search")
     assert command != "predict" or "None: the base alone." in " ".join(run.stdout.split())
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
     assert not imported & {"torch", "peft", "glm_peft.models"}

@@ -20,6 +20,7 @@ import torch
 import train_demo_model
 from accelerate.commands.launch import launch_command_parser
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from scaling_table import Assumptions
 from tiny_options import ModelOptions
 from transformers import (
     AutoModelForCausalLM,
@@ -45,6 +46,8 @@ from glm_peft.inspect_arguments import parse_inspect_arguments
 from glm_peft.memory_estimate import BaseSize, Settings, estimate_memory, measure_base
 from glm_peft.models import ChatGLMConfig
 from glm_peft.predict_arguments import PredictArguments, parse_predict_arguments
+from glm_peft.push_arguments import PushArguments, parse_push_arguments
+from glm_peft.search_arguments import SearchArguments, parse_search_arguments
 from glm_peft.training_defaults import TrainingDefaults
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +64,9 @@ OTHER_FLAGS = {
     "--config_file": "accelerate's",
     "--quiet": "accelerate's",
     "--num_processes": "accelerate's",
+    "--num_machines": "accelerate's",
+    "--machine_rank": "accelerate's",
+    "--main_process_ip": "accelerate's",
     "--help": "argparse's",
     "--output_dir": "of every command",
     "--generation": "of scripts/make_tiny_model.py",
@@ -156,17 +162,25 @@ def test_every_command_is_understood(words, monkeypatch):
         assert re.search(rf"^{words[1]}:", text_of("Makefile"), re.MULTILINE)
     elif words[:2] == ["accelerate", "launch"]:
         launched = launch_command_parser().parse_args(words[2:])
-        assert Path(launched.config_file).is_file() and launched.training_script == "glm_peft/train.py"
+        assert Path(launched.config_file).is_file()
         assert launched.quiet  # or accelerate's traceback follows the sentence
-        parse_train_arguments(launched.training_script_args)
+        parse = {"glm_peft/train.py": parse_train_arguments, "glm_peft.predict": parse_predict_arguments}
+        assert bool(launched.module) == (launched.training_script == "glm_peft.predict")
+        parse[launched.training_script](launched.training_script_args)
     elif words[:3] == ["python", "-m", "glm_peft.predict"]:
         parse_predict_arguments(words[3:])
     elif words[:3] == ["python", "-m", "glm_peft.doctor"]:
         parse_doctor_arguments(words[3:])
+    elif words[:3] == ["python", "-m", "glm_peft.search"]:
+        parse_search_arguments(words[3:])
+    elif words[:3] == ["python", "-m", "glm_peft.push"]:
+        parse_push_arguments(words[3:])
     elif words[:3] == ["python", "-m", "glm_peft.convert"]:
         parse_convert_arguments(words[3:])
     elif words[:3] == ["python", "-m", "glm_peft.inspect_adapter"]:
         parse_inspect_arguments(words[3:])
+    elif words[:2] == ["python", "scripts/scaling_table.py"]:
+        HfArgumentParser(Assumptions).parse_args_into_dataclasses(words[2:])
     elif words[:2] == ["python", "scripts/benchmark.py"]:
         benchmark.parse_arguments(words[2:])
     elif words[:2] == ["python", "scripts/compare_demo.py"]:
@@ -195,10 +209,10 @@ def test_every_module_and_make_target_that_is_named_exists(document):
 @pytest.mark.parametrize("document", [document for document in DOCUMENTS if document != "docs/demo.md"])
 def test_every_flag_that_is_named_exists(document):
     """But for the demo's page, whose flags are those of its own scripts."""
-    types = (ModelArguments, DataArguments, TrainingArguments, PredictArguments)
+    types = (ModelArguments, DataArguments, TrainingArguments, PredictArguments, SearchArguments, PushArguments)
     known = {f"--{name}" for name in (*_names_of_fields(types), *IGNORED, *REFUSED, *RENAMED)} | set(OTHER_FLAGS)
     prose = re.sub(r"^(> .*|```.*?^```)$", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
-    assert set(re.findall(r"(?<![\w-])--[a-z_]+", prose)) - known == set()
+    assert set(re.findall(r"(?<![\w-])--[a-z_0-9]+", prose)) - known == set()
 
 
 def test_the_removed_flags_are_refused_with_the_advice_of_the_table():
@@ -299,6 +313,7 @@ def workplace(tmp_path, tiny_model_dirs, reference_models, monkeypatch) -> dict[
     get_peft_model(base, config).save_pretrained(tmp_path / "output" / "adgen_chatglm3")
     shutil.copytree(reference_models / "chatglm2-6b" / "ptuning-prefix", tmp_path / "ptuning" / "checkpoint-3000")
     monkeypatch.chdir(tmp_path)
+    models["USER/NAME"] = tmp_path / "output" / "adgen_chatglm3"
     return models
 
 

@@ -18,7 +18,7 @@ from short_runs import ROWS, log_of, run, training_words
 from tiny_options import GENERATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from glm_peft import convert, predict, train
+from glm_peft import batching, convert, predict, train
 from glm_peft.adapters import create_adapter, load_adapter
 from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments
 from glm_peft.chat_formats import get_chat_format
@@ -247,8 +247,9 @@ def fresh(base: Path, method: str, attached: bool = True) -> Any:
 
 
 @pytest.mark.parametrize("method", ["lora", FULL])
-def test_packed_batches_have_the_loss_of_padded_ones(method, tiny_model_dirs, tmp_path, caplog):
+def test_packed_batches_have_the_loss_of_padded_ones(method, tiny_model_dirs, tmp_path, caplog, monkeypatch):
     losses = {}
+    monkeypatch.setattr(batching, "head_cost", lambda *_: 0.0)  # most of so small a network's work is the head
     for packing in ("padded", "packed"):
         more = ["--max_steps", "1", "--logging_steps", "1", *(["--packing", "false"] if packing == "padded" else [])]
         with caplog.at_level(logging.INFO):

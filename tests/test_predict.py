@@ -308,14 +308,6 @@ def test_an_output_folder_that_cannot_be_written_is_told_before_anything_is_load
     assert message.startswith(f"--output_dir {tmp_path / 'file'} cannot be written to (")
 
 
-def test_several_processes_are_sent_to_the_other_command(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    message = refusal(monkeypatch, capsys, workplace.words("--prompt", "你好"))
-    assert "is one process, but 2 were started: use `accelerate launch glm_peft/train.py --do_predict`" in message
-
-
 def test_our_own_mistakes_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError), exit_with_user_errors():
         _ = 1 / 0

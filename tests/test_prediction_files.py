@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from glm_peft.errors import UserError
 from glm_peft.prediction_files import (
     PARTIAL_NAME,
     PartialPredictions,
+    check_resumable,
+    keep_predictions,
     make_output_dir,
+    partial_files,
     write_atomically,
     write_predictions,
 )
@@ -127,3 +131,63 @@ def test_an_output_folder_that_is_a_file_or_in_one_is_refused(tmp_path: Path) ->
             make_output_dir(folder)
     assert make_output_dir(tmp_path / "new" / "folder").is_dir()
     assert not list((tmp_path / "new" / "folder").iterdir())
+
+
+def as_process(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Lets this process be one of three, which are told apart by their number."""
+    state = SimpleNamespace(process_index=number, wait_for_everyone=lambda: None)
+    patch.setattr("glm_peft.prediction_files.PartialState", lambda: state)
+
+
+def stopped_runs(folder: Path, patch: pytest.MonkeyPatch) -> list[Path]:
+    """The files of three processes that were stopped."""
+    for number in (2, 0, 1):
+        as_process(patch, number)
+        partial = PartialPredictions(folder, RUN, resume=True)
+        partial.add([number, number + 3], [f"{number}", f"{number + 3}"])
+    return partial_files(folder)
+
+
+def test_each_process_has_a_file_and_any_number_of_them_goes_on_with_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = stopped_runs(tmp_path, monkeypatch)
+    before = [file.read_bytes() for file in files]
+    assert {file.name for file in files} == {PARTIAL_NAME, *(f"generated_predictions.partial.{n}.jsonl" for n in "12")}
+    for number in (0, 4):
+        as_process(monkeypatch, number)
+        assert PartialPredictions(tmp_path, RUN, resume=True).answers == {row: f"{row}" for row in range(6)}
+    with PartialPredictions(tmp_path, RUN, resume=True) as partial:
+        partial.add([9], ["nine"])
+        assert [file.read_bytes() for file in files] == before
+        partial.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stopped_run_of_several_processes_is_not_overwritten(tmp_path: Path, monkeypatch) -> None:
+    first = stopped_runs(tmp_path, monkeypatch)[-1]
+    for file in partial_files(tmp_path):
+        if file != first:
+            file.unlink()
+    with pytest.raises(UserError, match=rf"{first} has the answers of a stopped run: add --resume"):
+        check_resumable(tmp_path, resume=False)
+
+
+def test_an_error_in_one_of_several_processes_tells_where_the_answers_of_all_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = stopped_runs(tmp_path, monkeypatch)
+    with pytest.raises(KeyboardInterrupt), PartialPredictions(tmp_path, RUN, resume=True):
+        raise KeyboardInterrupt
+    assert f"Stopped: answers are in {files[0]} and 2 more of the kind; the same command with" in caplog.text
+
+
+def test_after_training_files_of_another_run_are_put_aside_and_those_of_this_one_are_kept(tmp_path: Path) -> None:
+    path = stopped_run(tmp_path)
+    other = path.with_name("generated_predictions.partial.1.jsonl")
+    content = path.read_bytes().replace(b'"max_new_tokens": 8', b'"max_new_tokens": 9')
+    other.write_bytes(content)
+    with keep_predictions(tmp_path, RUN) as partial:
+        assert partial.answers.keys() == {3, 1, 0}
+    (left,) = tmp_path.iterdir()
+    assert (left.name, left.read_bytes()) == ("generated_predictions.other_run.1.jsonl", content)

@@ -135,7 +135,7 @@ def test_the_record_holds_no_path_no_user_and_no_token(place):
 
 def test_a_checkpoint_has_the_record_too(place):
     record, finished = record_of(place.adapter / "checkpoint-1"), record_of(place.adapter)
-    assert {name for name in finished if record[name] != finished[name]} == {"scores"}
+    assert {name for name in finished if record[name] != finished[name]} == {"scores", "measured"}
 
 
 def test_a_run_that_goes_on_names_what_it_went_on_from(place, tmp_path):
@@ -168,6 +168,8 @@ def test_stock_peft_loads_the_adapter_as_if_the_record_were_not_there(place, tmp
         ("../somebody/chatglm2-6b", "chatglm2-6b"),
         ("~/chatglm2-6b", "chatglm2-6b"),
         ("/cache/models--THUDM--chatglm2-6b/snapshots/" + 40 * "a", "THUDM/chatglm2-6b"),
+        ("C:\\Users\\somebody\\chatglm2-6b", "chatglm2-6b"),
+        ("\\\\host\\share\\chatglm2-6b", "chatglm2-6b"),
     ],
 )
 def test_of_a_folder_only_the_name_is_told(name, expected):

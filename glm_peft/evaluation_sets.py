@@ -1,0 +1,77 @@
+"""One data set for evaluation, or several, each with a name: `--validation_file easy=easy.json,hard=hard.json`."""
+
+import re
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from glm_peft.errors import UserError
+
+VALIDATION = "validation"
+_NAMED = re.compile(r"([A-Za-z]\w*)=")
+_NEXT = re.compile(r",\s*(?=[A-Za-z]\w*=)")
+
+
+def validation_files(validation_file: str | None) -> dict[str, str | None]:
+    """
+    The file of each split for evaluation: of `validation`, or of `validation_NAME` for each name that is given.
+
+    Raises:
+        UserError: a file has no name while others have one, or two have the same.
+    """
+    if validation_file is None or not _NAMED.match(validation_file) or Path(validation_file).exists():
+        return {VALIDATION: validation_file}
+    pairs = [part.strip().partition("=") for part in _NEXT.split(validation_file)]
+    names = [name for name, _, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or any("," in file or not file for _, _, file in pairs):
+        problem = f"{twice[0]} is there twice" if twice else "a file has no name, or a name no file"
+        raise UserError(
+            f"--validation_file {validation_file}: {problem}; give one file, or NAME=FILE,NAME=FILE and so on."
+        )
+    return {f"{VALIDATION}_{name}": file for name, _, file in pairs}
+
+
+def expand_splits(splits: list[str], data_args: Any) -> list[str]:
+    """The names of the splits, with those of `--validation_file` in the place of `validation`."""
+    expanded = [validation_files(data_args.validation_file) if split == VALIDATION else [split] for split in splits]
+    return list(chain.from_iterable(expanded))
+
+
+def file_of(data_args: Any, split: str) -> str | None:
+    """The file of a split, as `expand_splits` names it; `None` where its rows are of a data set on the Hub."""
+    if split.startswith(VALIDATION):
+        return validation_files(data_args.validation_file)[split]
+    return getattr(data_args, f"{split}_file")
+
+
+def evaluation_sets(datasets: Mapping[str, Any]) -> Any:
+    """What the trainer takes: the data set without a name, or all by name, or `None`."""
+    named = {name.removeprefix(f"{VALIDATION}_"): value for name, value in datasets.items() if is_named(name)}
+    return named or datasets.get(VALIDATION)
+
+
+def is_named(split: str) -> bool:
+    """Whether it is one of several splits for evaluation."""
+    return split.startswith(f"{VALIDATION}_")
+
+
+def split_of(metric_key_prefix: str) -> str:
+    """The split whose scores begin so: `eval` → `validation`, `eval_easy` → `validation_easy`."""
+    return VALIDATION + metric_key_prefix.removeprefix("eval")
+
+
+def check_metric(metric: str | None, validation_file: str | None) -> None:
+    """
+    Raise a `UserError` where the best model is asked for by a number that no evaluation gives.
+
+    Args:
+        metric: of `--metric_for_best_model`, where it is used.
+    """
+    names = [split.removeprefix(f"{VALIDATION}_") for split in validation_files(validation_file) if is_named(split)]
+    if metric and names and not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in names)):
+        raise UserError(
+            f"--metric_for_best_model {metric} is of none of the data sets of --validation_file: give one of theirs, "
+            f"such as {names[0]}_loss."
+        )

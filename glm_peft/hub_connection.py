@@ -1,0 +1,49 @@
+"""
+How this package's commands speak to the Hub: with a limit of time, and from the cache where a connection breaks.
+
+huggingface_hub takes a file from its cache where the Hub cannot be reached or answers 5xx, but not where the
+connection breaks while it asks for the file's version; without a network it asks for half a minute for every file that
+a repository may have or not; and most of its requests wait without end.
+"""
+
+import functools
+import logging
+from typing import Any
+
+import httpx2
+from huggingface_hub import set_client_factory
+from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.utils._http import hf_request_event_hook
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT = 30.0  # seconds without a byte
+
+
+@functools.cache
+def set_up_connection() -> None:
+    """Let huggingface_hub, in this process, use a client of this kind."""
+    set_client_factory(_make_client)
+
+
+class _Client(httpx2.Client):
+    def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
+        """As any client; but what is only asked, and not sent or fetched, fails as huggingface_hub expects it."""
+        is_listing = request.method == "GET" and request.url.path.startswith("/api/")
+        try:
+            return super().send(request, **kwargs)
+        except httpx2.ConnectError as error:
+            if request.method != "HEAD" and not is_listing:
+                raise
+            raise OfflineModeIsEnabled(f"{request.url.host} cannot be reached: {error}") from error
+        except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError) as error:
+            if request.method == "HEAD":
+                host = request.url.host
+                logger.warning("The connection to %s broke: using what is in the cache, if it is there.", host)
+            elif not is_listing:
+                raise
+            raise httpx2.ConnectError(str(error), request=request) from error
+
+
+def _make_client() -> _Client:
+    return _Client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=_TIMEOUT)

@@ -1,0 +1,74 @@
+"""The commands, in which some processes end on purpose; no test itself."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from glm_peft import predict, prediction_files, train
+from glm_peft.errors import UserError
+from glm_peft.trainer import PrefixTrainer
+
+SIGN = "one of the processes ends now"
+
+
+def main() -> None:
+    """`fail_in_one.py COMMAND WAY RANKS [flags]`, where RANKS are those that end, such as 0,1."""
+    command, way, ranks = sys.argv[1:4]
+    sys.argv[1:4] = []
+
+    def fail() -> None:
+        if os.environ["RANK"] in ranks.split(","):
+            print(SIGN, file=sys.stderr, flush=True)
+            WAYS[way]()
+
+    COMMANDS[command](fail)
+
+
+def fail_in_training(fail: Callable[[], None]) -> None:
+    """In the fourth step."""
+    step = PrefixTrainer.training_step
+
+    def failing_step(trainer: PrefixTrainer, *args: object, **kwargs: object) -> object:
+        if trainer.state.global_step == 3:
+            fail()
+        return step(trainer, *args, **kwargs)
+
+    PrefixTrainer.training_step = failing_step
+    train.main()
+
+
+def fail_in_prediction(fail: Callable[[], None]) -> None:
+    """After the first batch, once the first process has kept one too."""
+    add = prediction_files.PartialPredictions.add
+
+    def failing_add(partial: prediction_files.PartialPredictions, *args: object) -> None:
+        add(partial, *args)
+        first = Path(partial.path.parent, prediction_files.PARTIAL_NAME)
+        while not first.exists() or first.read_bytes().count(b"\n") < 2:
+            time.sleep(0.05)
+        fail()
+
+    prediction_files.PartialPredictions.add = failing_add
+    predict.main()
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _crash() -> None:
+    raise ZeroDivisionError("made up")
+
+
+def _refuse() -> None:
+    raise UserError("Row 3 is made up: leave it out.")
+
+
+COMMANDS = {"train": fail_in_training, "predict": fail_in_prediction}
+WAYS = {"kill": _kill, "crash": _crash, "refuse": _refuse}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,541 @@
+"""Sending an adapter to a stand-in of the Hub: what arrives, what never leaves, and what bad networks do to it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import short_runs
+import torch
+from hub_stand_in import Account, Fault, HubStandIn, running
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
+from safetensors.torch import save_file
+
+from glm_peft import push, push_callback, push_files
+from glm_peft.hub_errors import Unsent
+from glm_peft.hub_upload import Target, with_retries
+from glm_peft.push_queue import QUEUE_NAME, PushQueue, send_entry
+
+TOKEN = "hf_" + "abcDEF0123456789" * 2
+BASE = "THUDM/chatglm3-6b"
+SENT = ["README.md", "adapter_config.json", "adapter_model.safetensors", "all_results.json", "provenance.json"]
+SENT += ["training_curves.png"]
+PUSH = ["--repo_id", "mia/adapter", "--base_model_id", BASE]
+OF_A_PUSH = "mia/adapter|whoami|repos/create|validate-yaml|lfs-store"
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    """A stand-in that this process takes for the Hub, with no waits between attempts."""
+    with running() as hub:
+        hub.accounts[TOKEN] = Account("mia", organizations={"lab": "write", "club": "read"})
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=no_wait, time=time.time, monotonic=time.monotonic))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The output folder of a run on a local base, with everything in it that must stay at home."""
+    folder = tmp_path / "wangxiaoming" / "output"
+    (folder / "checkpoint-3").mkdir(parents=True)
+    base = str(tmp_path / "wangxiaoming" / "chatglm3")
+    config = {"peft_type": "PREFIX_TUNING", "base_model_name_or_path": base, "num_virtual_tokens": 2}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"prompt_embeddings": torch.arange(64.0).view(2, 32)}, folder / "adapter_model.safetensors")
+    results = {"eval_rouge-l": 31.25, "eval_bleu-4": 8.5, "train_runtime": 3.0, "log": f"{folder}/log.txt"}
+    (folder / "all_results.json").write_text(json.dumps(results))
+    record = {"base": {"name": "chatglm3"}, "recipe": {"train_file": str(folder / "a b.json"), "token": TOKEN}}
+    (folder / "provenance.json").write_text(json.dumps(record))
+    (folder / "training_curves.png").write_bytes(b"\x89PNG\r\n" + bytes(range(256)))
+    for name in ("prefix_encoder.safetensors", "optimizer.pt", "training_args.bin", "generated_predictions.jsonl"):
+        (folder / name).write_bytes(b"SECRET " + name.encode())
+    (folder / "checkpoint-3" / "adapter_model.safetensors").write_bytes(b"SECRET checkpoint")
+    card = f"---\nlicense: other\n---\nTrained in {folder} with `--train_file {folder}/train.json`, by {TOKEN}.\n"
+    monkeypatch.setattr(push_files, "build_card", lambda *args: card)
+    return folder
+
+
+def no_wait(seconds: float) -> None:
+    """In the place of a wait."""
+
+
+def type_push(*words: Any) -> None:
+    """The command in this process."""
+    push.main([str(word) for word in words], sleep=no_wait)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], act: Callable[[], Any]) -> str:
+    """The one line of a command that ends with 2."""
+    with pytest.raises(SystemExit) as left:
+        act()
+    assert left.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert TOKEN not in lines[0]
+    return lines[0]
+
+
+def test_a_push_sends_the_named_files_in_one_commit_that_names_the_scores(hub: HubStandIn, adapter: Path):
+    type_push(adapter, *PUSH, "--tags", "v1", "best")
+    sent = hub.files("mia/adapter")
+    assert sorted(sent) == SENT
+    assert hub.titles("mia/adapter") == [f"Adapter for {BASE}: rouge-l 31.25, bleu-4 8.5 (eval)"]
+    assert sent["adapter_model.safetensors"] == (adapter / "adapter_model.safetensors").read_bytes()
+    assert json.loads(sent["adapter_config.json"])["base_model_name_or_path"] == BASE
+    assert json.loads(sent["provenance.json"])["base"]["name"] == BASE
+    assert f"base_model: {BASE}" in sent["README.md"].decode()
+    repository = hub.repositories["model", "mia/adapter"]
+    assert repository.tags == dict.fromkeys(("v1", "best"), repository.branches["main"])
+    assert not (adapter / QUEUE_NAME).exists()
+
+
+def test_nothing_that_is_sent_tells_of_the_machine_its_user_or_a_token(hub: HubStandIn, adapter: Path, caplog):
+    type_push(adapter, *PUSH)
+    sent = hub.everything_sent()
+    assert b"Trained in output with `--train_file train.json`, by ***." in sent
+    assert json.loads(hub.files("mia/adapter")["provenance.json"])["recipe"] == {
+        "train_file": "a b.json",
+        "token": "***",
+    }
+    for private in (TOKEN, str(adapter.parents[1]), "wangxiaoming", "SECRET", str(Path.home()) + "/"):
+        assert private.encode() not in sent, private
+    assert TOKEN not in caplog.text
+    assert TOKEN not in "".join(hub.paths())
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("in /srv/data/wang/train.json.", "in train.json."),
+        ("D:\\users\\wang\\out", "out"),
+        ("~/secret/place", "place"),
+        ("file:///srv/data/train.json", "train.json"),
+        ("https://huggingface.co/THUDM/chatglm3-6b", "https://huggingface.co/THUDM/chatglm3-6b"),
+        ("THUDM/chatglm3-6b, rouge-1/rouge-2, 上衣/裙子/裤子", "THUDM/chatglm3-6b, rouge-1/rouge-2, 上衣/裙子/裤子"),
+        ("configs/adgen_chatglm.yaml", "configs/adgen_chatglm.yaml"),
+        ("</details></p>", "</details></p>"),
+        (f"export HF_TOKEN={TOKEN}", "export HF_TOKEN=***"),
+        (f"{Path.cwd()}, {Path.cwd()}-2", f"{Path.cwd().name}, {Path.cwd().name}-2"),
+    ],
+)
+def test_paths_and_tokens_are_taken_out_of_a_text_and_nothing_else(tmp_path: Path, text: str, cleaned: str):
+    assert push_files.Cleaner(tmp_path).clean_text(text) == cleaned
+
+
+def test_a_name_of_the_user_is_taken_out_unless_the_hub_shows_it_anyway(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("USER", "wangxm")
+    assert push_files.Cleaner(tmp_path).clean_text("by wangxm, wangxmen") == "by ***, wangxmen"
+    assert push_files.Cleaner(tmp_path, ("wangxm/adapter",)).clean_text("by wangxm") == "by wangxm"
+
+
+def test_a_path_in_a_file_that_cannot_be_cleaned_stops_the_push(hub: HubStandIn, adapter: Path, capsys):
+    (adapter / "training_curves.png").write_bytes(b"\x89PNG" + str(adapter).encode())
+    said = refusal(capsys, lambda: type_push(adapter, *PUSH))
+    assert "training_curves.png holds a path of this machine or a token" in said
+    assert hub.paths("^(POST|PUT)") == []
+
+
+def test_a_dry_run_lists_files_and_sizes_and_shows_the_card_without_a_request(hub: HubStandIn, adapter: Path, capsys):
+    type_push(adapter, *PUSH, "--dry_run")
+    shown = capsys.readouterr().out
+    size = (adapter / "adapter_model.safetensors").stat().st_size
+    assert re.search(rf"^  adapter_model.safetensors +{size / 1000:.1f} kB$", shown, re.MULTILINE)
+    assert all(name in shown for name in SENT)
+    assert f"base_model: {BASE}" in shown
+    assert str(adapter) not in shown
+    assert hub.requests == []
+
+
+def test_a_local_base_asks_for_its_id_before_anything_is_sent(hub: HubStandIn, adapter: Path, capsys):
+    sentence = refusal(capsys, lambda: type_push(adapter, "--repo_id", "mia/adapter"))
+    assert "is a folder of this machine" in sentence and "give --base_model_id" in sentence
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("base", ["/srv/chatglm", "./chatglm", "a/b/c", "user--name/x"])
+def test_a_base_id_that_is_none_is_refused(hub: HubStandIn, adapter: Path, capsys, base: str):
+    said = refusal(capsys, lambda: type_push(adapter, "--repo_id", "mia/adapter", "--base_model_id", base))
+    assert f"--base_model_id {base} is no Hub id" in said
+
+
+def test_a_base_that_was_a_relative_folder_is_known_by_the_record(adapter: Path):
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": "models/chatglm3"}))
+    with pytest.raises(ValueError, match="models/chatglm3 is a folder of this machine"):
+        push_files.find_base(adapter)
+    config.write_text(json.dumps({"base_model_name_or_path": BASE}))
+    (adapter / "provenance.json").write_text(json.dumps({"base": {"name": BASE}}))
+    assert push_files.find_base(adapter) == BASE
+
+
+def test_a_branch_is_made_and_a_new_repository_is_private_if_asked(hub: HubStandIn, adapter: Path):
+    type_push(adapter, *PUSH, "--revision", "next", "--private", "--commit_message", "mine")
+    assert sorted(hub.files("mia/adapter", "next")) == SENT
+    assert hub.files("mia/adapter") == {}
+    assert hub.titles("mia/adapter") == ["mine"]
+    assert hub.repositories["model", "mia/adapter"].private
+
+
+def test_a_second_push_sends_what_is_new_alone(hub: HubStandIn, adapter: Path):
+    type_push(adapter, *PUSH)
+    type_push(adapter, *PUSH)
+    assert len(hub.titles("mia/adapter")) == 1
+    (adapter / "all_results.json").write_text('{"eval_rouge-l": 40.0}')
+    hub.requests.clear()
+    type_push(adapter, *PUSH)
+    assert len(hub.titles("mia/adapter")) == 2
+    assert hub.paths("PUT") == []
+    assert b"40.0" in hub.files("mia/adapter")["all_results.json"]
+
+
+def test_a_tag_that_is_elsewhere_is_not_moved(hub: HubStandIn, adapter: Path, capsys):
+    type_push(adapter, *PUSH, "--tags", "v1")
+    (adapter / "all_results.json").write_text("{}")
+    said = refusal(capsys, lambda: type_push(adapter, *PUSH, "--tags", "v1"))
+    assert "The tag v1 is at another commit of mia/adapter already" in said
+    assert len(hub.titles("mia/adapter")) == 1
+    assert PushQueue(adapter).entries() == []
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "said"),
+    [
+        ("club/adapter", "club is not the token's user mia, who may only read there"),
+        ("other/adapter", "other is not the token's user mia, who is no member of it"),
+        ("mia/corpus", "--repo_id mia/corpus is a data set on the Hub"),
+        ("mia/whole", "--repo_id mia/whole holds a whole model (model.safetensors)"),
+        ("a/b/c", "--repo_id a/b/c is no name that the Hub allows"),
+        ("mia/--x", "--repo_id mia/--x is no name that the Hub allows"),
+        ("other/theirs", "The token for the Hub may not write to --repo_id other/theirs"),
+    ],
+)
+def test_what_cannot_be_written_to_is_told_before_anything_is_sent(hub, adapter, capsys, repo_id: str, said: str):
+    hub.add("mia/corpus", kind="dataset")
+    hub.add("mia/whole", {"config.json": b"{}", "model.safetensors": b"x"})
+    hub.add("other/theirs", {"adapter_config.json": b"{}"})
+    assert said in refusal(capsys, lambda: type_push(adapter, "--repo_id", repo_id, "--base_model_id", BASE))
+    assert hub.paths("^(POST|PUT)") == []
+    assert PushQueue(adapter).entries() == []
+
+
+@pytest.mark.parametrize(
+    ("account", "said"),
+    [
+        (Account("mia", role="read"), "may not write to --repo_id mia/adapter"),
+        (
+            Account("mia", "fineGrained", scoped=[{"entity": {"name": "lab"}, "permissions": ["repo.write"]}]),
+            "may not write to --repo_id mia/adapter",
+        ),
+        (None, "The Hub does not accept the token"),
+    ],
+)
+def test_a_token_without_the_right_is_told_at_once(hub: HubStandIn, adapter: Path, capsys, account, said: str):
+    hub.accounts = {TOKEN: account} if account else {}
+    assert said in refusal(capsys, lambda: type_push(adapter, *PUSH))
+    assert hub.paths("^(POST|PUT)") == []
+
+
+def test_without_a_token_nothing_is_tried(hub: HubStandIn, adapter: Path, capsys, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(adapter / "none"))
+    assert "There is no token for the Hub" in refusal(capsys, lambda: type_push(adapter, *PUSH))
+    assert hub.paths("^(POST|PUT)") == []
+
+
+def test_a_name_without_a_namespace_is_the_users_own(hub: HubStandIn, adapter: Path):
+    type_push(adapter, "--repo_id", "adapter", "--base_model_id", BASE)
+    assert sorted(hub.files("mia/adapter")) == SENT
+
+
+@pytest.mark.parametrize("what", [503, "reset", "lost", "broken", "garbage"])
+def test_a_fault_at_any_request_neither_loses_nor_doubles_anything(hub: HubStandIn, adapter: Path, what: int | str):
+    words = (adapter, *PUSH, "--revision", "next", "--tags", "v1")
+    type_push(*words)
+    requests = hub.paths(OF_A_PUSH)
+    expected = hub.files("mia/adapter", "next")
+    for number, request in enumerate(requests):
+        hub.repositories.clear()
+        hub.objects.clear()
+        hub.requests.clear()
+        hub.faults[:] = [Fault(OF_A_PUSH, what, skip=number)]
+        type_push(*words)
+        assert hub.faults[0].times == 0, request
+        assert hub.files("mia/adapter", "next") == expected, request
+        assert len(hub.titles("mia/adapter")) == 1, request
+        assert list(hub.repositories["model", "mia/adapter"].tags) == ["v1"], request
+        assert not (adapter / QUEUE_NAME).exists(), request
+
+
+@pytest.mark.parametrize(
+    "pattern", ["whoami", "repos/create", "validate-yaml", "preupload", "objects/batch", "PUT", "/commit/"]
+)
+def test_what_fails_for_good_waits_in_the_folder_and_is_sent_later(hub, adapter, capsys, pattern: str):
+    hub.faults.append(Fault(pattern, 503, times=1000))
+    said = refusal(capsys, lambda: type_push(adapter, *PUSH))
+    assert f"(the Hub answered 503) and waits in {adapter}" in said
+    assert f"python -m glm_peft.push --queued {adapter}" in said
+    hub.faults.clear()
+    (adapter / "adapter_model.safetensors").write_bytes(b"a later run")
+    type_push("--queued", adapter.parent)
+    assert hub.files("mia/adapter")["adapter_model.safetensors"] != b"a later run"
+    assert len(hub.titles("mia/adapter")) == 1
+    assert not (adapter / QUEUE_NAME).exists()
+    type_push("--queued", adapter)
+    assert f"Nothing waits in {adapter}." in capsys.readouterr().out
+    assert len(hub.titles("mia/adapter")) == 1
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 412, 422])
+def test_a_refusal_at_any_request_is_one_sentence_and_nothing_is_doubled(hub, adapter, capsys, status: int):
+    type_push(adapter, *PUSH)
+    requests = hub.paths(OF_A_PUSH)
+    for number, request in enumerate(requests):
+        hub.repositories.clear()
+        hub.objects.clear()
+        hub.faults[:] = [Fault(OF_A_PUSH, status, times=1000, skip=number)]
+        said = refusal(capsys, lambda: type_push(adapter, *PUSH))
+        assert ("--queued" in said) == bool(PushQueue(adapter).entries()), request
+        hub.faults.clear()
+        type_push(adapter, *PUSH)
+        assert len(hub.titles("mia/adapter")) == 1, request
+        assert PushQueue(adapter).entries() == [], request
+
+
+def test_pushes_that_wait_are_sent_in_their_order(hub: HubStandIn, adapter: Path, capsys):
+    hub.faults.append(Fault("/commit/", 503, times=1000))
+    for number in range(3):
+        (adapter / "all_results.json").write_text(f'{{"eval_loss": {number}}}')
+        refusal(capsys, lambda: type_push(adapter, *PUSH))
+    hub.faults.clear()
+    type_push("--queued", adapter)
+    assert [title.split()[-2] for title in hub.titles("mia/adapter")] == ["0", "1", "2"]
+
+
+def test_two_that_send_the_same_queue_make_one_commit(hub: HubStandIn, adapter: Path):
+    queue = PushQueue(adapter)
+    queue.add({"README.md": b"card"}, Target("mia/adapter"), "one")
+    for entry in queue.entries() * 2:
+        send_entry(entry, no_wait)
+    assert hub.titles("mia/adapter") == ["one"]
+    assert hub.files("mia/adapter") == {"README.md": b"card"}
+
+
+def test_what_another_pushed_meanwhile_is_kept(hub: HubStandIn, adapter: Path):
+    repository = hub.add("mia/adapter", {"notes.md": b"mine"})
+    hub.faults.append(Fault("/commit/", 412))
+    type_push(adapter, *PUSH)
+    assert hub.files("mia/adapter")["notes.md"] == b"mine"
+    assert len(repository.commits) == 3
+
+
+def start_push(hub: HubStandIn, adapter: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "glm_peft.push", *words]
+    return subprocess.Popen(command, env=environment_of(hub), cwd=adapter, stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+    """Until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+def test_a_push_that_is_killed_is_sent_afterwards_once(hub: HubStandIn, adapter: Path, is_done: bool):
+    hub.faults.append(Fault("/tag/" if is_done else "/commit/", "slow", seconds=300))
+    with start_push(hub, adapter, str(adapter), *PUSH, "--tags", "v1") as process:
+        wait_for(lambda: hub.paths("/tag/" if is_done else "/commit/"))
+        process.send_signal(signal.SIGKILL)
+    assert len(hub.titles("mia/adapter")) == int(is_done)
+    assert len(PushQueue(adapter).entries()) == 1
+    type_push("--queued", adapter)
+    assert len(hub.titles("mia/adapter")) == 1
+    assert sorted(hub.files("mia/adapter")) == SENT
+    assert list(hub.repositories["model", "mia/adapter"].tags) == ["v1"]
+    assert PushQueue(adapter).entries() == []
+
+
+def test_waits_grow_and_end(monkeypatch):
+    waits: list[float] = []
+
+    def fail() -> None:
+        raise Unsent("no")
+
+    with pytest.raises(Unsent):
+        with_retries(fail, waits.append, clock=lambda: sum(waits))
+    assert waits == [1, 2, 4, 8, 16]
+
+
+def test_a_longer_wait_than_one_waits_for_ends_the_attempts():
+    def fail() -> None:
+        raise Unsent("later", retry_after=3600)
+
+    waits: list[float] = []
+    with pytest.raises(Unsent):
+        with_retries(fail, waits.append)
+    assert waits == []
+
+
+def training_words(tiny_model_dirs: dict[str, Path], tmp_path: Path, *more: str) -> list[str]:
+    words = short_runs.training_words(tiny_model_dirs["chatglm3"], tmp_path / "output", *more)
+    hub = ["--push_to_hub", "--hub_model_id", "mia/adapter", "--base_model_id", BASE]
+    return [*words, "--max_steps", "3", "--save_steps", "1", *hub]
+
+
+@pytest.mark.parametrize(("strategy", "commits"), [("every_save", 4), ("checkpoint", 4), ("end", 1)])
+def test_training_sends_what_it_saves(hub, tiny_model_dirs, tmp_path, strategy: str, commits: int):
+    words = training_words(tiny_model_dirs, tmp_path, "--hub_strategy", strategy, "--hub_private_repo")
+    short_runs.run(words)
+    titles = hub.titles("mia/adapter")
+    assert len(titles) == commits
+    assert re.fullmatch(rf"Adapter for {BASE}: loss [\d.]+ \(train\)", titles[-1])
+    steps = [f"Step {step} of an adapter for {BASE}" for step in (1, 2, 3)]
+    assert [title.partition(":")[0] for title in titles[:-1]] == (steps if strategy != "end" else [])
+    sent = hub.files("mia/adapter")
+    last = [f"last-checkpoint/{name}" for name in SENT[1:3]] if strategy == "checkpoint" else []
+    assert set(sent) == {*SENT, *last}
+    assert sent["adapter_model.safetensors"] == (tmp_path / "output" / "adapter_model.safetensors").read_bytes()
+    assert hub.repositories["model", "mia/adapter"].private
+    assert not (tmp_path / "output" / QUEUE_NAME).exists()
+    for private in (str(tmp_path), TOKEN, str(Path.home()) + "/"):
+        assert private.encode() not in hub.everything_sent()
+
+
+def test_training_without_a_network_ends_well_and_its_pushes_are_sent_afterwards(
+    hub, tiny_model_dirs, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    short_runs.run(training_words(tiny_model_dirs, tmp_path))
+    output = tmp_path / "output"
+    assert "It is not known whether mia/adapter can be written to (HF_HUB_OFFLINE is set)" in caplog.text
+    assert f"4 push(es) to the Hub could not be sent and wait in {output}" in caplog.text
+    assert json.loads((output / "all_results.json").read_text())["train_loss"] > 0
+    assert hub.requests == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    type_push("--queued", output)
+    assert len(hub.titles("mia/adapter")) == 4
+    assert hub.files("mia/adapter")["adapter_model.safetensors"] == (output / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--base_model_id", "/srv/base"], "--base_model_id /srv/base is no Hub id"),
+        (["--hub_strategy", "all_checkpoints"], "--hub_strategy all_checkpoints would send the optimizer's state"),
+        (["--hub_model_id", "club/adapter"], "--hub_model_id club/adapter cannot be made"),
+        (["--peft_type", "none"], "--push_to_hub sends adapters"),
+    ],
+)
+def test_what_is_wrong_with_a_push_is_told_before_training(hub, tiny_model_dirs, tmp_path, capsys, more, said):
+    words = training_words(tiny_model_dirs, tmp_path)
+    given = {word: None for word in more if word.startswith("--")}
+    for flag in given:
+        if flag in words:
+            at = words.index(flag)
+            del words[at : at + 2]
+    if "none" in more:
+        at = words.index("--num_virtual_tokens")
+        del words[at : at + 2]
+    assert said in refusal(capsys, lambda: short_runs.run([*words, *more]))
+    assert hub.paths("^(POST|PUT)") == []
+    assert not list((tmp_path / "output").glob("checkpoint-*"))
+
+
+def test_a_local_base_without_an_id_is_told_before_training(hub, tiny_model_dirs, tmp_path, capsys):
+    words = training_words(tiny_model_dirs, tmp_path)[:-2]
+    said = refusal(capsys, lambda: short_runs.run(words))
+    assert f"The base {tiny_model_dirs['chatglm3']} is a folder of this machine" in said
+    assert hub.requests == []
+
+
+def environment_of(hub: HubStandIn) -> dict[str, str]:
+    """Of a process that knows of the stand-in."""
+    facts = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
+    return os.environ | facts | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_of_two_processes_one_pushes_and_nothing_of_the_machine_is_sent(hub, tiny_model_dirs, tmp_path):
+    words = training_words(tiny_model_dirs, tmp_path, "--card_language", "zh")
+    config = PROJECT / "accelerate_configs" / "cpu_2_processes.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launch += ["--main_process_port", str(free_port()), str(PROJECT / "glm_peft" / "train.py"), *words]
+    done = subprocess.run(launch, env=environment_of(hub), capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stderr
+    assert len(hub.titles("mia/adapter")) == 4
+    assert len(hub.paths("whoami")) == 1
+    for private in (str(tmp_path), str(PROJECT), TOKEN, str(Path.home()) + "/"):
+        assert private.encode() not in hub.everything_sent(), private
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_training_that_is_killed_leaves_its_pushes_to_be_sent(hub, tiny_model_dirs, tmp_path):
+    hub.faults.append(Fault("/commit/", "slow", times=1000, seconds=300))
+    words = training_words(tiny_model_dirs, tmp_path)
+    command = [sys.executable, str(PROJECT / "glm_peft" / "train.py"), *words]
+    output = tmp_path / "output"
+    with subprocess.Popen(command, env=environment_of(hub), stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: len(PushQueue(output).entries()) == 4)
+        process.send_signal(signal.SIGKILL)
+    hub.faults.clear()
+    assert hub.titles("mia/adapter") == []
+    type_push("--queued", output)
+    assert len(hub.titles("mia/adapter")) == 4
+    assert sorted(hub.files("mia/adapter")) == SENT
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413])
+def test_a_refusal_during_training_is_a_warning(hub, tiny_model_dirs, tmp_path, caplog, monkeypatch, status: int):
+    monkeypatch.setattr(push_callback, "_LONGEST_END", 2.0)
+    hub.faults.append(Fault("/commit/", status, times=1000))
+    short_runs.run(training_words(tiny_model_dirs, tmp_path, "--hub_strategy", "end"))
+    assert "1 push(es) to the Hub could not be sent and wait in" in caplog.text
+    assert json.loads((tmp_path / "output" / "all_results.json").read_text())["train_loss"] > 0
+    assert TOKEN not in caplog.text
+
+
+def test_only_the_first_process_sends(monkeypatch, tmp_path):
+    monkeypatch.setattr(push_callback, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    arguments = SimpleNamespace(hub_strategy="every_save", output_dir=str(tmp_path))
+    pusher = push_callback.HubPush(Target("mia/adapter"), BASE, arguments)
+    pusher.on_save(arguments, SimpleNamespace(global_step=1), None)
+    pusher.finish()
+    assert pusher.sender is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_end_of_a_run_waits_for_a_bounded_time(tmp_path: Path, caplog):
+    waiting: list[str] = []
+
+    def hang(*args: Any) -> str:
+        waiting.append("begun")
+        time.sleep(600)
+        return ""
+
+    sender = push_callback.Sender(PushQueue(tmp_path), hang)
+    sender.add({"adapter_config.json": b"{}"}, Target("mia/adapter"), "one")
+    sender.close(0.5)
+    assert waiting == ["begun"]
+    assert f"1 push(es) to the Hub could not be sent and wait in {tmp_path}" in caplog.text
