@@ -4,6 +4,7 @@ What several processes of one run say when it fails: the first error, once, and 
 The first to fail leaves its message in the folder that torchrun made for the processes of this machine.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -76,6 +77,19 @@ def heed_launcher() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+def leave_in_order() -> None:
+    """After a good run of several processes: take leave of the others before Python ends, which could abort it."""
+    if not _is_alone():
+        atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _end(number: int, frame: FrameType | None) -> None:

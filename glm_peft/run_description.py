@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from glm_peft.arguments import ModelArguments
 from glm_peft.data import GenerationFeatures
 from glm_peft.generation_settings import GenerationSettings
+from glm_peft.trained_state import gather_trained
 
 _DRAWING = ("top_p", "top_k", "temperature", "seed", "batch_size", "max_batch_tokens")
 _WEIGHTS, _CONFIGS = (".safetensors", ".bin"), ("config.json", "adapter_config.json")
@@ -79,10 +80,9 @@ def _update(digest: Any, path: Path) -> None:
 
 def _digest_trained(model: PeftModel | PreTrainedModel) -> str:
     digest = hashlib.sha256()
-    for name, value in model.named_parameters():
-        if value.requires_grad:
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().flatten()[:_MOST_NUMBERS].float().cpu().numpy().tobytes())
+    for name, value in gather_trained(model).items():
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.flatten()[:_MOST_NUMBERS].float().cpu().numpy().tobytes())
     return f"what was trained (sha256 {digest.hexdigest()[:12]})"
 
 
