@@ -19,8 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from glm_peft.base_model import load_config
 from glm_peft.errors import UserError
 from glm_peft.fingerprints import find_generation
-from glm_peft.hub_adapters import fetch_adapter
-from glm_peft.hub_connection import set_up_connection
+from glm_peft.hub.adapters import fetch_adapter
+from glm_peft.hub.connection import set_up_connection
 from glm_peft.legacy import (
     is_published_checkpoint,
     read_published_prefix,

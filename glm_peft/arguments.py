@@ -11,10 +11,10 @@ from transformers import Seq2SeqTrainingArguments
 from glm_peft.command_help import TRAINING_WORDS
 from glm_peft.command_line import parse_command, warn
 from glm_peft.errors import UserError
-from glm_peft.evaluation_sets import check_metric
 from glm_peft.methods import METHODS, PREFIX_TUNING
 from glm_peft.shared_arguments import DataArguments, ModelArguments, require, require_at_least_one
 from glm_peft.stock_settings import choose_count, settle_stock_settings
+from glm_peft.training.evaluation_sets import check_metric
 from glm_peft.training_defaults import TrainingDefaults
 
 _TRACKER_PACKAGES = {
@@ -49,7 +49,7 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             self.activation_checkpointing = bool(self.gradient_checkpointing)
         self.gradient_checkpointing = self.activation_checkpointing
         self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
-        # The trainer's own push would send everything in the folder: glm_peft.push_callback has this one.
+        # The trainer's own push would send everything in the folder: glm_peft.hub.callback has this one.
         self.sends_to_hub, self.push_to_hub = self.push_to_hub, False
         super().__post_init__()
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs

@@ -19,7 +19,7 @@ from transformers import (
 
 import glm_peft.models  # noqa: F401  (registers the generations)
 from glm_peft.errors import UserError
-from glm_peft.hub_connection import set_up_connection
+from glm_peft.hub.connection import set_up_connection
 from glm_peft.models.generations import CHATGLM2, CHATGLM3, GLM4
 
 logger = logging.getLogger(__name__)

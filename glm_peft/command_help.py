@@ -77,18 +77,18 @@ def _show_help(command: str) -> None:
 
         parse_convert_arguments(["--help"])
     if command == "inspect_adapter":
-        from glm_peft.inspect_arguments import parse_inspect_arguments
+        from glm_peft.inspection.arguments import parse_inspect_arguments
 
         parse_inspect_arguments(["--help"])
     if command == "push":
-        from glm_peft.push_arguments import parse_push_arguments
+        from glm_peft.hub.arguments import parse_push_arguments
 
         parse_push_arguments(["--help"])
     from glm_peft.command_line import parse_command
     from glm_peft.predict_arguments import PREDICTION_TYPES
-    from glm_peft.search_arguments import SearchArguments
     from glm_peft.shared_arguments import DataArguments, ModelArguments
     from glm_peft.training_defaults import TrainingDefaults
+    from glm_peft.trials.arguments import SearchArguments
 
     words = {"predict": PREDICTION_WORDS, "train": TRAINING_WORDS, "doctor": DOCTOR_WORDS, "search": SEARCH_WORDS}
     words = words[command]

@@ -193,7 +193,7 @@ class _Parser(HfArgumentParser):
 
     def __init__(self, dataclass_types: Sequence[type], renamed: Mapping[str, str], **options: Any) -> None:
         super().__init__(dataclass_types, allow_abbrev=False, formatter_class=_HelpFormatter, **options)
-        names = _names_of_fields(dataclass_types)
+        names = names_of_fields(dataclass_types)
         self._names = names | {old: new for old, new in renamed.items() if new in names}
         for action in self._actions:
             if action.type is string_to_bool and action.nargs is None:
@@ -246,7 +246,7 @@ class _Parser(HfArgumentParser):
             raise UserError(f"{setting.where}: {' '.join(rest)} is one value too many.")
 
 
-def _names_of_fields(dataclass_types: Sequence[type]) -> dict[str, str]:
+def names_of_fields(dataclass_types: Sequence[type]) -> dict[str, str]:
     """Every name that a flag or a key may have, with the flag that it stands for."""
     names = {}
     for field in [field for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from glm_peft.columns import Columns, describe_missing_column, find_columns
 from glm_peft.errors import UserError
-from glm_peft.evaluation_sets import expand_splits, file_of
 from glm_peft.records import BadRow, Row, describe_value, quoted, read_hub_rows, read_rows
+from glm_peft.training.evaluation_sets import expand_splits, file_of
 
 Message = dict[str, str]
 

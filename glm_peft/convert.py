@@ -27,7 +27,7 @@ from glm_peft.fingerprints import find_generation
 from glm_peft.legacy import read_published_prefix, rotate_prefix_keys, write_published_prefix
 from glm_peft.merging import merge_adapter
 from glm_peft.origins import check_config, check_generation, check_model_type, read_origin
-from glm_peft.prediction_files import make_output_dir
+from glm_peft.prediction.prediction_files import make_output_dir
 from glm_peft.provenance import describe_base, describe_weights, write_provenance
 from glm_peft.publishing import tidy_weights
 from glm_peft.reporting import set_up_logging

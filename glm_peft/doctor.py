@@ -21,15 +21,13 @@ from transformers import PreTrainedConfig
 from glm_peft.adapters import settle_adapter
 from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments
 from glm_peft.base_model import check_pair, load_config, load_tokenizer
-from glm_peft.batching import plan_batching
 from glm_peft.chat_formats import get_chat_format
-from glm_peft.checkpoints import choose_checkpoint
-from glm_peft.collators import IGNORED_LABEL, TrainingCollator
-from glm_peft.conversations import Conversation, Split, load_splits
-from glm_peft.data import build_generation_features, build_training_features, describe_example
-from glm_peft.data_checks import check_split, find_overlap
-from glm_peft.doctor_arguments import parse_doctor_arguments, wanted_splits
-from glm_peft.doctor_report import (
+from glm_peft.checks.arguments import parse_doctor_arguments, wanted_splits
+from glm_peft.checks.data_checks import check_split, find_overlap
+from glm_peft.checks.length_report import limit_report, measure_lengths
+from glm_peft.checks.memory_estimate import Settings, measure_base
+from glm_peft.checks.model_checks import check_attention, check_weight_files
+from glm_peft.checks.report import (
     colour_example,
     format_findings,
     format_histogram,
@@ -38,13 +36,15 @@ from glm_peft.doctor_report import (
     format_suggestion,
     shows_colour,
 )
+from glm_peft.collators import IGNORED_LABEL, TrainingCollator
+from glm_peft.conversations import Conversation, Split, load_splits
+from glm_peft.data import build_generation_features, build_training_features, describe_example
 from glm_peft.errors import UserError, exit_with_user_errors
-from glm_peft.length_report import limit_report, measure_lengths
-from glm_peft.memory_estimate import Settings, measure_base
 from glm_peft.methods import PREFIX_TUNING, settle_method
-from glm_peft.model_checks import check_attention, check_weight_files
 from glm_peft.origins import check_tokenizer
 from glm_peft.reporting import print_section, set_up_logging
+from glm_peft.training.batching import plan_batching
+from glm_peft.training.checkpoints import choose_checkpoint
 
 MOST_PROBLEMS = 50  # bad rows that are listed, of each split
 MOST_REFUSED = 10  # rows that the lengths cannot hold: each takes several looks to find

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from glm_peft.process_errors import heed_launcher, leave_in_order, needs_traceback, tell
+from glm_peft.parallel.process_errors import heed_launcher, leave_in_order, needs_traceback, tell
 
 _PIPE_CLOSED = 141  # a shell's number for a process that SIGPIPE ended
 

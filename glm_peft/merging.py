@@ -8,7 +8,7 @@ from glm_peft.adapters import load_adapter, read_adapter_config
 from glm_peft.base_model import load_base_model, load_config, load_tokenizer
 from glm_peft.errors import UserError
 from glm_peft.methods import MERGED
-from glm_peft.prediction_files import make_output_dir
+from glm_peft.prediction.prediction_files import make_output_dir
 
 logger = logging.getLogger("glm_peft.merging")
 

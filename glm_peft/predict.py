@@ -22,15 +22,15 @@ from glm_peft.chat_formats import ChatFormat, get_chat_format
 from glm_peft.conversations import load_splits
 from glm_peft.data import GenerationFeatures, build_generation_features, describe_example
 from glm_peft.errors import exit_with_user_errors
-from glm_peft.evaluation import choose_protocol, predict
-from glm_peft.generation import generate_answers
-from glm_peft.generation_settings import GenerationSettings
 from glm_peft.origins import check_tokenizer
+from glm_peft.parallel.sharing import join_processes
 from glm_peft.predict_arguments import parse_predict_arguments
-from glm_peft.prediction_files import PartialPredictions, check_resumable, make_output_dir
+from glm_peft.prediction.evaluation import choose_protocol, predict
+from glm_peft.prediction.generation import generate_answers
+from glm_peft.prediction.generation_settings import GenerationSettings
+from glm_peft.prediction.prediction_files import PartialPredictions, check_resumable, make_output_dir
+from glm_peft.prediction.run_description import describe_run, describe_settings
 from glm_peft.reporting import describe_device, describe_precision, format_results, set_up_logging
-from glm_peft.run_description import describe_run, describe_settings
-from glm_peft.sharing import join_processes
 
 logger = logging.getLogger("glm_peft.predict")
 

@@ -18,8 +18,8 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from glm_peft.data_language import languages_of_splits
-from glm_peft.evaluation_sets import file_of
+from glm_peft.card.data_language import languages_of_splits
+from glm_peft.card.licences import read_licence
 from glm_peft.fingerprints import (
     describe_config,
     digest_config,
@@ -30,10 +30,10 @@ from glm_peft.fingerprints import (
     sample_weights,
 )
 from glm_peft.hardware import describe_hardware, measure_cost
-from glm_peft.licences import read_licence
 from glm_peft.models.tokenization_common import read_json_beside
-from glm_peft.prediction_files import write_atomically
+from glm_peft.prediction.prediction_files import write_atomically
 from glm_peft.publishing import describe_flags, describe_recipe, public_name, select_scores
+from glm_peft.training.evaluation_sets import file_of
 from glm_peft.tuners import base_of
 
 PROVENANCE_NAME = "provenance.json"

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glm_peft.trained_state import gather_trained, save_weights
+from glm_peft.training.trained_state import gather_trained, save_weights
 
 _MODEL_SETTINGS = (
     "peft_type",

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from glm_peft.errors import UserError, exit_with_user_errors
-from glm_peft.hub_errors import Unsent
-from glm_peft.hub_rights import check_name, check_rights
-from glm_peft.hub_upload import Target, with_retries
-from glm_peft.prediction_files import make_output_dir
-from glm_peft.push_arguments import PushArguments, parse_push_arguments
-from glm_peft.push_files import CARD_NAME, collect_files, describe_commit, find_base
-from glm_peft.push_queue import PushQueue, find_queues, how_to_send
+from glm_peft.hub.arguments import PushArguments, parse_push_arguments
+from glm_peft.hub.errors import Unsent
+from glm_peft.hub.files import CARD_NAME, collect_files, describe_commit, find_base
+from glm_peft.hub.push_queue import PushQueue, find_queues, how_to_send
+from glm_peft.hub.rights import check_name, check_rights
+from glm_peft.hub.upload import Target, with_retries
+from glm_peft.prediction.prediction_files import make_output_dir
 from glm_peft.reporting import format_bytes, print_section, set_up_logging
 
 logger = logging.getLogger("glm_peft.push")

@@ -14,9 +14,9 @@ from peft import PeftModel, PeftType
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.training_args import trainer_log_levels
 
-from glm_peft.batching import Batching
-from glm_peft.length_report import LengthReport
-from glm_peft.prediction_files import write_atomically
+from glm_peft.checks.length_report import LengthReport
+from glm_peft.prediction.prediction_files import write_atomically
+from glm_peft.training.batching import Batching
 
 RESULTS_NAME = "all_results.json"
 _LARGE = 1e9  # from here on numbers are told by their power of ten

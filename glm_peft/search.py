@@ -22,13 +22,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from glm_peft.base_model import load_config
 from glm_peft.errors import UserError, exit_with_user_errors
-from glm_peft.evaluation_sets import validation_files
 from glm_peft.fingerprints import digest_file
-from glm_peft.prediction_files import make_output_dir
+from glm_peft.prediction.prediction_files import make_output_dir
 from glm_peft.reporting import print_section, set_up_logging
-from glm_peft.search_arguments import SearchArguments, Settings, parse_search_arguments
-from glm_peft.search_plot import PLOT_NAME, plot_search
-from glm_peft.search_report import (
+from glm_peft.training.evaluation_sets import validation_files
+from glm_peft.trials.arguments import SearchArguments, Settings, parse_search_arguments
+from glm_peft.trials.plot import PLOT_NAME, plot_search
+from glm_peft.trials.report import (
     BEST_NAME,
     CSV_NAME,
     STOPPED,
@@ -41,9 +41,9 @@ from glm_peft.search_report import (
     write_best,
     write_trials,
 )
-from glm_peft.search_space import check_space, draw_settings
-from glm_peft.search_space_file import read_space
-from glm_peft.search_trial import (
+from glm_peft.trials.space import check_space, draw_settings
+from glm_peft.trials.space_file import read_space
+from glm_peft.trials.trial import (
     Arguments,
     SearchTrainer,
     TrialFailed,
@@ -56,7 +56,7 @@ from glm_peft.search_trial import (
 if TYPE_CHECKING:  # it may not be installed
     import optuna
 
-    from glm_peft.search_progress import SearchProgress
+    from glm_peft.trials.progress import SearchProgress
 
 logger = logging.getLogger("glm_peft.search")
 
@@ -117,7 +117,7 @@ class Search:
             SystemExit: with 130 or 143, after Ctrl-C or SIGTERM.
             UserError: the folder is of another search, or no trial came to its end.
         """
-        from glm_peft.search_study import counted_trials, end_stopped_trials, hold_folder, open_study
+        from glm_peft.trials.study import counted_trials, end_stopped_trials, hold_folder, open_study
 
         make_output_dir(self.folder)
         with hold_folder(self.folder), sigterm_interrupts():
@@ -147,8 +147,8 @@ class Search:
         """Trials up to `--n_trials`, by stock's `hyperparameter_search`."""
         import optuna
 
-        from glm_peft.search_progress import SearchProgress
-        from glm_peft.search_study import STUDY_NAME, RepeatableSampler, database_url, none_need_complete
+        from glm_peft.trials.progress import SearchProgress
+        from glm_peft.trials.study import STUDY_NAME, RepeatableSampler, database_url, none_need_complete
 
         args = self.search_args
         if args.stop_early and self.arguments[2].eval_strategy == "no":

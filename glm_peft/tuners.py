@@ -21,8 +21,8 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from glm_peft.errors import UserError
-from glm_peft.label_loss import attach_label_loss
 from glm_peft.methods import ADALORA, FULL, IA3, IN_EMBEDDINGS, LORA, P_TUNING, check_generation_of_method
+from glm_peft.training.label_loss import attach_label_loss
 
 _FUSED = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 _SEPARATE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]

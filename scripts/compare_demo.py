@@ -27,11 +27,11 @@ from glm_peft.chat_formats import get_chat_format
 from glm_peft.collators import TrainingCollator
 from glm_peft.conversations import Split, load_splits
 from glm_peft.data import build_generation_features, build_training_features
-from glm_peft.evaluation import choose_protocol, score_answers
-from glm_peft.generation import generate_answers
-from glm_peft.generation_settings import GenerationSettings
-from glm_peft.label_loss import attach_label_loss
+from glm_peft.prediction.evaluation import choose_protocol, score_answers
+from glm_peft.prediction.generation import generate_answers
+from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prefix_attention import attach_prefix_attention
+from glm_peft.training.label_loss import attach_label_loss
 
 LORA_TARGETS = ("query_key_value", "dense")
 EXAMPLES = 3

@@ -5,9 +5,10 @@ Memory a GPU and expected speed-up by engine and number of GPUs, as the tables o
 
 T numbers are trained, in float32; the base has N parameters in B bytes; P is the number of GPUs.
 
-- Memory: that of one process (glm_peft/memory_estimate.py), with what each engine cuts into parts. DDP: nothing, and
-  4T bytes more for the buckets of gradients. ZeRO-2: of AdamW's 8T bytes each GPU has 8T/P. FSDP2 and ZeRO-3: B/P of
-  the base and 16T/P of what is trained; but embeddings, head and two layers are put together where they work.
+- Memory: that of one process (glm_peft/checks/memory_estimate.py), with what each engine cuts into parts. DDP:
+  nothing, and 4T bytes more for the buckets of gradients. ZeRO-2: of AdamW's 8T bytes each GPU has 8T/P. FSDP2 and
+  ZeRO-3: B/P of the base and 16T/P of what is trained; but embeddings, head and two layers are put together where
+  they work.
 - Bytes that a GPU sends in a step, and receives: in a ring, 2(P-1)/P * 4T for the sum of the gradients, whichever the
   engine (4T with DDP was measured: tests/test_scaling.py); FSDP2 and ZeRO-3 besides put the base together twice, which
   is (P-1)/P * 2B. No gradient of the base is ever sent: it has none.
@@ -22,7 +23,14 @@ from dataclasses import dataclass, field
 
 from transformers import GlmConfig, HfArgumentParser, PreTrainedConfig
 
-from glm_peft.memory_estimate import BaseSize, Settings, base_bytes, count_trained, estimate_memory, measure_base
+from glm_peft.checks.memory_estimate import (
+    BaseSize,
+    Settings,
+    base_bytes,
+    count_trained,
+    estimate_memory,
+    measure_base,
+)
 from glm_peft.models import ChatGLMConfig
 
 MODELS: dict[str, PreTrainedConfig] = {"ChatGLM-6B": ChatGLMConfig(), "GLM-4-9B": GlmConfig()}

@@ -14,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from transformers import TrainerCallback
 
 from glm_peft import train
-from glm_peft.trainer import PrefixTrainer
+from glm_peft.training.trainer import PrefixTrainer
 
 CALLS = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast")
 

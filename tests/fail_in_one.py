@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from glm_peft import predict, prediction_files, train
+from glm_peft import predict, train
 from glm_peft.errors import UserError
-from glm_peft.trainer import PrefixTrainer
+from glm_peft.prediction import prediction_files
+from glm_peft.training.trainer import PrefixTrainer
 
 SIGN = "one of the processes ends now"
 

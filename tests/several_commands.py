@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from glm_peft import train
 from glm_peft.prefix_attention import decoder_layers
-from glm_peft.trainer import PrefixTrainer
+from glm_peft.training.trainer import PrefixTrainer
 
 
 class Facts(TrainerCallback):

@@ -27,11 +27,11 @@ from safetensors.torch import load_file
 
 from glm_peft import train
 from glm_peft.arguments import parse_train_arguments
-from glm_peft.card import build_card
-from glm_peft.card_code import Code
-from glm_peft.card_facts import is_hub_id, read_facts
-from glm_peft.card_markdown import escape, escape_cell, shorten
-from glm_peft.card_texts import TEXTS
+from glm_peft.card.build import build_card
+from glm_peft.card.code import Code
+from glm_peft.card.facts import is_hub_id, read_facts
+from glm_peft.card.markdown import escape, escape_cell, shorten
+from glm_peft.card.texts import TEXTS
 from glm_peft.errors import UserError
 from glm_peft.metrics import compute_scores, score_pair
 from glm_peft.predict_arguments import parse_predict_arguments

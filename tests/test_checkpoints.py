@@ -17,7 +17,8 @@ import torch
 from short_runs import assert_same_end, log_of, run, training_words
 
 from glm_peft.arguments import parse_train_arguments
-from glm_peft.checkpoints import (
+from glm_peft.errors import UserError
+from glm_peft.training.checkpoints import (
     ENCODER_NAME,
     RECORD_NAME,
     UNFINISHED,
@@ -29,8 +30,7 @@ from glm_peft.checkpoints import (
     read_record,
     rotate_checkpoints,
 )
-from glm_peft.errors import UserError
-from glm_peft.trainer import PrefixTrainer
+from glm_peft.training.trainer import PrefixTrainer
 
 STEPS = ["--max_steps", "5", "--save_steps", "1"]
 BY_LOSS = ["--eval_strategy", "steps", "--eval_steps", "1", "--metric_for_best_model", "loss"]

@@ -11,12 +11,12 @@ import pytest
 from glm_peft.arguments import TrainingArguments
 from glm_peft.command_help import COMMANDS, TRANSFORMERS_FLAGS, _command
 from glm_peft.errors import exit_with_user_errors
-from glm_peft.inspect_arguments import InspectArguments
+from glm_peft.hub.arguments import PushArguments
+from glm_peft.inspection.arguments import InspectArguments
 from glm_peft.predict_arguments import PredictArguments
-from glm_peft.push_arguments import PushArguments
-from glm_peft.search_arguments import SearchArguments
 from glm_peft.shared_arguments import DataArguments, ModelArguments
 from glm_peft.training_defaults import TrainingDefaults
+from glm_peft.trials.arguments import SearchArguments
 
 PROJECT = Path(__file__).parents[1]
 OWN = {"predict": PredictArguments, "train": TrainingDefaults, "doctor": TrainingDefaults, "search": SearchArguments}

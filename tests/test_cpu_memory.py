@@ -6,12 +6,12 @@ import sys
 
 import torch
 
-from glm_peft.cpu_memory import keep_freed_memory
+from glm_peft.training.cpu_memory import keep_freed_memory
 
 # The address of a block that is freed and asked for again, after one that would be mapped anew has come and gone.
 CODE = """
 import torch
-from glm_peft.cpu_memory import keep_freed_memory
+from glm_peft.training.cpu_memory import keep_freed_memory
 was_done = keep_freed_memory(torch.device("cpu"))
 block = torch.ones(1 << 26)
 heap = [line for line in open("/proc/self/maps").read().splitlines() if "[heap]" in line][0].split()[0].split("-")

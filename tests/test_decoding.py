@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import glm_peft  # noqa: F401
 from glm_peft.chat_formats import get_chat_format
 from glm_peft.collators import GenerationCollator
-from glm_peft.decoding import _without, decode
+from glm_peft.prediction.decoding import _without, decode
 
 GENERATIONS = ("chatglm", "chatglm2", "chatglm3", "glm4", "glm4_0414")
 QUESTIONS = ("白色衬衫", "类型#裤*版型#宽松", "今天天气很好，我们去公园散步吧。", "Hello", "她把信放进抽屉，关上了灯")

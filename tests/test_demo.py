@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glm_peft  # noqa: F401  (registers the generations)
 from glm_peft.chat_formats import get_chat_format
-from glm_peft.generation import generate_answers
-from glm_peft.generation_settings import GenerationSettings
-from glm_peft.prediction_files import PREDICTIONS_NAME, RESULTS_NAME, write_predictions
+from glm_peft.prediction.generation import generate_answers
+from glm_peft.prediction.generation_settings import GenerationSettings
+from glm_peft.prediction.prediction_files import PREDICTIONS_NAME, RESULTS_NAME, write_predictions
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "glm_peft" / "assets"

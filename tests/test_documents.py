@@ -15,6 +15,7 @@ from typing import Any
 
 import benchmark
 import compare_demo
+import cost_growth
 import pytest
 import torch
 import train_demo_model
@@ -35,20 +36,20 @@ from transformers import (
 from glm_peft import predict, train
 from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments, parse_train_arguments
 from glm_peft.chat_formats import get_chat_format
-from glm_peft.command_line import _names_of_fields
+from glm_peft.checks.arguments import parse_doctor_arguments
+from glm_peft.checks.memory_estimate import BaseSize, Settings, estimate_memory, measure_base
+from glm_peft.checks.report import GB
+from glm_peft.command_line import names_of_fields
 from glm_peft.conversations import load_splits
 from glm_peft.convert_arguments import parse_convert_arguments
-from glm_peft.doctor_arguments import parse_doctor_arguments
-from glm_peft.doctor_report import GB
 from glm_peft.errors import UserError
 from glm_peft.former_options import IGNORED, REFUSED, RENAMED
-from glm_peft.inspect_arguments import parse_inspect_arguments
-from glm_peft.memory_estimate import BaseSize, Settings, estimate_memory, measure_base
+from glm_peft.hub.arguments import PushArguments, parse_push_arguments
+from glm_peft.inspection.arguments import parse_inspect_arguments
 from glm_peft.models import ChatGLMConfig
 from glm_peft.predict_arguments import PredictArguments, parse_predict_arguments
-from glm_peft.push_arguments import PushArguments, parse_push_arguments
-from glm_peft.search_arguments import SearchArguments, parse_search_arguments
 from glm_peft.training_defaults import TrainingDefaults
+from glm_peft.trials.arguments import SearchArguments, parse_search_arguments
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
@@ -153,6 +154,29 @@ def test_contents_name_every_section(document):
 # Commands and flags
 
 
+def parse_compare_demo(words: list[str]) -> None:
+    arguments, flags = compare_demo.parse_arguments(words)
+    parse_train_arguments([arguments.recipe, *flags])
+
+
+MODULES = {
+    "glm_peft.predict": parse_predict_arguments,
+    "glm_peft.doctor": parse_doctor_arguments,
+    "glm_peft.search": parse_search_arguments,
+    "glm_peft.push": parse_push_arguments,
+    "glm_peft.convert": parse_convert_arguments,
+    "glm_peft.inspect_adapter": parse_inspect_arguments,
+}
+SCRIPTS = {
+    "scripts/scaling_table.py": HfArgumentParser(Assumptions).parse_args_into_dataclasses,
+    "scripts/benchmark.py": benchmark.parse_arguments,
+    "scripts/cost_growth.py": cost_growth.parse_arguments,
+    "scripts/compare_demo.py": parse_compare_demo,
+    "scripts/train_demo_model.py": train_demo_model.parse_arguments,
+    "scripts/make_tiny_model.py": HfArgumentParser(ModelOptions).parse_args_into_dataclasses,
+}
+
+
 @pytest.mark.parametrize("words", commands())
 def test_every_command_is_understood(words, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -167,30 +191,11 @@ def test_every_command_is_understood(words, monkeypatch):
         parse = {"glm_peft/train.py": parse_train_arguments, "glm_peft.predict": parse_predict_arguments}
         assert bool(launched.module) == (launched.training_script == "glm_peft.predict")
         parse[launched.training_script](launched.training_script_args)
-    elif words[:3] == ["python", "-m", "glm_peft.predict"]:
-        parse_predict_arguments(words[3:])
-    elif words[:3] == ["python", "-m", "glm_peft.doctor"]:
-        parse_doctor_arguments(words[3:])
-    elif words[:3] == ["python", "-m", "glm_peft.search"]:
-        parse_search_arguments(words[3:])
-    elif words[:3] == ["python", "-m", "glm_peft.push"]:
-        parse_push_arguments(words[3:])
-    elif words[:3] == ["python", "-m", "glm_peft.convert"]:
-        parse_convert_arguments(words[3:])
-    elif words[:3] == ["python", "-m", "glm_peft.inspect_adapter"]:
-        parse_inspect_arguments(words[3:])
-    elif words[:2] == ["python", "scripts/scaling_table.py"]:
-        HfArgumentParser(Assumptions).parse_args_into_dataclasses(words[2:])
-    elif words[:2] == ["python", "scripts/benchmark.py"]:
-        benchmark.parse_arguments(words[2:])
-    elif words[:2] == ["python", "scripts/compare_demo.py"]:
-        arguments, flags = compare_demo.parse_arguments(words[2:])
-        parse_train_arguments([arguments.recipe, *flags])
-    elif words[:2] == ["python", "scripts/train_demo_model.py"]:
-        train_demo_model.parse_arguments(words[2:])
+    elif words[:2] == ["python", "-m"]:
+        MODULES[words[2]](words[3:])
     else:
-        assert words[:2] == ["python", "scripts/make_tiny_model.py"]
-        HfArgumentParser(ModelOptions).parse_args_into_dataclasses(words[2:])
+        assert words[0] == "python"
+        SCRIPTS[words[1]](words[2:])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -210,7 +215,7 @@ def test_every_module_and_make_target_that_is_named_exists(document):
 def test_every_flag_that_is_named_exists(document):
     """But for the demo's page, whose flags are those of its own scripts."""
     types = (ModelArguments, DataArguments, TrainingArguments, PredictArguments, SearchArguments, PushArguments)
-    known = {f"--{name}" for name in (*_names_of_fields(types), *IGNORED, *REFUSED, *RENAMED)} | set(OTHER_FLAGS)
+    known = {f"--{name}" for name in (*names_of_fields(types), *IGNORED, *REFUSED, *RENAMED)} | set(OTHER_FLAGS)
     prose = re.sub(r"^(> .*|```.*?^```)$", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"(?<![\w-])--[a-z_0-9]+", prose)) - known == set()
 

@@ -8,10 +8,10 @@ from data_fakes import make_data_args
 from short_runs import ROWS, run, training_words
 
 from glm_peft.arguments import parse_train_arguments
-from glm_peft.curves import plot_training_curves
-from glm_peft.doctor_arguments import parse_doctor_arguments, wanted_splits
+from glm_peft.checks.arguments import parse_doctor_arguments, wanted_splits
 from glm_peft.errors import UserError
-from glm_peft.evaluation_sets import evaluation_sets, expand_splits, file_of, split_of, validation_files
+from glm_peft.training.curves import plot_training_curves
+from glm_peft.training.evaluation_sets import evaluation_sets, expand_splits, file_of, split_of, validation_files
 
 NEEDED = [
     "--model_name_or_path",
@@ -78,7 +78,9 @@ def test_the_record_names_the_files_of_all_sets(several):
 
 def test_the_curves_show_every_set(monkeypatch, tmp_path):
     drawn = {}
-    monkeypatch.setattr("glm_peft.curves._draw_panel", lambda axes, title, curves, span: drawn.update({title: curves}))
+    monkeypatch.setattr(
+        "glm_peft.training.curves._draw_panel", lambda axes, title, curves, span: drawn.update({title: curves})
+    )
     log = [{"step": 1, "loss": 3.0, "eval_short_loss": 2.0, "eval_long_loss": 4.0, "eval_long_rouge-l": 1.0}]
     plot_training_curves(log, tmp_path / "curves.png")
     losses, scores = drawn["loss (nats per token)"], drawn["ROUGE F of generated answers (0 to 100)"]

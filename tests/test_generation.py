@@ -20,8 +20,13 @@ import glm_peft  # noqa: F401
 from glm_peft.chat_formats import get_chat_format
 from glm_peft.collators import GenerationCollator
 from glm_peft.errors import UserError
-from glm_peft.generation import AnsweredBatch, _Generator, _ready, _seeded, generate_answers, plan_batches
-from glm_peft.generation_settings import CACHE_BYTES, GenerationSettings, build_generation_config, settle_batch_size
+from glm_peft.prediction.generation import AnsweredBatch, _Generator, _ready, _seeded, generate_answers, plan_batches
+from glm_peft.prediction.generation_settings import (
+    CACHE_BYTES,
+    GenerationSettings,
+    build_generation_config,
+    settle_batch_size,
+)
 
 GENERATIONS = ("chatglm", "chatglm2", "chatglm3", "glm4", "glm4_0414")
 QUESTIONS = ("白色衬衫", "类型#裤*版型#宽松", "今天天气很好，我们去公园散步吧。", "Hello", "她把信放进抽屉，关上了灯")
@@ -396,8 +401,8 @@ from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 import glm_peft
 from glm_peft.chat_formats import get_chat_format
-from glm_peft.generation import generate_answers
-from glm_peft.generation_settings import GenerationSettings
+from glm_peft.prediction.generation import generate_answers
+from glm_peft.prediction.generation_settings import GenerationSettings
 folder, prompts, target = sys.argv[1:]
 state = PartialState(cpu=True)
 tokenizer = AutoTokenizer.from_pretrained(folder)

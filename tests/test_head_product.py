@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from glm_peft.head_product import fast_head
+from glm_peft.prediction.head_product import fast_head
 
 
 class Base(nn.Module):

@@ -21,7 +21,7 @@ from glm_peft import predict, push
 from glm_peft.adapters import settle_adapter
 from glm_peft.base_model import load_config, load_tokenizer
 from glm_peft.errors import UserError
-from glm_peft.hub_adapters import fetch_adapter
+from glm_peft.hub.adapters import fetch_adapter
 
 TOKEN = "hf_" + "abcDEF0123456789" * 2
 BASE, ADAPTER = "lab/tiny", "mia/adapter"

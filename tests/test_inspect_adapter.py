@@ -15,14 +15,14 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from glm_peft.adapter_statistics import Prefix, compare_prefixes, measure_norms, read_prefix
 from glm_peft.adapters import load_adapter
 from glm_peft.chat_formats import get_chat_format
 from glm_peft.convert import main as convert
 from glm_peft.errors import UserError
-from glm_peft.importance_plot import plot_importance
 from glm_peft.inspect_adapter import main
-from glm_peft.prefix_importance import (
+from glm_peft.inspection.adapter_statistics import Prefix, compare_prefixes, measure_norms, read_prefix
+from glm_peft.inspection.importance_plot import plot_importance
+from glm_peft.inspection.prefix_importance import (
     Importance,
     Row,
     measure_attention,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from short_runs import PROJECT, assert_same_end, run, training_words
 
-from glm_peft.interruptions import Interruption, StoppedAtOnce
-from glm_peft.trainer import PrefixTrainer
+from glm_peft.training.interruptions import Interruption, StoppedAtOnce
+from glm_peft.training.trainer import PrefixTrainer
 
 WORDS = ["--max_steps", "5", "--save_strategy", "steps", "--save_steps", "100", "--prefix_dropout", "0.3"]
 SCORED = ["--eval_strategy", "steps", "--eval_steps", "2", "--predict_with_generate"]
@@ -101,7 +101,7 @@ def test_an_evaluation_that_is_given_up_gives_no_answer_more(base, tmp_path, mon
         answered.append(args)
         return {}
 
-    monkeypatch.setattr("glm_peft.evaluation.evaluate_answers", answer)
+    monkeypatch.setattr("glm_peft.prediction.evaluation.evaluate_answers", answer)
     with pytest.raises(SystemExit):
         run(training_words(base, tmp_path / "out", *WORDS, *SCORED))
     assert answered == []

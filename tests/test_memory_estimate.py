@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import glm_peft  # noqa: F401  (registers the generations)
-from glm_peft import label_loss, memory_estimate
 from glm_peft.adapters import create_adapter
 from glm_peft.base_model import load_base_model
-from glm_peft.memory_estimate import (
+from glm_peft.checks import memory_estimate
+from glm_peft.checks.memory_estimate import (
     BaseSize,
     Settings,
     base_bytes,
@@ -31,6 +31,7 @@ from glm_peft.memory_estimate import (
 )
 from glm_peft.models import ChatGLMConfig
 from glm_peft.prefix_attention import attach_prefix_attention
+from glm_peft.training import label_loss
 
 SETTINGS = Settings(num_virtual_tokens=8, batch_size=2, tokens=64, labels=32)
 GENERATIONS = ("chatglm", "chatglm2", "glm4", "glm4_0414")

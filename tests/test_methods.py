@@ -18,13 +18,14 @@ from short_runs import ROWS, log_of, run, training_words
 from tiny_options import GENERATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from glm_peft import batching, convert, predict, train
+from glm_peft import convert, predict, train
 from glm_peft.adapters import create_adapter, load_adapter
 from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments
 from glm_peft.chat_formats import get_chat_format
 from glm_peft.collators import TrainingCollator
 from glm_peft.errors import UserError
 from glm_peft.methods import FULL, IN_EMBEDDINGS, METHODS, settle_method
+from glm_peft.training import batching
 from glm_peft.tuners import TARGETS, attach_loss
 
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "provenance.json", "README.md"}

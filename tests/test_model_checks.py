@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from glm_peft.checks.model_checks import check_attention, check_weight_files
 from glm_peft.errors import UserError
-from glm_peft.model_checks import check_attention, check_weight_files
 from glm_peft.models import ChatGLMConfig
 
 

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from glm_peft.adapters import create_adapter
 from glm_peft.arguments import ModelArguments
 from glm_peft.base_model import load_base_model
-from glm_peft.operations import count_operations
 from glm_peft.prefix_attention import attach_prefix_attention
+from glm_peft.training.operations import count_operations
 from glm_peft.tuners import attach_loss, has_prefix
 
 TOKENS = torch.arange(5, 53).view(2, 24)

@@ -11,8 +11,15 @@ from transformers import AutoModelForCausalLM
 from glm_peft.adapters import create_adapter
 from glm_peft.collators import TrainingCollator
 from glm_peft.errors import UserError
-from glm_peft.packing import BatchPackingCollator, PackingCollator, RowCost, pack_examples, plan_batch, plan_rows
 from glm_peft.prefix_attention import attach_prefix_attention
+from glm_peft.training.packing import (
+    BatchPackingCollator,
+    PackingCollator,
+    RowCost,
+    pack_examples,
+    plan_batch,
+    plan_rows,
+)
 
 PROMPTS = [[7, 8, 9], [20], [30, 31, 32, 33, 34], [40, 41]]
 ANSWERS = [[10, 11, 12], [13, 14], [15], [16, 17, 18, 19, 21]]

@@ -15,10 +15,10 @@ from peft import PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import glm_peft.generation
+import glm_peft.prediction.generation
 from glm_peft import predict
 from glm_peft.errors import exit_with_user_errors
-from glm_peft.prediction_files import PARTIAL_NAME, PREDICTIONS_NAME
+from glm_peft.prediction.prediction_files import PARTIAL_NAME, PREDICTIONS_NAME
 
 PROJECT = Path(__file__).parents[1]
 QUESTIONS = ("白色衬衫", "类型#裤*版型#宽松*颜色#米色", "你好", "今天天气很好，我们去公园散步吧。", "衬衫") * 2
@@ -170,7 +170,7 @@ def test_a_killed_command_goes_on_where_it_was(
     slow = workplace.on_file(tmp_path / "out", *drawing)
     script = tmp_path / "slow.py"
     script.write_text(
-        "import sys, time\nfrom glm_peft import prediction_files, predict\n"
+        "import sys, time\nfrom glm_peft import predict\nfrom glm_peft.prediction import prediction_files\n"
         "add = prediction_files.PartialPredictions.add\n"
         "def slow_add(*words):\n    add(*words)\n    time.sleep(2)\n"
         "prediction_files.PartialPredictions.add = slow_add\npredict.main()\n"
@@ -198,7 +198,7 @@ def wait_for(condition: object, seconds: float = 90) -> None:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     """Ctrl-C while the batch after these is generated."""
-    answer, calls = glm_peft.generation._Generator._answer, []
+    answer, calls = glm_peft.prediction.generation._Generator._answer, []
 
     def interrupted(*words: object) -> object:
         calls.append(words)
@@ -206,7 +206,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
             raise KeyboardInterrupt
         return answer(*words)
 
-    monkeypatch.setattr(glm_peft.generation._Generator, "_answer", interrupted)
+    monkeypatch.setattr(glm_peft.prediction.generation._Generator, "_answer", interrupted)
 
 
 def test_an_interrupted_command_keeps_its_rows_and_resumes_the_same_run_only(

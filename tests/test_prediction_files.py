@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from glm_peft.errors import UserError
-from glm_peft.prediction_files import (
+from glm_peft.prediction.prediction_files import (
     PARTIAL_NAME,
     PartialPredictions,
     check_resumable,
@@ -136,7 +136,7 @@ def test_an_output_folder_that_is_a_file_or_in_one_is_refused(tmp_path: Path) ->
 def as_process(patch: pytest.MonkeyPatch, number: int) -> None:
     """Lets this process be one of three, which are told apart by their number."""
     state = SimpleNamespace(process_index=number, wait_for_everyone=lambda: None)
-    patch.setattr("glm_peft.prediction_files.PartialState", lambda: state)
+    patch.setattr("glm_peft.prediction.prediction_files.PartialState", lambda: state)
 
 
 def stopped_runs(folder: Path, patch: pytest.MonkeyPatch) -> list[Path]:

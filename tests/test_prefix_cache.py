@@ -8,7 +8,7 @@ from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import glm_peft  # noqa: F401
-from glm_peft.prefix_cache import BLOCK, BlockCache, prefix_computed_once
+from glm_peft.prediction.prefix_cache import BLOCK, BlockCache, prefix_computed_once
 
 
 def states(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:

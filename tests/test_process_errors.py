@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from glm_peft.errors import UserError, exit_with_user_errors
-from glm_peft.interruptions import Interruption
-from glm_peft.process_errors import someone_failed
+from glm_peft.parallel.process_errors import someone_failed
+from glm_peft.training.interruptions import Interruption
 
 LOST = "[…/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:40374: Connection reset by peer. This is typical"
 

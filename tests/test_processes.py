@@ -25,8 +25,8 @@ from launches import (
 from safetensors.torch import load_file
 
 from glm_peft import predict
-from glm_peft.checkpoints import find_fault
-from glm_peft.prediction_files import PREDICTIONS_NAME, partial_files
+from glm_peft.prediction.prediction_files import PREDICTIONS_NAME, partial_files
+from glm_peft.training.checkpoints import find_fault
 
 TESTS = Path(__file__).parent
 TWO_MACHINES = PROJECT / "accelerate_configs" / "two_machines.yaml"

@@ -21,10 +21,12 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 from safetensors.torch import save_file
 
-from glm_peft import push, push_callback, push_files
-from glm_peft.hub_errors import Unsent
-from glm_peft.hub_upload import Target, with_retries
-from glm_peft.push_queue import QUEUE_NAME, PushQueue, send_entry
+from glm_peft import push
+from glm_peft.hub import callback as push_callback
+from glm_peft.hub import files as push_files
+from glm_peft.hub.errors import Unsent
+from glm_peft.hub.push_queue import QUEUE_NAME, PushQueue, send_entry
+from glm_peft.hub.upload import Target, with_retries
 
 TOKEN = "hf_" + "abcDEF0123456789" * 2
 BASE = "THUDM/chatglm3-6b"

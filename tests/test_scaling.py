@@ -8,7 +8,7 @@ import scaling_table
 from launches import TRAINING, make_rows, run_launch
 from scaling_table import ENGINES, MODELS, Assumptions, describe, memory_a_gpu, sent_bytes, speed_up
 
-from glm_peft.memory_estimate import Settings, estimate_memory, measure_base
+from glm_peft.checks.memory_estimate import Settings, estimate_memory, measure_base
 
 TESTS = Path(__file__).parent
 DOCUMENT = TESTS.parent / "docs" / "scaling.md"

@@ -18,11 +18,12 @@ import pytest
 import torch
 from short_runs import PROJECT, run, training_words
 
-from glm_peft import search, search_trial
+from glm_peft import search
 from glm_peft.arguments import TrainingArguments
 from glm_peft.base_model import load_config
-from glm_peft.search_study import hold_folder
-from glm_peft.search_trial import TrialTrainer, Workbench, parse_trial, settle_trial, share_weights
+from glm_peft.trials import trial as search_trial
+from glm_peft.trials.study import hold_folder
+from glm_peft.trials.trial import TrialTrainer, Workbench, parse_trial, settle_trial, share_weights
 
 SPACE = """\
 learning_rate: {low: 1e-4, high: 1, log: true}

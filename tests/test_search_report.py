@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from glm_peft.command_line import read_config
-from glm_peft.search_plot import _label_choices, find_limits, plot_search
-from glm_peft.search_report import (
+from glm_peft.trials.plot import _label_choices, find_limits, plot_search
+from glm_peft.trials.report import (
     COMPLETE,
     FAILED,
     PRUNED,
@@ -16,8 +16,8 @@ from glm_peft.search_report import (
     rank_trials,
     write_best,
 )
-from glm_peft.search_space import Parameter
-from glm_peft.search_study import RepeatableSampler
+from glm_peft.trials.space import Parameter
+from glm_peft.trials.study import RepeatableSampler
 
 
 def trial(number: int, value: float | None, state: str = COMPLETE, **values: object) -> TrialRecord:

@@ -8,9 +8,9 @@ import pytest
 
 from glm_peft.arguments import parse_train_arguments
 from glm_peft.errors import UserError
-from glm_peft.search_arguments import as_command_line, parse_search_arguments
-from glm_peft.search_space import Parameter, check_space, draw_settings
-from glm_peft.search_space_file import read_space
+from glm_peft.trials.arguments import as_command_line, parse_search_arguments
+from glm_peft.trials.space import Parameter, check_space, draw_settings
+from glm_peft.trials.space_file import read_space
 
 PROJECT = Path(__file__).parents[1]
 FIXED = {"model_name_or_path": ["base"], "train_file": ["rows.json"]}

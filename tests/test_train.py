@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from tiny_options import GENERATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import glm_peft.generation
+import glm_peft.prediction.generation
 from glm_peft import predict, train
 from glm_peft.adapters import create_adapter
 from glm_peft.arguments import TrainingArguments, parse_train_arguments
-from glm_peft.prediction_files import OTHER_RUN_NAME, PARTIAL_NAME
+from glm_peft.prediction.prediction_files import OTHER_RUN_NAME, PARTIAL_NAME
 from glm_peft.publishing import tidy_weights
 from glm_peft.reporting import describe_device, format_bytes
 
@@ -315,7 +315,7 @@ def test_an_interrupted_prediction_after_training_goes_on_with_the_same_adapter_
     words, data_file, tmp_path, monkeypatch, caplog
 ):
     steps = ["--max_steps", "2", "--save_steps", "1", "--do_predict", "--test_file", str(data_file)]
-    answer, calls = glm_peft.generation._Generator._answer, []
+    answer, calls = glm_peft.prediction.generation._Generator._answer, []
 
     def interrupted(*given: object) -> object:
         calls.append(given)
@@ -325,7 +325,7 @@ def test_an_interrupted_prediction_after_training_goes_on_with_the_same_adapter_
 
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(glm_peft.generation._Generator, "_answer", interrupted)
+        patched.setattr(glm_peft.prediction.generation._Generator, "_answer", interrupted)
         with pytest.raises(SystemExit) as stop:
             run(*words("chatglm2", out, *steps))
     assert stop.value.code == 130

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from short_runs import log_of, run, training_words
 
-from glm_peft.trainer import PrefixTrainer
+from glm_peft.training.trainer import PrefixTrainer
 
 
 @dataclass

@@ -1,0 +1,191 @@
+"""
+Send files to a repository of the Hub: all of them in one commit, and only what is not there yet.
+
+huggingface_hub sends again what it has no answer to, and so may commit twice. Here what is there is compared before
+each attempt, and the commit names the one that it follows, so that the Hub refuses it where another came between.
+"""
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitOperationAdd, HfApi, RepoFile, constants
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from glm_peft.errors import UserError
+from glm_peft.hub.connection import set_up_connection
+from glm_peft.hub.errors import Unsent, explained, status_of
+from glm_peft.hub.rights import whole_id
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 6
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds
+_PATIENCE = 90.0  # seconds after which no further attempt is made
+_BINARY = (".safetensors", ".png")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where on the Hub something goes; `repo_id` without a namespace is the user's own."""
+
+    repo_id: str
+    private: bool | None = None
+    revision: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+def send(files: Mapping[str, bytes], target: Target, title: str) -> str:
+    """
+    One attempt to bring the files to the Hub.
+
+    Args:
+        files: by their names in the repository.
+        title: of the commit.
+
+    Returns:
+        The address of the commit, which is an earlier one where everything was there already.
+
+    Raises:
+        Unsent: it may work later.
+        UserError: it never will, as it is.
+    """
+    set_up_connection()
+    with explained(target.repo_id), _without_xet(), _without_bars():
+        api = HfApi()
+        repo_id = whole_id(api, target.repo_id)
+        head = _prepare(api, repo_id, target)
+        present = _present(api, repo_id, head)
+        changed = {
+            name: content for name, content in files.items() if not present.get(name, set()) & _digests(content)
+        }
+        _check_tags(api, repo_id, target, lambda commit: not changed and commit == head)
+        if changed:
+            head = _commit(api, repo_id, changed, (target, title, head))
+        _tag(api, repo_id, target, head)
+        return f"{api.endpoint}/{repo_id}/commit/{head}"
+
+
+def with_retries(
+    act: Callable[[], Result],
+    sleep: Callable[[float], Any] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+    tries: int = _TRIES,
+) -> Result:
+    """
+    What `act` returns, at the first attempt that works; waits are twice as long each time.
+
+    Args:
+        sleep: waits so many seconds; where it returns True, no further attempt is made.
+        clock: tells the seconds.
+
+    Raises:
+        Unsent: of the last attempt.
+    """
+    begun, wait = clock(), _FIRST_WAIT
+    for attempt in range(tries):
+        try:
+            return act()
+        except Unsent as unsent:
+            seconds = unsent.retry_after or wait
+            if attempt == tries - 1 or clock() - begun + seconds > _PATIENCE:
+                raise
+            logger.info("%s; trying again in %g s", unsent, seconds)
+            if sleep(seconds):
+                raise
+            wait = min(2 * wait, _LONGEST_WAIT)
+    raise AssertionError("there is at least one attempt")
+
+
+def _prepare(api: HfApi, repo_id: str, target: Target) -> str | None:
+    """Makes repository and branch where they are not there; returns the last commit."""
+    try:
+        info = api.model_info(repo_id)
+    except RepositoryNotFoundError:
+        api.create_repo(repo_id, private=target.private, exist_ok=True)
+        info = api.model_info(repo_id)
+    if target.private and info.private is False:
+        logger.warning("%s is there already and is public: set it to private on its page.", repo_id)
+    if not target.revision or target.revision == constants.DEFAULT_REVISION:
+        return info.sha
+    branches = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).branches}
+    if target.revision not in branches:
+        api.create_branch(repo_id, branch=target.revision, exist_ok=True)
+    return api.model_info(repo_id, revision=target.revision).sha
+
+
+def _commit(api: HfApi, repo_id: str, files: Mapping[str, bytes], where: tuple[Target, str, str | None]) -> str:
+    target, title, head = where
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    for operation in operations:
+        # One by one: a pool's threads would keep a process from ending.
+        if operation.path_in_repo.endswith(_BINARY):
+            api.preupload_lfs_files(repo_id, [operation], revision=target.revision, free_memory=False)
+    parent = head if head and re.fullmatch(r"[0-9a-f]{7,64}", head) else None
+    options = {"commit_message": title, "revision": target.revision, "parent_commit": parent}
+    return api.create_commit(repo_id, operations, **options).oid
+
+
+def _present(api: HfApi, repo_id: str, head: str | None) -> dict[str, set[str]]:
+    """Digests of what is there, by name."""
+    try:
+        entries = list(api.list_repo_tree(repo_id, recursive=True, revision=head))
+    except HfHubHTTPError as error:
+        if status_of(error) != 404:
+            raise
+        return {}  # without a commit there is no tree
+    files = [entry for entry in entries if isinstance(entry, RepoFile)]
+    return {file.path: {file.blob_id, *([file.lfs.sha256] if file.lfs else [])} for file in files}
+
+
+def _digests(content: bytes) -> set[str]:
+    """As git names a file, and as the Hub names one of its large ones."""
+    return {hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), hashlib.sha256(content).hexdigest()}
+
+
+def _check_tags(api: HfApi, repo_id: str, target: Target, is_in_place: Callable[[str], bool]) -> None:
+    there = _tags(api, repo_id) if target.tags else {}
+    taken = [tag for tag in target.tags if tag in there and not is_in_place(there[tag])]
+    if taken:
+        raise UserError(f"The tag {taken[0]} is at another commit of {repo_id} already: give another one to --tags.")
+
+
+def _tag(api: HfApi, repo_id: str, target: Target, head: str | None) -> None:
+    for tag in target.tags:
+        api.create_tag(repo_id, tag=tag, revision=head, exist_ok=True)
+    if target.tags and not set(target.tags) <= _tags(api, repo_id).keys():
+        raise Unsent("the Hub took a tag and does not have it")  # as a network does that asks to sign in first
+
+
+def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
+    return {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Bars of progress would run through the log of a training."""
+    were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()
+
+
+@contextmanager
+def _without_xet() -> Iterator[None]:
+    """The Hub takes every file by LFS, but servers of another kind know nothing else; an adapter is small."""
+    former, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = former

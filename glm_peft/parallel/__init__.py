@@ -1,0 +1,1 @@
+"""Several processes: the engines, what they hold in parts and share, and how they fail."""

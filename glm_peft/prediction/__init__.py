@@ -1,0 +1,1 @@
+"""Answers: generated, kept, scored."""

@@ -1,0 +1,113 @@
+"""Scores of generated answers, during training and after it."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from glm_peft.chat_formats import ChatFormat
+from glm_peft.data import GenerationFeatures
+from glm_peft.metrics import compute_scores
+from glm_peft.models.generations import CHATGLM3, GLM4
+from glm_peft.prediction.generation import AnsweredBatch, generate_answers
+from glm_peft.prediction.generation_settings import GenerationSettings
+from glm_peft.prediction.prediction_files import (
+    PREDICTIONS_NAME,
+    RESULTS_NAME,
+    PartialPredictions,
+    write_atomically,
+    write_predictions,
+)
+
+Answering = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, ChatFormat]
+
+
+def choose_protocol(chat_format: ChatFormat, metric_protocol: str | None) -> str:
+    """The protocol that was asked for, or else that of the generation's published scripts."""
+    return metric_protocol or ("chatglm3" if chat_format.name in (CHATGLM3, GLM4) else "thudm")
+
+
+def score_answers(references: Sequence[str | None], answers: Sequence[str], protocol: str) -> dict[str, float]:
+    """The scores of the rows that have a reference; nothing where none has."""
+    pairs = [
+        (answer, reference) for answer, reference in zip(answers, references, strict=True) if reference is not None
+    ]
+    if not pairs:
+        return {}
+    predictions, labels = zip(*pairs, strict=True)
+    return compute_scores(list(predictions), list(labels), protocol)
+
+
+def evaluate_answers(
+    answering: Answering, features: GenerationFeatures, settings: GenerationSettings, protocol: str
+) -> dict[str, float]:
+    """Generate an answer to every prompt and score the answers."""
+    return score_answers(features.references, generate_answers(*answering, features, settings), protocol)
+
+
+def make_scorers(
+    answering: Answering, prompts: Mapping[str, GenerationFeatures], settings: GenerationSettings, protocol: str
+) -> dict[str, Callable[[], dict[str, float]]]:
+    """What generates and scores the answers of each split but `test`, by the split's name."""
+    return {
+        name: partial(evaluate_answers, answering, features, settings, protocol)
+        for name, features in prompts.items()
+        if name != "test"
+    }
+
+
+def predict(
+    answering: Answering,
+    features: GenerationFeatures,
+    settings: GenerationSettings,
+    protocol: str,
+    output_dir: str | Path,
+    partial: PartialPredictions | None = None,
+) -> dict[str, float | str]:
+    """
+    Generate an answer to every prompt; write `generated_predictions.jsonl` and `predict_results.json`.
+
+    Args:
+        answering: model, tokenizer and chat format.
+        partial: keeps each batch on the disk as soon as it is there, and knows the answers of a stopped run.
+
+    Returns:
+        The results: scores where there are references, rows, and rows and tokens a second of this run alone.
+    """
+    # Gathered, as all processes must know the same, and none may write before all have read.
+    known = dict(gather_object(list(partial.answers.items()))) if partial else {}
+    num_tokens: list[int] = []
+
+    def keep(batch: AnsweredBatch) -> None:
+        num_tokens.extend(batch.num_tokens)
+        if partial:
+            partial.add(batch.rows, batch.answers)
+
+    start = time.perf_counter()
+    answers = generate_answers(*answering, features, settings, on_batch=keep, known_answers=known)
+    speed = _measure_speed(len(answers), len(known), num_tokens, time.perf_counter() - start)
+    scores = score_answers(features.references, answers, protocol)
+    results = {"metric_protocol": protocol, **scores} if scores else {}
+    results = {f"predict_{name}": value for name, value in (results | speed).items()}
+    if PartialState().is_main_process:
+        folder = Path(output_dir)
+        write_predictions(folder / PREDICTIONS_NAME, features.prompts, features.references, answers)
+        write_atomically(folder / RESULTS_NAME, json.dumps(results, indent=4) + "\n")
+    return results
+
+
+def _measure_speed(rows: int, known: int, num_tokens: list[int], seconds: float) -> dict[str, float]:
+    """Rows of a stopped run do not count; of several processes the tokens of all are counted."""
+    return {
+        "samples": rows,
+        "resumed_samples": known,
+        "runtime": round(seconds, 4),
+        "samples_per_second": round((rows - known) / seconds, 3),
+        "tokens_per_second": round(sum(gather_object([sum(num_tokens)])) / seconds, 3),
+    }

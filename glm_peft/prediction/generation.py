@@ -1,0 +1,278 @@
+"""The generation engine: prompts → answers, longest first, in batches that do not change a greedy answer."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from peft import PeftModel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from glm_peft.chat_formats import ChatFormat
+from glm_peft.collators import GenerationCollator
+from glm_peft.errors import UserError
+from glm_peft.prediction.decoding import decode
+from glm_peft.prediction.generation_settings import GenerationSettings, build_generation_config, settle_batch_size
+from glm_peft.prediction.head_product import fast_head
+from glm_peft.prediction.prefix_cache import prefix_computed_once
+from glm_peft.tuners import base_of, starts_with_embeddings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AnsweredBatch:
+    """Answers that are ready: their row numbers in the data set, texts, and generated tokens (end tokens counted)."""
+
+    rows: list[int]
+    answers: list[str]
+    num_tokens: list[int]
+
+
+def generate_answers(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_format: ChatFormat,
+    features: Any,
+    settings: GenerationSettings,
+    on_batch: Callable[[AnsweredBatch], None] | None = None,
+    known_answers: Mapping[int, str] | None = None,
+) -> list[str]:
+    """
+    The model's answer to every prompt, without the prompt, without special tokens and without what follows the end.
+
+    The model is in evaluation mode meanwhile, and afterwards as it was, as is the state of the random generators. A
+    batch that does not fit into the memory of the GPU is cut in halves. Several processes share the batches.
+
+    Args:
+        features: `GenerationFeatures`, or anything with a column `input_ids` of prompts, such as a data set.
+        on_batch: is called with each batch as soon as it is answered, in the process that answered it.
+        known_answers: answers of an earlier run by row number, which are not generated again.
+
+    Returns:
+        One answer for each prompt, in the order of the prompts.
+
+    Raises:
+        UserError: a single prompt does not fit into the memory of the GPU.
+    """
+    prompts = getattr(features, "dataset", features)["input_ids"][:]
+    answers = dict(known_answers or {})
+    lengths = [len(prompt) for prompt in prompts]
+    settings = settle_batch_size(settings, model, lengths)
+    mine, filler = _own_share(plan_batches(lengths, settings, answers))
+    generator = _Generator(model, tokenizer, chat_format, settings)
+    with _progress(mine, len(prompts)) as progress, _ready(model, generator.config):
+        for batch in generator.run(mine, prompts):
+            answers.update(zip(batch.rows, batch.answers, strict=True))
+            progress.update(len(batch.rows))
+            if on_batch:
+                on_batch(batch)
+        for _ in generator.run(filler, prompts):
+            pass
+    answers = dict(gather_object(list(answers.items())))
+    return [answers[row] for row in range(len(prompts))]
+
+
+def plan_batches(
+    lengths: Sequence[int], settings: GenerationSettings, known_rows: Collection[int] = ()
+) -> list[list[int]]:
+    """
+    Row numbers in batches, the longest prompts first, so that what does not fit into memory shows at once.
+
+    Args:
+        lengths: of the prompts, in tokens.
+        known_rows: rows that have their answers. Greedy batches go without them. Where answers are drawn, which rows
+            share a batch decides the draws: only batches that are known as a whole are left out.
+    """
+    rows = [row for row in range(len(lengths)) if settings.do_sample or row not in known_rows]
+    batches: list[list[int]] = []
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        if batches and _has_room(len(batches[-1]), lengths[batches[-1][0]], settings):
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return [batch for batch in batches if not all(row in known_rows for row in batch)]
+
+
+def _own_share(batches: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """
+    This process's batches, and a batch to do again where others have one more.
+
+    Processes that hold parts of one model (FSDP, ZeRO-3) must all generate equally often, or they wait for ever.
+    """
+    state = PartialState()
+    own = batches[state.process_index :: state.num_processes]
+    most = len(batches[:: state.num_processes])
+    return own, batches[: most - len(own)]
+
+
+def _progress(batches: list[list[int]], num_prompts: int) -> tqdm:
+    hidden = num_prompts == 1 or not PartialState().is_local_main_process
+    return tqdm(total=sum(map(len, batches)), desc="Generating", unit="row", disable=hidden)
+
+
+class _Generator:
+    """Answers batch after batch, and remembers which size of batch was too large for the GPU."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_format: ChatFormat,
+        settings: GenerationSettings,
+    ) -> None:
+        self.model, self.tokenizer, self.chat_format, self.settings = model, tokenizer, chat_format, settings
+        self.config = build_generation_config(tokenizer, chat_format, settings)
+        self.collate = GenerationCollator(tokenizer)
+        self.decoding = _decoding(model, settings)
+        self.too_many_tokens = float("inf")
+
+    def run(self, batches: list[list[int]], prompts: Sequence[list[int]]) -> Iterator[AnsweredBatch]:
+        """The batches, answered; one that was cut comes in its parts."""
+        waiting = batches[::-1]
+        while waiting:
+            rows = waiting.pop()
+            batch = self._try(rows, prompts)
+            if batch:
+                yield batch
+            else:
+                middle = (len(rows) + 1) // 2
+                waiting += [rows[middle:], rows[:middle]]
+
+    def _try(self, rows: list[int], prompts: Sequence[list[int]]) -> AnsweredBatch | None:
+        """The rows' answers, or `None` where they are too many for the GPU's memory."""
+        tokens = _batch_tokens(len(rows), len(prompts[rows[0]]), self.settings)
+        if tokens >= self.too_many_tokens and len(rows) > 1:
+            return None
+        try:
+            return self._answer(rows, [prompts[row] for row in rows])
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1:
+                raise UserError(_too_large(rows[0], len(prompts[rows[0]]), self.settings)) from error
+        # The traceback, which holds on to the tensors, is gone here.
+        torch.cuda.empty_cache()
+        self.too_many_tokens = tokens
+        logger.warning("%d rows at a time are too many for the GPU's memory: going on with half of them.", len(rows))
+        return None
+
+    def _answer(self, rows: list[int], prompts: list[list[int]]) -> AnsweredBatch:
+        batch, device = self.collate([{"input_ids": prompt} for prompt in prompts]), self.model.device
+        # Positions are left to `generate`, which has them from the mask, or to the model, where they have two rows.
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        with _seeded(self.settings, rows[0], device):
+            sequences = self.model.generate(**inputs, generation_config=self.config, **self.decoding)
+        generated = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        generated = [_until_end(ids, self.config.eos_token_id) for ids in generated]
+        return AnsweredBatch(rows, [self._text(ids) for ids in generated], [len(ids) for ids in generated])
+
+    def _text(self, ids: list[int]) -> str:
+        stops = self.config.eos_token_id
+        text = self.tokenizer.decode([id_ for id_ in ids if id_ not in stops], skip_special_tokens=True)
+        return self.chat_format.clean_answer(text)
+
+
+def _batch_tokens(rows: int, prompt_length: int, settings: GenerationSettings) -> int:
+    return rows * settings.num_beams * (prompt_length + settings.max_new_tokens)
+
+
+def _has_room(rows: int, longest: int, settings: GenerationSettings) -> bool:
+    if settings.max_batch_tokens is None:
+        return rows < settings.batch_size
+    return _batch_tokens(rows + 1, longest, settings) <= settings.max_batch_tokens
+
+
+def _until_end(ids: list[int], stops: list[int]) -> list[int]:
+    """The ids up to the first end token, and it; after it, a shorter row of a batch has padding."""
+    end = next((index for index, id_ in enumerate(ids) if id_ in stops), len(ids))
+    return ids[: end + 1]
+
+
+def _too_large(row: int, length: int, settings: GenerationSettings) -> str:
+    return (
+        f"Row {row + 1} alone, with {length} tokens and {settings.max_new_tokens} to come, does not fit into the "
+        "memory of the GPU: lower --max_source_length, --max_new_tokens or --num_beams, or load the base with "
+        "--quantization_bit."
+    )
+
+
+def _decoding(model: torch.nn.Module, settings: GenerationSettings) -> dict[str, Any]:
+    """How `generate` goes on from token to token: beams, and processes that wait for each other, as in stock."""
+    if _is_in_parts(model):
+        return {"synced_gpus": PartialState().num_processes > 1}
+    is_stock = isinstance(base_of(model), GenerationMixin) and not starts_with_embeddings(model)
+    return {"custom_generate": decode} if is_stock and settings.num_beams == 1 else {}
+
+
+def _is_in_parts(model: torch.nn.Module) -> bool:
+    """Whether each process holds a part of the parameters only (FSDP, ZeRO-3)."""
+    sharded = (FSDPModule, FullyShardedDataParallel)
+    return is_deepspeed_zero3_enabled() or any(isinstance(module, sharded) for module in model.modules())
+
+
+@contextmanager
+def _ready(model: torch.nn.Module, config: GenerationConfig) -> Iterator[None]:
+    """The model as it generates, for a whole run."""
+    with ExitStack() as stack:
+        stack.enter_context(_evaluation_mode(model))
+        stack.enter_context(_in_effect(config, model))
+        stack.enter_context(prefix_computed_once(model))
+        base = base_of(model)
+        if isinstance(base, PreTrainedModel) and not _is_in_parts(model):
+            stack.enter_context(fast_head(base))
+        yield
+
+
+@contextmanager
+def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """`generate` crashes in training mode under activation checkpointing, and dropout would change the answers."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _in_effect(config: GenerationConfig, model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """
+    The base with `config` as its own, for as long as it generates.
+
+    `generate` fills what a given config leaves open with what the base's own says, such as a published `top_p` beside
+    greedy decoding; and PEFT hands a config on only to bases without an inner `model`.
+    """
+    base = base_of(model)
+    owners = [owner for owner in {id(owner): owner for owner in (model, base)}.values() if _owns_config(owner)]
+    before = [owner.generation_config for owner in owners]
+    for owner in owners:
+        owner.generation_config = config
+    try:
+        yield
+    finally:
+        for owner, own_config in zip(owners, before, strict=True):
+            owner.generation_config = own_config
+
+
+def _owns_config(model: torch.nn.Module) -> bool:
+    return "generation_config" in vars(model)
+
+
+@contextmanager
+def _seeded(settings: GenerationSettings, first_row: int, device: torch.device) -> Iterator[None]:
+    """Draws that depend on nothing but the seed and the batch; greedy decoding draws nothing."""
+    if not settings.do_sample:
+        yield
+        return
+    digest = hashlib.sha256(f"{settings.seed} {first_row}".encode()).digest()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(digest[:8], "big"))
+        yield

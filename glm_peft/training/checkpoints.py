@@ -1,0 +1,265 @@
+"""
+Checkpoints that are whole or not there.
+
+A checkpoint is written in a folder apart and moved to its place once all of it is on the disk, with a record of its
+files. So neither a kill at any moment nor a full disk harms the one before, and what was cut short or spoilt later
+shows by the record.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from glm_peft.errors import UserError
+from glm_peft.prediction.prediction_files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+ENCODER_NAME = "prefix_encoder.safetensors"
+TRAINED_NAME = "trained_parameters.safetensors"
+"""What is trained, where PEFT's own files do not tell it: of virtual tokens, and of what is inside the base."""
+RECORD_NAME = "checkpoint_files.json"
+UNFINISHED = "checkpoint-unfinished"
+"""The folder in `output_dir` in which checkpoints are written and removed; there is none between two saves."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_CHUNK = 1 << 20  # bytes
+
+
+def choose_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path) -> str | None:
+    """
+    The checkpoint folder to go on from, or `None` for a fresh start.
+
+    Args:
+        resume_from_checkpoint: a folder; or `last` (or `true`), the newest complete one in `output_dir`, if any.
+
+    Raises:
+        UserError: there is no such folder, or it is not complete.
+    """
+    if resume_from_checkpoint is None or resume_from_checkpoint.lower() == "false":
+        if complete_checkpoints(output_dir):
+            logger.warning(
+                "%s has checkpoints of a run before, and this one starts afresh: --resume_from_checkpoint last "
+                "would go on with it.",
+                output_dir,
+            )
+        return None
+    if resume_from_checkpoint.lower() in ("last", "true"):
+        return _choose_last(Path(output_dir))
+    _check_checkpoint(Path(resume_from_checkpoint))
+    return resume_from_checkpoint
+
+
+def complete_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The folders `checkpoint-N` with all their files in full size, in the order in which they were written."""
+    return [folder for folder in _in_order(Path(output_dir)) if not find_fault(folder, read_all=False)]
+
+
+def last_good_checkpoint(output_dir: str | Path) -> str:
+    """The end of a sentence that names the newest complete checkpoint whose numbers are all finite."""
+    for folder in reversed(complete_checkpoints(output_dir)):
+        if _is_finite(folder):
+            return f"the last good checkpoint is {folder}"
+    return "there is no good checkpoint yet"
+
+
+def find_fault(folder: Path, read_all: bool = True) -> str | None:
+    """
+    What keeps training from going on from the folder, or `None`.
+
+    Args:
+        read_all: whether to compare the checksum of every file too, or sizes alone.
+    """
+    record = read_record(folder)
+    if record is None:
+        return f"it lacks {RECORD_NAME}, which is written last"
+    for name, expected in record["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"it lacks {name}"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} of {expected['bytes']} bytes"
+        if read_all and _checksum(path) != expected["crc32"]:
+            return f"{name} is not what was written: its checksum differs"
+    return None if record["resumable"] else "it lacks the optimizer, as it was saved with --save_only_model"
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """`saved_at` (seconds since 1970), `processes`, `engine`, `resumable`, and every file's `bytes` and `crc32`."""
+    try:
+        record = json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.keys() >= {"saved_at", "files", "resumable"} else None
+
+
+def publish_checkpoint(folder: Path, processes: int, resumable: bool, engine: str = "one process") -> None:
+    """
+    Records the files of a checkpoint in `UNFINISHED`, once they are on the disk, and moves it to its place.
+
+    Args:
+        folder: `output_dir/checkpoint-unfinished/checkpoint-N`.
+        processes: how many processes wrote it.
+        resumable: whether the optimizer and the random state are in it.
+        engine: what spread the run over its processes.
+    """
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": _checksum(path, to_disk=True)}
+        for path in paths
+    }
+    facts = {"saved_at": time.time(), "processes": processes, "engine": engine, "resumable": resumable}
+    record = facts | {"files": files}
+    write_atomically(folder / RECORD_NAME, json.dumps(record, indent=2) + "\n")
+    place = folder.parents[1] / folder.name
+    if place.exists():
+        _set_aside(place)
+    folder.replace(place)
+    _flush_folder(place.parent)
+    remove_unfinished(place.parent)
+
+
+def rotate_checkpoints(output_dir: str | Path, limit: int | None, best: str | None) -> None:
+    """Removes the oldest complete checkpoints beyond the limit, but never the newest or the best."""
+    found = complete_checkpoints(output_dir)
+    protected = [folder for folder in found if folder == found[-1] or (best and folder.resolve() == _resolve(best))]
+    surplus = len(found) - max(limit or len(found), len(protected))
+    for folder in [folder for folder in found if folder not in protected][: max(surplus, 0)]:
+        _set_aside(folder)
+    remove_unfinished(output_dir)
+
+
+def remove_unfinished(output_dir: str | Path) -> None:
+    """Removes what a stopped run was writing or removing."""
+    shutil.rmtree(Path(output_dir) / UNFINISHED, ignore_errors=True)
+
+
+@contextmanager
+def explain_failed_writing(what: str, output_dir: str | Path) -> Iterator[None]:
+    """
+    Around something that writes into `output_dir`.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = _reason_of_failed_writing(error)
+        if reason is None:
+            raise
+        remove_unfinished(output_dir)
+        raise UserError(
+            f"{what} cannot be written to {output_dir} ({reason}): make room there, or give another --output_dir; "
+            f"{last_good_checkpoint(output_dir)}."
+        ) from error
+
+
+def _is_finite(folder: Path) -> bool:
+    own = [folder / name for name in (ENCODER_NAME, TRAINED_NAME) if (folder / name).is_file()]
+    files = own or sorted(folder.glob("model*.safetensors"))
+    return all(bool(value.isfinite().all()) for file in files for value in load_file(file).values())
+
+
+def _choose_last(output_dir: Path) -> str | None:
+    with PartialState().main_process_first():
+        _put_back(output_dir)
+    faults, chosen = {}, None
+    for folder in reversed(_in_order(output_dir)):
+        faults[folder] = find_fault(folder)
+        if not faults[folder]:
+            chosen = folder
+            break
+    unfinished = {folder: find_fault(folder) for folder in (output_dir / UNFINISHED).glob("checkpoint-*")}
+    place = chosen or f"the beginning: no checkpoint is in {output_dir}"
+    for folder, fault in (faults | unfinished).items():
+        if fault:
+            logger.warning("%s is incomplete (%s): going on from %s", folder, fault, chosen or "the beginning")
+    logger.info("Going on from %s", place)
+    return str(chosen) if chosen else None
+
+
+def _check_checkpoint(folder: Path) -> None:
+    fault = find_fault(folder) if folder.is_dir() else "there is no such folder"
+    if fault:
+        raise UserError(
+            f"--resume_from_checkpoint {folder} is no complete checkpoint ({fault}): give another one, or last, or "
+            "start from an adapter with --adapter_name_or_path."
+        )
+
+
+def _in_order(output_dir: Path) -> list[Path]:
+    """Every `checkpoint-N`, the newest last: by the time of writing, as an earlier run may have come further."""
+    folders = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(folders, key=lambda path: (_saved_at(path), int(path.name.rpartition("-")[2])))
+
+
+def _saved_at(folder: Path) -> float:
+    record = read_record(folder)
+    return record["saved_at"] if record else folder.stat().st_mtime
+
+
+def _set_aside(folder: Path) -> None:
+    """Out of the way in one stroke, so that no half of it is ever taken for a checkpoint."""
+    aside = folder.parent / UNFINISHED / "former" / folder.name
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.replace(aside)
+
+
+def _put_back(output_dir: Path) -> None:
+    """Ends what a kill between two moves left undone."""
+    for folder in (output_dir / UNFINISHED).glob("**/checkpoint-*"):
+        place = output_dir / folder.name
+        if not place.exists() and not find_fault(folder):
+            folder.replace(place)
+
+
+def _checksum(path: Path, to_disk: bool = False) -> str:
+    value = 0
+    with path.open("rb+" if to_disk else "rb") as file:
+        while chunk := file.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+        if to_disk:
+            os.fsync(file.fileno())
+    return f"{value:08x}"
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a move last through a loss of power, where the system has a way to."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _resolve(path: str) -> Path:
+    return Path(path).resolve()
+
+
+def _reason_of_failed_writing(error: Exception) -> str | None:
+    """`None` where the error is of another kind."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _FULL | _UNWRITABLE else None
+    if isinstance(error, SafetensorError):
+        number = re.search(r"os error (\d+)", str(error))
+        return os.strerror(int(number[1])) if number else None
+    # torch.save says neither the file nor the reason.
+    of_torch = re.search(r"inline_container|PytorchStreamWriter|Parent directory", str(error))
+    return "torch could not write a file to its end, most likely as the disk is full" if of_torch else None

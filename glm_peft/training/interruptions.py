@@ -1,0 +1,114 @@
+"""Ctrl-C and SIGTERM during training: noted when they come, and acted on between two steps."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from glm_peft.parallel.process_errors import someone_failed
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_ECHO = 1.0  # seconds in which a launcher hands on to its processes what they already got themselves
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """What may be given up half-way, such as an evaluation, was."""
+
+
+class Interruption:
+    """
+    As a context, notes the first Ctrl-C or SIGTERM in `signal_number` (0: none); a second Ctrl-C stops at once.
+
+    Args:
+        has_launcher: whether several processes were started, whose launcher hands signals on.
+        speaks: whether to say on stderr that the signal was noted.
+    """
+
+    def __init__(self, has_launcher: bool, speaks: bool = True) -> None:
+        self.signal_number, self.has_launcher, self.speaks = 0, has_launcher, speaks
+        self._came_at, self._at_once, self._is_agreed = 0.0, False, False
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        self.signal_number, self._is_agreed = 0, False
+        if threading.current_thread() is threading.main_thread():
+            # What is ignored stays so: a shell ignores Ctrl-C for what it runs in the background.
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._former = {number: signal.signal(number, self._note) for number in heard}
+            _follow_launcher()
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        if self.signal_number in self._former and error_type is None:
+            os.kill(os.getpid(), self.signal_number)  # it came too late to be acted on
+        self._former = {}
+
+    @property
+    def is_due(self) -> bool:
+        """Whether all processes know of a signal, and so may act on it at the same step."""
+        return self._is_agreed if self.has_launcher else self.signal_number != 0
+
+    def agree(self, signal_number: int) -> None:
+        """Take over what came to any process of several, 0 for nothing, which all are told at the same step."""
+        self._is_agreed = signal_number != 0
+        self.signal_number = signal_number or self.signal_number
+
+    @contextmanager
+    def stops_at_once(self) -> Iterator[None]:
+        """
+        Around what need not be finished.
+
+        Raises:
+            StoppedAtOnce: the signal is there, or comes; of several processes none stops while others wait for it.
+        """
+        self._at_once = not self.has_launcher
+        try:
+            if self.is_due:
+                raise StoppedAtOnce
+            yield
+        finally:
+            self._at_once = False
+
+    @property
+    def exit_code(self) -> int:
+        """A shell's number for a process that the signal ended."""
+        return 128 + self.signal_number
+
+    @property
+    def name(self) -> str:
+        """Such as SIGTERM."""
+        return signal.Signals(self.signal_number).name
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.has_launcher and someone_failed():
+            sys.exit(128 + number)  # there will be no step that all finish
+        if self.signal_number:
+            is_echo = self.has_launcher and time.monotonic() - self._came_at < _ECHO
+            if number == signal.SIGINT and not is_echo:
+                signal.default_int_handler(number, frame)
+            return
+        self.signal_number, self._came_at = number, time.monotonic()
+        if self.speaks:
+            # Not by print or a logger, whose buffer this may have interrupted.
+            os.write(2, b"\nstopping after this step, with a checkpoint; a second Ctrl-C stops at once\n")
+        if self._at_once:
+            raise StoppedAtOnce
+
+
+def _follow_launcher() -> None:
+    """SIGTERM comes when `accelerate launch` ends: it hands no signal on to a single process, which would go on."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):
+        if b"accelerate" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes():
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,0 +1,138 @@
+"""What stock does not restore of a stopped run: the order of examples, losses not logged yet, patience, the best."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
+
+from glm_peft.errors import UserError
+from glm_peft.parallel.engines import engine_name
+from glm_peft.training.checkpoints import read_record, remove_unfinished
+
+logger = logging.getLogger(__name__)
+
+POSITION_NAME = "training_position_{}.safetensors"
+"""A file for each process: the random state that the epoch began with, and the losses that were not logged yet."""
+
+
+class Resumption(TrainerCallback):
+    """
+    Keeps and restores where training is.
+
+    Args:
+        trainer: a stock trainer; its private losses are read and set, as it offers no other way.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.checkpoint: Path | None = None
+        self._random_state: torch.Tensor | None = None
+        self._epoch_random_state = torch.random.get_rng_state()
+
+    def begin(self, checkpoint: str | None) -> None:
+        """
+        To be called before the trainer reads the checkpoint.
+
+        Raises:
+            UserError: its optimizer is in the parts of another engine, or of another number of processes.
+        """
+        self.checkpoint = Path(checkpoint) if checkpoint else None
+        record = read_record(checkpoint) if checkpoint else None
+        processes = self.trainer.args.world_size
+        if record:
+            _check_engine(self.checkpoint, record, self.trainer.args)
+        if record and record["processes"] != processes:
+            logger.warning(
+                "%s was written by %d process(es), and this run has %d: it goes on with the same prefix, optimizer "
+                "and schedule, and where a step has as many examples as before with the same ones, but with other "
+                "random numbers, so not bit for bit.",
+                *(checkpoint, record["processes"], processes),
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write the position of this process."""
+        trainer = self.trainer
+        position = {
+            "epoch_random_state": self._epoch_random_state,
+            "loss_since_log": trainer._tr_loss.detach(),
+            "logged_loss": torch.tensor(trainer._total_loss_scalar, dtype=torch.float64),
+            "logged_step": torch.tensor(trainer._globalstep_last_logged),
+        }
+        save_file(position, Path(folder) / POSITION_NAME.format(trainer.args.process_index))
+
+    def was_over(self, max_steps: int) -> bool:
+        """Restores what the state of the trainer refers to; returns whether training had come to its end."""
+        if self.checkpoint:
+            self._find_best()
+        return self._restore_patience() or self.trainer.state.global_step >= max_steps
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """By now stock has set the losses to zero, and has not drawn a random number."""
+        if args.should_save:
+            remove_unfinished(args.output_dir)
+        path = self.checkpoint and self.checkpoint / POSITION_NAME.format(args.process_index)
+        if not path or not path.is_file():
+            return
+        position, trainer = load_file(path), self.trainer
+        trainer._tr_loss = position["loss_since_log"].to(trainer._tr_loss.device)
+        trainer._total_loss_scalar = position["logged_loss"].item()
+        trainer._globalstep_last_logged = int(position["logged_step"])
+        trainer._load_rng_state(str(self.checkpoint))
+        self._epoch_random_state = position["epoch_random_state"]
+        self._random_state = None if float(state.epoch).is_integer() else self._epoch_random_state
+        was_stopped = state.stateful_callbacks.get("TrainerControl", {}).get("args", {}).get("should_evaluate", False)
+        if was_stopped or _lacks_evaluation_of_epoch(args, state):
+            control.should_evaluate, control.should_save = True, was_stopped
+            now = time.time()
+            trainer._maybe_log_save_evaluate(trainer._tr_loss, None, trainer.model, None, state.epoch, None, now)
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        """In the middle of an epoch stock draws the order of its examples anew, so from another random state."""
+        if self._random_state is not None:
+            torch.random.set_rng_state(self._random_state)
+            self._random_state = None
+        self._epoch_random_state = torch.random.get_rng_state()
+
+    def _find_best(self) -> None:
+        """The best checkpoint is beside the one that is gone on from, wherever that folder was before."""
+        state = self.trainer.state
+        best = self.checkpoint.parent / f"checkpoint-{state.best_global_step}"
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+        elif state.best_global_step and self.trainer.args.load_best_model_at_end:
+            logger.warning("The best checkpoint so far, %s, is gone: the best from here on is taken.", best)
+            state.best_global_step = state.best_metric = state.best_model_checkpoint = None
+
+    def _restore_patience(self) -> bool:
+        """Whether the run had stopped early."""
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                # Where the run before had none, stock would look for it in vain when it saves.
+                saved = self.trainer.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+                callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+                return callback.early_stopping_patience_counter >= callback.early_stopping_patience
+        return False
+
+
+def _lacks_evaluation_of_epoch(args: Any, state: Any) -> bool:
+    """Whether the run was stopped between saving the last step of an epoch and the evaluation that follows it."""
+    evaluated = {entry["step"] for entry in state.log_history if any(name.startswith("eval_") for name in entry)}
+    is_due = args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= state.epoch
+    return is_due and float(state.epoch).is_integer() and state.global_step not in evaluated
+
+
+def _check_engine(checkpoint: Path, record: dict[str, Any], training_args: Any) -> None:
+    """DeepSpeed writes an optimizer in parts that only the same stage with as many processes can read."""
+    written = (record.get("engine", "one process"), record["processes"])
+    own = (engine_name(training_args), training_args.world_size)
+    if written != own and any(engine.startswith("zero") for engine, _ in (written, own)):
+        raise UserError(
+            f"{checkpoint} was written by {written[1]} process(es) under {written[0]}, and this run has {own[1]} "
+            f"under {own[0]}, which cannot read its optimizer: resume as it was written, or start anew from its "
+            f"adapter with --adapter_name_or_path {checkpoint}."
+        )
