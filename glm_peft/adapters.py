@@ -55,7 +55,8 @@ def create_adapter(model: PreTrainedModel, model_args: Any) -> PreTrainedModel |
         UserError: the adapter to continue from does not fit the base, or the base has none of the layers to adapt.
     """
     if model_args.adapter_name_or_path:
-        return load_adapter(model, model_args.adapter_name_or_path, is_trainable=True)
+        is_allowed = getattr(model_args, "allow_other_base", False)
+        return load_adapter(model, model_args.adapter_name_or_path, is_trainable=True, allow_other_base=is_allowed)
     if getattr(model_args, "peft_type", None) not in (None, PREFIX_TUNING):
         return create_tuner(model, model_args)
     return _new_adapter(
@@ -105,13 +106,18 @@ def settle_adapter(model_args: Any, is_trainable: bool) -> None:
         setattr(model_args, name, found)
 
 
-def load_adapter(model: PreTrainedModel, adapter_name_or_path: str, is_trainable: bool = False) -> PeftModel:
+def load_adapter(
+    model: PreTrainedModel, adapter_name_or_path: str, is_trainable: bool = False, allow_other_base: bool = False
+) -> PeftModel:
     """
     The base with an adapter: PEFT's, from a folder or the Hub, or a published P-Tuning v2 checkpoint folder.
 
+    Args:
+        allow_other_base: warn of a base with other weights than the one it was trained on, instead of refusing it.
+
     Raises:
         UserError: there is no adapter, it cannot be read, it is of another kind, or the base is of another
-            architecture or other sizes than its own; of other numbers in config or weights there is a warning.
+            architecture, other sizes or other weights than its own; of other numbers in the config there is a warning.
     """
     adapter_name_or_path = fetch_adapter(adapter_name_or_path)
     check_adapter_kind(adapter_name_or_path, is_trainable)
@@ -123,7 +129,7 @@ def load_adapter(model: PreTrainedModel, adapter_name_or_path: str, is_trainable
         check_sizes(config, model.config, adapter_name_or_path)
     check_model_type(adapter_name_or_path, origin, model.config)
     check_config(adapter_name_or_path, origin, model.config)
-    check_weights(adapter_name_or_path, origin, model)
+    check_weights(adapter_name_or_path, origin, model, allow_other_base)
     weight = read_flat_prefix(adapter_name_or_path, config) if is_prefix else None
     if not is_prefix:
         return load_tuner(model, adapter_name_or_path, config, is_trainable)

@@ -101,19 +101,28 @@ def check_config(adapter: str, origin: Origin, config: PreTrainedConfig) -> None
     )
 
 
-def check_weights(adapter: str, origin: Origin, model: PreTrainedModel) -> None:
-    """Warn of a base with other weights; quantized ones are not compared."""
+def check_weights(adapter: str, origin: Origin, model: PreTrainedModel, is_allowed: bool = False) -> None:
+    """
+    Refuse a base with other weights, or warn where that is allowed; quantized ones are not compared.
+
+    Raises:
+        UserError: a number that was recorded of the base's weights is another one here.
+    """
     if not origin.weights:
         return
     own = sample_weights(model)
     differing = [
         name for name in own.keys() & origin.weights.keys() if not _are_close(own[name], origin.weights[name])
     ]
-    if differing:
-        logger.warning(
-            f"The prefix in {adapter} was trained on {origin.base}, and {model.config.name_or_path} has other weights "
-            f"(such as {min(differing)}): {_ADVICE}."
-        )
+    if not differing:
+        return
+    found = (
+        f"The prefix in {adapter} was trained on {origin.base}, and {model.config.name_or_path} has other weights "
+        f"(such as {min(differing)})"
+    )
+    if not is_allowed:
+        raise UserError(f"{found}: load it on the base that it was trained on, or give --allow_other_base.")
+    logger.warning(f"{found}: {_ADVICE}.")
 
 
 def check_tokenizer(adapter: str | None, tokenizer: PreTrainedTokenizerBase) -> None:

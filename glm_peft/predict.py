@@ -97,7 +97,7 @@ def load_model(model_args: ModelArguments) -> PreTrainedModel | PeftModel:
     model = load_base_model(model_args, PartialState().device)
     place = f"{describe_device(model.device)}, {describe_precision(model.dtype, model_args.quantization_bit)}"
     logger.info("Base %s on %s; adapter %s", model_args.model_name_or_path, place, adapter or "none, the base alone")
-    return load_adapter(model, adapter) if adapter else model
+    return load_adapter(model, adapter, allow_other_base=model_args.allow_other_base) if adapter else model
 
 
 def log_settings(settings: GenerationSettings, features: GenerationFeatures, partial: PartialPredictions) -> None:

@@ -40,6 +40,9 @@ class ModelArguments:
     adapter_revision: str | None = option(
         None, "Branch, tag or commit of the adapter, where it is on the Hub. None: main."
     )
+    allow_other_base: bool = option(
+        False, "Use the adapter on a base with other weights than the one it was trained on, with a warning."
+    )
     chat_format: Literal["chatglm", "chatglm2", "chatglm3", "glm4", "plain"] | None = option(
         None, "Form of the prompts. None: what the model's files say, or an error where they do not say it."
     )

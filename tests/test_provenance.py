@@ -282,9 +282,12 @@ def test_another_architecture_of_the_same_generation_is_refused(tiny_model_dirs,
     assert "trained on glm4, of type glm, but" in error and "is of glm4" in error
 
 
-def test_other_weights_are_warned_about(place, tmp_path, warned):
+def test_other_weights_are_refused_unless_they_are_allowed(place, tmp_path, warned, capsys):
     other = make_tiny_model(tmp_path / "other", "chatglm2", seed=1, **SIZES)
-    place.predict(other)
+    error = refusal(capsys, lambda: place.predict(other))
+    assert f"was trained on {place.base.name}, and {other} has other weights" in error
+    assert "--allow_other_base" in error
+    place.predict(other, "--allow_other_base")
     (warning,) = warned()
     assert f"was trained on {place.base.name}, and {other} has other weights" in warning
 
