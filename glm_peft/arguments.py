@@ -1,6 +1,7 @@
 """Every argument of training: which model and prefix, which data, and how to train, score and generate."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,9 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
         self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
         # The trainer's own push would send everything in the folder: glm_peft.hub.callback has this one.
         self.sends_to_hub, self.push_to_hub = self.push_to_hub, False
+        if self.ddp_backend and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            warn(f"--ddp_backend {self.ddp_backend} has no effect on one process.")
+            self.ddp_backend = None
         super().__post_init__()
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         settle_stock_settings(self)
@@ -60,6 +64,7 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             self._n_gpu = 1
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, where it is installed, prints its guess
         by_score = (self.load_best_model_at_end or self.early_stopping_patience) and (
             not str(self.metric_for_best_model).endswith("loss")
         )

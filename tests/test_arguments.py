@@ -401,6 +401,11 @@ def test_sampling_settings_without_sampling_are_dropped_with_a_warning(caplog):
     assert training_args.top_p is None and "--top_p has no effect without --do_sample." in caplog.text
 
 
+def test_a_way_between_processes_is_dropped_where_there_is_one(caplog):
+    training_args = parse(ddp_backend="gloo")[2]
+    assert training_args.ddp_backend is None and "--ddp_backend gloo has no effect on one process." in caplog.text
+
+
 def test_a_data_set_stands_for_every_file():
     data_args = parse("--do_eval", "--do_predict", train_file=None, dataset_name="some/data")[1]
     assert data_args.dataset_name == "some/data"
