@@ -108,6 +108,9 @@ def _send(queue: PushQueue, folder: str, sleep: Callable[[float], Any]) -> None:
             print(address)
     except Unsent as unsent:
         raise _waiting(unsent, folder) from unsent
+    except KeyboardInterrupt:
+        logger.warning("It waits in %s: %s sends it.", folder, how_to_send(folder))
+        raise
 
 
 def _waiting(unsent: Unsent, folder: str) -> UserError:

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from glm_peft import predict, train
@@ -41,7 +42,20 @@ def fail_in_training(fail: Callable[[], None]) -> None:
     train.main()
 
 
-def fail_in_prediction(fail: Callable[[], None]) -> None:
+def fail_in_evaluation(fail: Callable[[], None]) -> None:
+    """In the evaluation after the third step."""
+    loss = PrefixTrainer.evaluation_loss
+
+    def failing_loss(trainer: PrefixTrainer, *args: object, **kwargs: object) -> object:
+        if trainer.state.global_step == 3:
+            fail()
+        return loss(trainer, *args, **kwargs)
+
+    PrefixTrainer.evaluation_loss = failing_loss
+    train.main()
+
+
+def fail_in_prediction(fail: Callable[[], None], main: Callable[[], None] = predict.main) -> None:
     """After the first batch, once the first process has kept one too."""
     add = prediction_files.PartialPredictions.add
 
@@ -53,7 +67,7 @@ def fail_in_prediction(fail: Callable[[], None]) -> None:
         fail()
 
     prediction_files.PartialPredictions.add = failing_add
-    predict.main()
+    main()
 
 
 def _kill() -> None:
@@ -68,7 +82,12 @@ def _refuse() -> None:
     raise UserError("Row 3 is made up: leave it out.")
 
 
-COMMANDS = {"train": fail_in_training, "predict": fail_in_prediction}
+COMMANDS = {
+    "train": fail_in_training,
+    "evaluate": fail_in_evaluation,
+    "predict": fail_in_prediction,
+    "do_predict": partial(fail_in_prediction, main=train.main),
+}
 WAYS = {"kill": _kill, "crash": _crash, "refuse": _refuse}
 
 if __name__ == "__main__":

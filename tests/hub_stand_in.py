@@ -69,6 +69,7 @@ class Account:
     role: str = "write"
     organizations: dict[str, str] = field(default_factory=dict)
     scoped: list[dict[str, Any]] = field(default_factory=list)
+    answer: dict[str, Any] = field(default_factory=dict)  # what whoami says in the place of the usual
 
     def may_write(self, namespace: str) -> bool:
         """Whether repositories of a user or an organization can be changed with the token."""
@@ -106,6 +107,7 @@ class HubStandIn:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.accounts: dict[str, Account] = {}
         self.objects: dict[str, bytes] = {}
+        self.moved: dict[str, str] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, bytes]] = []
         self.lock = threading.RLock()
@@ -283,7 +285,10 @@ class _Request:
         self.account = self.hub.accounts.get(token)
 
     def answer(self) -> tuple[int, Any, dict[str, str]]:
-        """Found by the path."""
+        """Found by the path; what was renamed is elsewhere, but for LFS and commits, of which nothing is promised."""
+        for former, name in self.hub.moved.items():
+            if self.method in ("GET", "HEAD") and re.search(f"/{former}(/|$)", self.path):
+                return 307, b"", {"Location": self.handler.path.replace(former, name)}
         method = "GET" if self.method == "HEAD" else self.method
         for pattern, name in _ROUTES:
             found = re.fullmatch(pattern, f"{method} {self.raw_path}")
@@ -302,7 +307,8 @@ class _Request:
         organizations = [
             {"type": "org", "name": name, "roleInOrg": role} for name, role in account.organizations.items()
         ]
-        return {"type": "user", "name": account.name, "orgs": organizations, "auth": {"accessToken": token}}
+        usual = {"type": "user", "name": account.name, "orgs": organizations, "auth": {"accessToken": token}}
+        return usual | account.answer
 
     def create(self) -> dict[str, Any]:
         wanted = json.loads(self.body)

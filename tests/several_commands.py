@@ -1,5 +1,5 @@
 """
-Runs commands of train.py one after the other in each of several processes; see engine_launches.py.
+Runs commands of train.py one after the other in each of several processes; see launches.py.
 
 Each command's output folder gets a `facts.json` that tells, seen from inside, which engine trained. FSDP2 asks for
 GPUs: here it is made to take the CPUs of a test.
@@ -19,6 +19,8 @@ from transformers import TrainerCallback
 from glm_peft import train
 from glm_peft.prefix_attention import decoder_layers
 from glm_peft.training.trainer import PrefixTrainer
+
+MOVED_WHOLE = "was_moved_whole"
 
 
 class Facts(TrainerCallback):
@@ -40,6 +42,7 @@ class Facts(TrainerCallback):
             "held": {name: _numbers_held(value) for name, value in model.named_parameters()},
             "whole": {name: getattr(value, "ds_numel", value.numel()) for name, value in model.named_parameters()},
         }
+        facts["moved_whole"] = hasattr(self.trainer.model_wrapped, MOVED_WHOLE)
         if args.process_index == 0:
             (Path(args.output_dir) / "facts.json").write_text(json.dumps(facts))
 
@@ -49,6 +52,19 @@ def _numbers_held(parameter: Any) -> int:
     if hasattr(parameter, "to_local"):
         return parameter.to_local().numel()
     return getattr(parameter, "ds_tensor", parameter).numel()
+
+
+def tell_of_whole_models() -> None:
+    """DeepSpeed sends a model to all processes where it has not been cut before, once it is on the device."""
+    from deepspeed import DeepSpeedEngine
+
+    send = DeepSpeedEngine._broadcast_model
+
+    def send_and_tell(engine: DeepSpeedEngine) -> None:
+        setattr(engine, MOVED_WHOLE, True)
+        send(engine)
+
+    DeepSpeedEngine._broadcast_model = send_and_tell
 
 
 class TellingTrainer(PrefixTrainer):
@@ -72,6 +88,8 @@ if __name__ == "__main__":
     train.PrefixTrainer = TellingTrainer
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         train.parse_train_arguments = parse_on_cpus
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        tell_of_whole_models()
     for command in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         sys.argv = ["train.py", *command]
         train.main()

@@ -186,7 +186,7 @@ def test_the_newest_is_what_was_written_last_not_what_came_furthest(copy):
 def make_checkpoint(output_dir: Path, step: int) -> None:
     folder = output_dir / UNFINISHED / f"checkpoint-{step}"
     folder.mkdir(parents=True)
-    (folder / "file").write_text(str(step))
+    (folder / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
     publish_checkpoint(folder, processes=1, resumable=True)
 
 

@@ -165,6 +165,15 @@ def test_a_fault_at_any_request_of_a_download_is_mended(hub: HubStandIn, tmp_pat
             assert (folder / file.name).read_bytes() == file.read_bytes(), request
 
 
+def test_another_page_in_the_place_of_a_file_is_asked_for_again(hub: HubStandIn, tmp_path: Path):
+    for pattern in ("GET /.*/resolve/.*json", "GET /lfs-store"):  # as a network does that asks to sign in first
+        hub.faults.append(Fault(pattern, "garbage"))
+        folder = Path(fetch_adapter(ADAPTER, cache_dir=str(tmp_path / pattern[-5:])))
+        assert hub.faults[-1].times == 0
+        assert (folder / "adapter_config.json").read_bytes().startswith(b"{")
+        assert (folder / "adapter_model.safetensors").stat().st_size > 1000
+
+
 def test_without_hub_and_cache_one_sentence_says_so(hub: HubStandIn, tmp_path: Path):
     hub.faults.append(Fault("", 503, times=1000))
     with pytest.raises(UserError, match="mia/adapter is no folder or Hub id that is in the cache, and the Hub cannot"):

@@ -12,14 +12,17 @@ import pytest
 import torch
 from fail_in_one import SIGN
 from launches import (
-    LONGEST,
-    PROJECT,
+    CONFIGS,
+    TRAIN,
     TRAINING,
-    free_port,
+    end,
+    kill,
     launch,
     make_adapter,
     make_rows,
+    on_two_machines,
     read_lines,
+    run_commands,
     run_launch,
 )
 from safetensors.torch import load_file
@@ -29,7 +32,6 @@ from glm_peft.prediction.prediction_files import PREDICTIONS_NAME, partial_files
 from glm_peft.training.checkpoints import find_fault
 
 TESTS = Path(__file__).parent
-TWO_MACHINES = PROJECT / "accelerate_configs" / "two_machines.yaml"
 SIZES = (1, 5, 7, 100)
 SEVERAL = (2, 3)
 MINUTE = 60  # seconds that the others may take to end
@@ -95,39 +97,57 @@ def end_within_a_minute(process: subprocess.Popen, log: Path) -> list[str]:
     try:
         while process.poll() is None and SIGN not in log.read_text():
             time.sleep(0.1)
-        assert process.wait(timeout=MINUTE) == 1
+        code, said = end(process, log, MINUTE)
     finally:
-        process.terminate()
-    return log.read_text().split(SIGN, 1)[-1].splitlines()
+        kill(process)
+    assert code == 1
+    return said.split(SIGN, 1)[-1].splitlines()
 
 
 @pytest.mark.parametrize(
     ("way", "ranks", "first", "told"),
     [
-        ("kill", "1", "error: Another process of this run has ended without a word", "SIGKILL"),
-        ("crash", "1", "[rank1]: Traceback", "[rank1]: ZeroDivisionError: made up"),
-        ("refuse", "1", "error: Row 3 is made up: leave it out.", "exitcode  : 2"),
-        ("refuse", "0,1", "error: Row 3 is made up: leave it out.", "exitcode  : 2"),
+        ("train kill", "1", "error: Another process of this run has ended without a word", "SIGKILL"),
+        ("train crash", "1", "[rank1]: Traceback", "[rank1]: ZeroDivisionError: made up"),
+        ("train refuse", "1", "error: Row 3 is made up: leave it out.", "exitcode  : 2"),
+        ("train refuse", "0,1", "error: Row 3 is made up: leave it out.", "exitcode  : 2"),
+        ("evaluate kill", "1", "error: Another process of this run has ended without a word", "SIGKILL"),
+        ("evaluate refuse", "0", "error: Row 3 is made up: leave it out.", "exitcode  : 2"),
     ],
 )
 def test_a_process_that_ends_ends_all_with_its_error_first_and_once(base, tmp_path, way, ranks, first, told):
     rows = str(make_rows(tmp_path / "rows.json", 12))
     words = ["--model_name_or_path", str(base), "--train_file", rows, "--output_dir", str(tmp_path / "out")]
     words += [*TRAINING.split(), "--max_steps", "9", "--save_steps", "2"]
-    process = launch(tmp_path / "log", TESTS / "fail_in_one.py", ["train", way, ranks, *words])
+    words += ["--validation_file", rows, "--eval_strategy", "steps", "--eval_steps", "3", "--do_eval"]
+    words += ["--predict_with_generate", "--max_new_tokens", "4"]
+    process = launch(tmp_path / "log", TESTS / "fail_in_one.py", [*way.split(), ranks, *words])
     lines = end_within_a_minute(process, tmp_path / "log")
-    errors = [line for line in lines if re.match(r"error: |then process|(\[rank\d\]: )?Traceback", line)]
-    assert errors[0].startswith(first)
-    assert errors[1:] == ["Traceback (most recent call last):"]  # the launcher's, with the report
+    assert_told_once(lines, first)
     assert any(told in line for line in lines)
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == ["checkpoint-2"]
     assert find_fault(tmp_path / "out" / "checkpoint-2") is None
+
+
+def assert_told_once(lines: list[str], first: str) -> None:
+    errors = [line for line in lines if re.match(r"error: |then process|(\[rank\d\]: )?Traceback", line)]
+    assert errors[0].startswith(first)
+    assert errors[1:] == ["Traceback (most recent call last):"]  # the launcher's, with the report
 
 
 def prediction(base: Path, adapter: Path, rows: Path, output_dir: Path, *more: str) -> list[str]:
     words = ["--model_name_or_path", str(base), "--adapter_name_or_path", str(adapter), "--test_file", str(rows)]
     words += ["--max_new_tokens", "6", "--per_device_eval_batch_size", "2", "--output_dir", str(output_dir)]
     return [*words, *more]
+
+
+def kept_rows(output_dir: Path) -> list[int]:
+    """Those that two processes had answered when one of them was killed after its first batch."""
+    kept = [line["row"] for file in partial_files(output_dir) for line in read_lines(file)[1:]]
+    assert len(partial_files(output_dir)) == 2
+    assert len(set(kept)) == len(kept) >= 4
+    assert not (output_dir / PREDICTIONS_NAME).exists()
+    return kept
 
 
 def predict_here(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
@@ -143,10 +163,7 @@ def test_what_was_answered_when_a_process_was_killed_is_kept_for_any_number_of_t
     words = prediction(base, adapter, rows, out)
     process = launch(tmp_path / "log", TESTS / "fail_in_one.py", ["predict", "kill", "1", *words])
     assert "SIGKILL" in "".join(end_within_a_minute(process, tmp_path / "log"))
-    kept = [line["row"] for file in partial_files(out) for line in read_lines(file)[1:]]
-    assert len(partial_files(out)) == 2
-    assert len(set(kept)) == len(kept) >= 4
-    assert not (out / PREDICTIONS_NAME).exists()
+    kept = kept_rows(out)
     shutil.copytree(out, tmp_path / "by_one")
     predict_here(monkeypatch, prediction(base, adapter, rows, tmp_path / "whole"))
     predict_here(monkeypatch, prediction(base, adapter, rows, tmp_path / "by_one", "--resume"))
@@ -158,23 +175,72 @@ def test_what_was_answered_when_a_process_was_killed_is_kept_for_any_number_of_t
         assert results["predict_resumed_samples"] == len(kept)
 
 
+def test_what_train_py_had_answered_when_a_process_was_killed_is_kept(base, tmp_path):
+    rows, out = str(make_rows(tmp_path / "rows.json", 14)), tmp_path / "out"
+    words = ["--model_name_or_path", str(base), "--train_file", rows, "--test_file", rows, "--max_new_tokens", "6"]
+    words += [*TRAINING.split(), "--learning_rate", "0.3", "--max_steps", "2", "--save_steps", "2", "--do_predict"]
+    words += ["--per_device_eval_batch_size", "2", "--output_dir"]
+    process = launch(tmp_path / "log", TESTS / "fail_in_one.py", ["do_predict", "kill", "1", *words, str(out)])
+    lines = end_within_a_minute(process, tmp_path / "log")
+    assert_told_once(lines, "error: Another process of this run has ended without a word")
+    assert any("SIGKILL" in line for line in lines)
+    kept = kept_rows(out)
+    assert find_fault(out / "checkpoint-2") is None
+    again = [[*words, str(out), "--resume_from_checkpoint", "last"], [*words, str(tmp_path / "whole")]]
+    run_commands(tmp_path, again, CONFIGS / "multi_gpu.yaml")
+    assert read_lines(out / PREDICTIONS_NAME) == read_lines(tmp_path / "whole" / PREDICTIONS_NAME)
+    assert json.loads((out / "all_results.json").read_text())["predict_resumed_samples"] == len(kept)
+
+
+# Resuming
+
+
+def test_two_processes_go_on_in_the_second_epoch_with_the_very_order_of_the_unbroken_run(base, tmp_path):
+    rows = str(make_rows(tmp_path / "rows.json", 14))  # four steps an epoch, the last with two examples
+    words = ["--model_name_or_path", str(base), "--train_file", rows, *TRAINING.split(), "--max_steps", "12"]
+    words += ["--train_sampling_strategy", "random", "--learning_rate", "0.1", "--logging_steps", "1"]
+    run_launch(tmp_path / "log", TRAIN, [*words, "--save_steps", "6", "--output_dir", str(tmp_path / "whole")])
+    words += ["--resume_from_checkpoint", str(tmp_path / "whole" / "checkpoint-6"), "--save_steps", "12"]
+    run_launch(tmp_path / "log", TRAIN, [*words, "--output_dir", str(tmp_path / "resumed")])
+    whole, resumed = (tmp_path / name / "checkpoint-12" for name in ("whole", "resumed"))
+    losses = [
+        [entry["loss"] for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]]
+        for folder in (whole, resumed)
+    ]
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 12
+    weights = [load_file(folder / "adapter_model.safetensors")["prompt_embeddings"] for folder in (whole, resumed)]
+    assert torch.equal(*weights)
+
+
 # Two machines
 
 
 def test_two_machines_train_what_two_processes_of_one_do(base, tmp_path):
     words = ["--model_name_or_path", str(base), "--train_file", str(make_rows(tmp_path / "rows.json", 12))]
     words += [*TRAINING.split(), "--learning_rate", "0.1", "--max_steps", "3", "--save_strategy", "no", "--output_dir"]
-    train = PROJECT / "glm_peft" / "train.py"
-    run_launch(tmp_path / "log", train, [*words, str(tmp_path / "one")])
-    port = str(free_port())
-    options = ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--machine_rank"]
-    other = launch(tmp_path / "other", train, [*words, str(tmp_path / "two")], *options, "1", config=TWO_MACHINES)
-    try:
-        said = run_launch(tmp_path / "log", train, [*words, str(tmp_path / "two")], *options, "0", config=TWO_MACHINES)
-        assert other.wait(timeout=LONGEST) == 0, (tmp_path / "other").read_text()
-    finally:
-        other.terminate()
-    assert "2 process(es)" in said
+    run_launch(tmp_path / "log", TRAIN, [*words, str(tmp_path / "one")])
+    first, other = on_two_machines(tmp_path, [*words, str(tmp_path / "two")])
+    assert (first[0], other[0]) == (0, 0), first[1] + other[1]
+    assert "2 process(es)" in first[1]
     names = [tmp_path / folder / "adapter_model.safetensors" for folder in ("one", "two")]
     one, two = (load_file(name)["prompt_embeddings"] for name in names)
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("asked_for", ["last", "folder"])
+def test_two_machines_that_would_go_on_from_different_steps_are_refused(base, tmp_path, asked_for):
+    words = ["--model_name_or_path", str(base), "--train_file", str(make_rows(tmp_path / "rows.json", 12))]
+    words += [*TRAINING.split(), "--save_steps", "2"]
+    run_launch(tmp_path / "log", TRAIN, [*words, "--max_steps", "2", "--output_dir", str(tmp_path / "0")])
+    own = [
+        [*words, "--max_steps", "4", "--output_dir", str(tmp_path / machine), "--resume_from_checkpoint", given]
+        for machine in "01"
+        for given in ["last" if asked_for == "last" else str(tmp_path / machine / "checkpoint-2")]
+    ]
+    for code, said in on_two_machines(tmp_path, *own):
+        assert code == 1
+        errors = [line for line in said.splitlines() if line.startswith(("error: ", "then process"))]
+        assert len(errors) == 1
+        assert "process 0 found step 2 and process 1 no complete checkpoint" in errors[0]
+    assert sorted(path.name for path in (tmp_path / "0").glob("checkpoint-*")) == ["checkpoint-2"]

@@ -251,6 +251,26 @@ def test_a_token_without_the_right_is_told_at_once(hub: HubStandIn, adapter: Pat
     assert hub.paths("^(POST|PUT)") == []
 
 
+@pytest.mark.parametrize(
+    "token",
+    [None, {}, {"accessToken": None}, {"accessToken": {"role": "fineGrained", "fineGrained": None}}]
+    + [{"accessToken": {"fineGrained": {"scoped": [{"entity": None, "permissions": None}]}}}],
+)
+def test_what_a_server_does_not_say_of_the_token_does_not_keep_from_sending(hub: HubStandIn, adapter: Path, token):
+    hub.accounts = {TOKEN: Account("mia", answer={"auth": token, "orgs": None})}
+    type_push(adapter, *PUSH)
+    assert sorted(hub.files("mia/adapter")) == SENT
+
+
+def test_a_repository_that_was_renamed_is_sent_to_under_its_new_name(hub: HubStandIn, adapter: Path, capsys):
+    hub.add("mia/renamed", {"adapter_config.json": b"{}"})
+    hub.moved["mia/adapter"] = "mia/renamed"
+    type_push(adapter, *PUSH, "--tags", "v1")
+    assert sorted(hub.files("mia/renamed")) == SENT
+    assert "/mia/renamed/commit/" in capsys.readouterr().out
+    assert [key for key in hub.repositories if "mia/adapter" in key] == []
+
+
 def test_without_a_token_nothing_is_tried(hub: HubStandIn, adapter: Path, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(adapter / "none"))
@@ -372,6 +392,19 @@ def test_a_push_that_is_killed_is_sent_afterwards_once(hub: HubStandIn, adapter:
     assert PushQueue(adapter).entries() == []
 
 
+def test_a_push_that_is_interrupted_says_what_sends_it(hub: HubStandIn, adapter: Path, caplog):
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    hub.faults.append(Fault("/commit/", 412))
+    with pytest.raises(SystemExit) as left:
+        push.main([str(adapter), *PUSH], sleep=interrupt)
+    assert left.value.code == 130
+    assert f"python -m glm_peft.push --queued {adapter}" in caplog.text
+    type_push("--queued", adapter)
+    assert len(hub.titles("mia/adapter")) == 1
+
+
 def test_waits_grow_and_end(monkeypatch):
     waits: list[float] = []
 
@@ -404,10 +437,11 @@ def test_training_sends_what_it_saves(hub, tiny_model_dirs, tmp_path, strategy: 
     words = training_words(tiny_model_dirs, tmp_path, "--hub_strategy", strategy, "--hub_private_repo")
     short_runs.run(words)
     titles = hub.titles("mia/adapter")
-    assert len(titles) == commits
+    assert len(titles) == commits or (strategy == "checkpoint" and 2 <= len(titles) < commits)
     assert re.fullmatch(rf"Adapter for {BASE}: loss [\d.]+ \(train\)", titles[-1])
     steps = [f"Step {step} of an adapter for {BASE}" for step in (1, 2, 3)]
-    assert [title.partition(":")[0] for title in titles[:-1]] == (steps if strategy != "end" else [])
+    wanted = [] if strategy == "end" else [step for step in steps if step == steps[-1] or strategy == "every_save"]
+    assert [title.partition(":")[0] for title in titles[-1 - len(wanted) : -1]] == wanted
     sent = hub.files("mia/adapter")
     last = [f"last-checkpoint/{name}" for name in SENT[1:3]] if strategy == "checkpoint" else []
     assert set(sent) == {*SENT, *last}
@@ -418,20 +452,23 @@ def test_training_sends_what_it_saves(hub, tiny_model_dirs, tmp_path, strategy: 
         assert private.encode() not in hub.everything_sent()
 
 
+@pytest.mark.parametrize(("strategy", "waiting"), [("every_save", 4), ("checkpoint", 2), ("end", 1)])
 def test_training_without_a_network_ends_well_and_its_pushes_are_sent_afterwards(
-    hub, tiny_model_dirs, tmp_path, caplog, monkeypatch
+    hub, tiny_model_dirs, tmp_path, caplog, monkeypatch, strategy: str, waiting: int
 ):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    short_runs.run(training_words(tiny_model_dirs, tmp_path))
+    short_runs.run(training_words(tiny_model_dirs, tmp_path, "--hub_strategy", strategy))
     output = tmp_path / "output"
     assert "It is not known whether mia/adapter can be written to (HF_HUB_OFFLINE is set)" in caplog.text
-    assert f"4 push(es) to the Hub could not be sent and wait in {output}" in caplog.text
+    assert f"{waiting} push(es) to the Hub could not be sent and wait in {output}" in caplog.text
     assert json.loads((output / "all_results.json").read_text())["train_loss"] > 0
     assert hub.requests == []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     type_push("--queued", output)
-    assert len(hub.titles("mia/adapter")) == 4
+    assert len(hub.titles("mia/adapter")) == waiting
     assert hub.files("mia/adapter")["adapter_model.safetensors"] == (output / "adapter_model.safetensors").read_bytes()
+    kept = hub.files("mia/adapter").get("last-checkpoint/adapter_model.safetensors")
+    assert kept == ((output / "checkpoint-3" / "adapter_model.safetensors").read_bytes() if waiting == 2 else None)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
 """docs/scaling.md: its tables are the script's, and the script's formulas hold where they can be measured."""
 
 import json
+import math
+import re
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import scaling_table
-from launches import TRAINING, make_rows, run_launch
+import yaml
+from launches import CONFIGS, TRAINING, make_rows, run_launch
 from scaling_table import ENGINES, MODELS, Assumptions, describe, memory_a_gpu, sent_bytes, speed_up
 
 from glm_peft.checks.memory_estimate import Settings, estimate_memory, measure_base
@@ -23,6 +28,34 @@ def test_what_the_tables_assume_is_told():
     told = [f"{assumed.tokens:,} tokens", f"{assumed.tera_flops:g} TFLOP/s", f"{assumed.hop_seconds * 1e6:.0f} µs"]
     told += [f"{value:g} GB/s" for name, value in vars(assumed).items() if name.startswith(("slow", "fast"))]
     assert [words for words in told if words not in text] == []
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every launch of train.py with a recipe, in the header of a config file or in a document."""
+    lines = re.sub(r"\\\n[# ]*", " ", text).splitlines()
+    return [line.split() for line in lines if re.search(r"accelerate launch .*train\.py configs/", line)]
+
+
+def examples_a_step(words: list[str]) -> tuple[int, int]:
+    """Those of a command, and those of its recipe in one process."""
+    recipe = next(word for word in words if word.startswith("configs/"))
+    given = {name.removeprefix("--"): value for name, value in pairwise(words) if name.startswith("--")}
+    own, alone = [
+        [int(settings.get(name, 1)) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")]
+        for settings in (read_yaml(recipe) | given, read_yaml(recipe))
+    ]
+    return int((read_yaml(given["config_file"]) | given)["num_processes"]) * math.prod(own), math.prod(alone)
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    return yaml.safe_load((TESTS.parent / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file", [DOCUMENT, *sorted(CONFIGS.glob("*.yaml"))], ids=lambda file: file.name)
+def test_every_command_takes_as_many_examples_in_a_step_as_its_recipe_in_one_process(file):
+    found = [examples_a_step(words) for words in commands(file.read_text(encoding="utf-8"))]
+    assert found
+    assert [own for own, _ in found] == [alone for _, alone in found]
 
 
 def test_a_step_of_ddp_exchanges_the_gradients_of_the_prefix_once_and_next_to_nothing_else(tiny_model_dirs, tmp_path):

@@ -96,6 +96,10 @@ def _breakable(act: Callable[[], str]) -> Callable[[], str]:
             if status_of(error) not in PASSING_STATUS:
                 raise
             raise Unsent(f"the Hub answered {status_of(error)}") from error
+        except OSError as error:
+            if error.errno or isinstance(error, LocalEntryNotFoundError):
+                raise
+            raise Unsent("what came is not of the size that the Hub named") from error
 
     return attempt
 

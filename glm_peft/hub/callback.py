@@ -9,6 +9,7 @@ import atexit
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,16 @@ class HubPush(TrainerCallback):
         self.strategy = getattr(training_args.hub_strategy, "value", training_args.hub_strategy)
         is_sender = target is not None and PartialState().is_main_process
         self.sender = Sender(PushQueue(training_args.output_dir)) if is_sender else None
+        self.last_checkpoint: Entry | None = None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After a checkpoint was written: its adapter is kept as it is, for the thread to send."""
         if self.sender and self.strategy != "end":
             folder = Path(self.args.output_dir) / f"checkpoint-{state.global_step}"
-            self._keep(folder, f"Step {state.global_step} of an adapter")
+            former = self.last_checkpoint
+            self.last_checkpoint = self._keep(folder, f"Step {state.global_step} of an adapter")
+            if self.strategy == "checkpoint" and former and self.last_checkpoint:
+                former.remove()  # if it waits still: the newer one has everything of it
 
     def finish(self) -> None:
         """After training, with the results there: send the adapter, waiting for a bounded time."""
@@ -88,14 +93,15 @@ class HubPush(TrainerCallback):
             self._keep(Path(self.args.output_dir), "Adapter")
             self.sender.close(_LONGEST_END)
 
-    def _keep(self, folder: Path, what: str) -> None:
+    def _keep(self, folder: Path, what: str) -> Entry | None:
         try:
             files = collect_files(folder, self.base, self.target.repo_id)
             if self.strategy == "checkpoint" and folder != Path(self.args.output_dir):
                 files |= {f"{_LAST_CHECKPOINT}/{name}": files[name] for name in (CONFIG_NAME, WEIGHTS_NAME)}
-            self.sender.add(files, self.target, describe_commit(folder, self.base, what))
+            return self.sender.add(files, self.target, describe_commit(folder, self.base, what))
         except Exception as error:  # whatever it is, the training is worth more
             logger.warning("%s cannot be prepared for the Hub (%s: %s).", folder, type(error).__name__, error)
+            return None
 
 
 class Sender:
@@ -115,10 +121,11 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="push to the Hub", daemon=True)
         self._thread.start()
 
-    def add(self, files: dict[str, bytes], target: Target, title: str) -> None:
+    def add(self, files: dict[str, bytes], target: Target, title: str) -> Entry:
         """Put files into the queue, and wake the thread."""
-        self.queue.add(files, target, title)
+        entry = self.queue.add(files, target, title)
         self._news.set()
+        return entry
 
     def close(self, seconds: float) -> None:
         """Let the thread come to its end, for so long at most, and tell what waits."""
@@ -154,7 +161,8 @@ class Sender:
     def _send_waiting(self) -> None:
         try:
             for entry in self.queue.entries():
-                logger.info("Sent to the Hub: %s", self._send(entry))
+                with suppress(FileNotFoundError):  # a newer one has taken its place
+                    logger.info("Sent to the Hub: %s", self._send(entry, entry.read_files(must_exist=True)))
         except Unsent as unsent:
             logger.warning("The push to the Hub did not work (%s): it waits, and the run goes on.", unsent)
         except UserError as error:
@@ -163,9 +171,7 @@ class Sender:
         except Exception as error:  # a thread's end would not be seen
             logger.warning("The push to the Hub did not work (%s: %s).", type(error).__name__, error)
 
-    def _send(self, entry: Entry) -> str:
-        files = entry.read_files()
-
+    def _send(self, entry: Entry, files: dict[str, bytes]) -> str:
         def attempt() -> str:
             try:
                 return self.attempt(files, entry.target, entry.title)

@@ -33,9 +33,9 @@ class Entry:
     target: Target
     title: str
 
-    def read_files(self) -> dict[str, bytes]:
-        """The files by their names in the repository."""
-        root = self.folder / _FILES
+    def read_files(self, must_exist: bool = False) -> dict[str, bytes]:
+        """The files by their names in the repository; none, or with `must_exist` an error, where it was removed."""
+        root = (self.folder / _FILES).resolve(strict=must_exist)
         return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
     def remove(self) -> None:

@@ -73,8 +73,8 @@ def whole_id(api: HfApi, repo_id: str, account: Mapping[str, Any] | None = None)
 
 def _check_namespace(account: Mapping[str, Any], repo_id: str, flag: str) -> None:
     """Raise a `UserError` where the token can make no repository of this name."""
-    namespace, token = repo_id.partition("/")[0], account.get("auth", {}).get("accessToken", {})
-    _check_role(token, (namespace, repo_id), flag)
+    namespace = repo_id.partition("/")[0]
+    _check_role(account, (namespace, repo_id), flag)
     organizations = {one.get("name"): one.get("roleInOrg") for one in account.get("orgs") or []}
     if not account.get("name") or namespace == account["name"]:
         return
@@ -86,17 +86,24 @@ def _check_namespace(account: Mapping[str, Any], repo_id: str, flag: str) -> Non
         )
 
 
-def _check_role(token: Mapping[str, Any], names: tuple[str, str], flag: str) -> None:
-    scopes = token.get("fineGrained", {}).get("scoped") or []
-    allowed = [scope for scope in scopes if "repo.write" in scope.get("permissions", [])]
-    may_write = any(scope.get("entity", {}).get("name") in names for scope in allowed)
+def _check_role(account: Mapping[str, Any], names: tuple[str, str], flag: str) -> None:
+    token = _part(account, "auth", "accessToken")
+    scopes = _part(token, "fineGrained").get("scoped") or []
+    allowed = [scope for scope in scopes if "repo.write" in (scope.get("permissions") or [])]
+    may_write = any(_part(scope, "entity").get("name") in names for scope in allowed)
     if token.get("role") == "read" or (token.get("role") == "fineGrained" and scopes and not may_write):
         raise UserError(f"The token for the Hub may not write to {flag} {names[1]}: {LOGIN} there.")
 
 
+def _part(answer: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """What is under these names; empty where a server leaves it out, or says null, as for some kinds of token."""
+    for name in names:
+        answer = answer.get(name) or {}
+    return answer
+
+
 def _check_write(api: HfApi, account: Mapping[str, Any], repo_id: str, flag: str) -> None:
-    token = account.get("auth", {}).get("accessToken", {})
-    _check_role(token, (repo_id.partition("/")[0], repo_id), flag)
+    _check_role(account, (repo_id.partition("/")[0], repo_id), flag)
     try:
         api.auth_check(repo_id, write=True)
     except HfHubHTTPError as error:

@@ -62,7 +62,7 @@ def send(files: Mapping[str, bytes], target: Target, title: str) -> str:
     with explained(target.repo_id), _without_xet(), _without_bars():
         api = HfApi()
         repo_id = whole_id(api, target.repo_id)
-        head = _prepare(api, repo_id, target)
+        repo_id, head = _prepare(api, repo_id, target)
         present = _present(api, repo_id, head)
         changed = {
             name: content for name, content in files.items() if not present.get(name, set()) & _digests(content)
@@ -105,21 +105,22 @@ def with_retries(
     raise AssertionError("there is at least one attempt")
 
 
-def _prepare(api: HfApi, repo_id: str, target: Target) -> str | None:
-    """Makes repository and branch where they are not there; returns the last commit."""
+def _prepare(api: HfApi, repo_id: str, target: Target) -> tuple[str, str | None]:
+    """Makes repository and branch where they are not there; returns the name it has now, and the last commit."""
     try:
         info = api.model_info(repo_id)
     except RepositoryNotFoundError:
         api.create_repo(repo_id, private=target.private, exist_ok=True)
         info = api.model_info(repo_id)
+    repo_id = info.id  # a repository that was renamed answers to its former name, but not to every request
     if target.private and info.private is False:
         logger.warning("%s is there already and is public: set it to private on its page.", repo_id)
     if not target.revision or target.revision == constants.DEFAULT_REVISION:
-        return info.sha
+        return repo_id, info.sha
     branches = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).branches}
     if target.revision not in branches:
         api.create_branch(repo_id, branch=target.revision, exist_ok=True)
-    return api.model_info(repo_id, revision=target.revision).sha
+    return repo_id, api.model_info(repo_id, revision=target.revision).sha
 
 
 def _commit(api: HfApi, repo_id: str, files: Mapping[str, bytes], where: tuple[Target, str, str | None]) -> str:

@@ -22,8 +22,10 @@ from typing import Any
 from accelerate import PartialState
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers.trainer import TRAINER_STATE_NAME
 
 from glm_peft.errors import UserError
+from glm_peft.parallel.agreement import agree_on_step
 from glm_peft.prediction.prediction_files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -48,20 +50,24 @@ def choose_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path
         resume_from_checkpoint: a folder; or `last` (or `true`), the newest complete one in `output_dir`, if any.
 
     Raises:
-        UserError: there is no such folder, or it is not complete.
+        UserError: there is no such folder, it is not complete, or another process would go on from another step.
     """
-    if resume_from_checkpoint is None or resume_from_checkpoint.lower() == "false":
-        if complete_checkpoints(output_dir):
-            logger.warning(
-                "%s has checkpoints of a run before, and this one starts afresh: --resume_from_checkpoint last "
-                "would go on with it.",
-                output_dir,
-            )
-        return None
-    if resume_from_checkpoint.lower() in ("last", "true"):
-        return _choose_last(Path(output_dir))
-    _check_checkpoint(Path(resume_from_checkpoint))
-    return resume_from_checkpoint
+    given, fault = resume_from_checkpoint, None
+    if given is None or given.lower() == "false":
+        chosen = None
+        _warn_of_checkpoints(output_dir)
+    elif given.lower() in ("last", "true"):
+        chosen = _choose_last(Path(output_dir))
+    else:
+        fault = find_fault(Path(given)) if Path(given).is_dir() else "there is no such folder"
+        chosen = None if fault else given
+    agree_on_step(_step_of(chosen))
+    if fault:
+        raise UserError(
+            f"--resume_from_checkpoint {given} is no complete checkpoint ({fault}): give another one, or last, or "
+            "start from an adapter with --adapter_name_or_path."
+        )
+    return chosen
 
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -175,6 +181,15 @@ def _is_finite(folder: Path) -> bool:
     return all(bool(value.isfinite().all()) for file in files for value in load_file(file).values())
 
 
+def _warn_of_checkpoints(output_dir: str | Path) -> None:
+    if complete_checkpoints(output_dir):
+        logger.warning(
+            "%s has checkpoints of a run before, and this one starts afresh: --resume_from_checkpoint last would go "
+            "on with it.",
+            output_dir,
+        )
+
+
 def _choose_last(output_dir: Path) -> str | None:
     with PartialState().main_process_first():
         _put_back(output_dir)
@@ -193,13 +208,10 @@ def _choose_last(output_dir: Path) -> str | None:
     return str(chosen) if chosen else None
 
 
-def _check_checkpoint(folder: Path) -> None:
-    fault = find_fault(folder) if folder.is_dir() else "there is no such folder"
-    if fault:
-        raise UserError(
-            f"--resume_from_checkpoint {folder} is no complete checkpoint ({fault}): give another one, or last, or "
-            "start from an adapter with --adapter_name_or_path."
-        )
+def _step_of(checkpoint: str | None) -> int | None:
+    if checkpoint is None:
+        return None
+    return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
 
 
 def _in_order(output_dir: Path) -> list[Path]:

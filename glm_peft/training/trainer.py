@@ -23,10 +23,11 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from glm_peft.errors import UserError
-from glm_peft.parallel.engines import engine_name
+from glm_peft.parallel.engines import engine_name, zero_stage
 from glm_peft.parallel.parameter_parts import cut_optimizer, gather_optimizer
 from glm_peft.parallel.shared_steps import SharedStepsTrainer
 from glm_peft.parallel.sharing import own_labels, own_rows
+from glm_peft.parallel.zero_placement import cut_before_moving
 from glm_peft.publishing import tidy_weights
 from glm_peft.training.checkpoints import (
     UNFINISHED,
@@ -69,6 +70,12 @@ class PrefixTrainer(SharedStepsTrainer):
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
         self.add_callback(_Watch(self))
         self.add_callback(self.resumption)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As stock; no GPU has to hold the whole base, not even at first."""
+        super().create_accelerator_and_postprocess()
+        if zero_stage(self.args) == 3:
+            cut_before_moving(self.accelerator)
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
         """
