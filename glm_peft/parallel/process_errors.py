@@ -72,6 +72,7 @@ def heed_launcher() -> Iterator[None]:
     if _is_alone() or threading.current_thread() is not threading.main_thread():
         yield
         return
+    atexit.unregister(_leave)  # of a command before this one
     former = signal.signal(signal.SIGTERM, _end)
     try:
         yield
@@ -80,16 +81,21 @@ def heed_launcher() -> Iterator[None]:
 
 
 def leave_in_order() -> None:
-    """After a good run of several processes: take leave of the others before Python ends, which could abort it."""
+    """After a good run of several processes: take leave of the others before Python ends."""
     if not _is_alone():
-        atexit.register(_leave_group)
+        atexit.register(_leave)
 
 
-def _leave_group() -> None:
+def _leave() -> None:
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+    if not _is_alone() and os.environ.get("RANK", "0") != "0":
+        # All is written: now and then such a process was aborted among torch's threads while Python ended.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
