@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 import difflib
 import json
 import logging
@@ -32,6 +33,13 @@ class Setting:
     name: str
     values: list[str]
     where: str
+
+
+def split_words(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The words before the first flag, and the rest; `None` for those of this process."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    first_flag = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
+    return words[:first_flag], words[first_flag:]
 
 
 def parse_command(

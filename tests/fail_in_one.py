@@ -29,29 +29,16 @@ def main() -> None:
     COMMANDS[command](fail)
 
 
-def fail_in_training(fail: Callable[[], None]) -> None:
-    """In the fourth step."""
-    step = PrefixTrainer.training_step
+def fail_in_training(fail: Callable[[], None], method: str = "training_step") -> None:
+    """In a method of the trainer, once three steps are done."""
+    whole = getattr(PrefixTrainer, method)
 
-    def failing_step(trainer: PrefixTrainer, *args: object, **kwargs: object) -> object:
+    def failing(trainer: PrefixTrainer, *args: object, **kwargs: object) -> object:
         if trainer.state.global_step == 3:
             fail()
-        return step(trainer, *args, **kwargs)
+        return whole(trainer, *args, **kwargs)
 
-    PrefixTrainer.training_step = failing_step
-    train.main()
-
-
-def fail_in_evaluation(fail: Callable[[], None]) -> None:
-    """In the evaluation after the third step."""
-    loss = PrefixTrainer.evaluation_loss
-
-    def failing_loss(trainer: PrefixTrainer, *args: object, **kwargs: object) -> object:
-        if trainer.state.global_step == 3:
-            fail()
-        return loss(trainer, *args, **kwargs)
-
-    PrefixTrainer.evaluation_loss = failing_loss
+    setattr(PrefixTrainer, method, failing)
     train.main()
 
 
@@ -84,7 +71,7 @@ def _refuse() -> None:
 
 COMMANDS = {
     "train": fail_in_training,
-    "evaluate": fail_in_evaluation,
+    "evaluate": partial(fail_in_training, method="evaluation_loss"),
     "predict": fail_in_prediction,
     "do_predict": partial(fail_in_prediction, main=train.main),
 }

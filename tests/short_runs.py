@@ -26,6 +26,18 @@ FIXED = "--num_virtual_tokens 4 --max_source_length 64 --max_target_length 32 --
 FIXED += "--per_device_train_batch_size 4 --per_device_eval_batch_size 6 --max_new_tokens 4 --learning_rate 0.3 "
 FIXED += "--logging_steps 2 --do_train"
 
+# For what is refused or settled before anything is read.
+NEEDED = [
+    "--model_name_or_path",
+    "base",
+    "--output_dir",
+    "out",
+    "--do_train",
+    "--train_file",
+    "train.json",
+    "--use_cpu",
+]
+
 
 def training_words(base: Path, output_dir: Path, *more: str) -> list[str]:
     """The words of a command that trains on twelve rows: three steps an epoch."""

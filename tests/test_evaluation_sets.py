@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from data_fakes import make_data_args
-from short_runs import ROWS, run, training_words
+from short_runs import NEEDED, ROWS, run, training_words
 
 from glm_peft.arguments import parse_train_arguments
 from glm_peft.checks.arguments import parse_doctor_arguments, wanted_splits
@@ -13,17 +13,7 @@ from glm_peft.errors import UserError
 from glm_peft.training.curves import plot_training_curves
 from glm_peft.training.evaluation_sets import evaluation_sets, expand_splits, file_of, split_of, validation_files
 
-NEEDED = [
-    "--model_name_or_path",
-    "base",
-    "--output_dir",
-    "out",
-    "--do_train",
-    "--train_file",
-    "train.json",
-    "--do_eval",
-]
-NEEDED += ["--eval_strategy", "steps"]
+EVALUATED = [*NEEDED, "--do_eval", "--eval_strategy", "steps"]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +121,7 @@ def test_the_doctor_examines_every_set():
 )
 def test_what_cannot_be_is_refused_in_one_sentence(more, message):
     with pytest.raises(UserError, match=message) as error:
-        _, data_args, _ = parse_train_arguments([*NEEDED, "--validation_file", *more])
+        _, data_args, _ = parse_train_arguments([*EVALUATED, "--validation_file", *more])
         validation_files(data_args.validation_file)
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
 
@@ -139,4 +129,4 @@ def test_what_cannot_be_is_refused_in_one_sentence(more, message):
 @pytest.mark.parametrize("metric", ["b_loss", "eval_b_loss"])
 def test_a_metric_of_one_of_the_sets_is_taken(metric):
     words = ["--validation_file", "a=1.json,b=2.json", "--load_best_model_at_end", "--metric_for_best_model", metric]
-    assert parse_train_arguments([*NEEDED, *words])[2].metric_for_best_model == metric
+    assert parse_train_arguments([*EVALUATED, *words])[2].metric_for_best_model == metric

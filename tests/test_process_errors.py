@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -126,3 +127,29 @@ def test_tracebacks_of_several_processes_are_not_hidden_by_a_folder_that_cannot_
         with pytest.raises(KeyError), exit_with_user_errors():
             raise KeyError("a")
     sys.stderr.flush()
+
+
+LEAVING = """
+import atexit, os, sys
+atexit.register(os.abort)
+from glm_peft.errors import UserError, exit_with_user_errors
+
+@exit_with_user_errors()
+def command(word):
+    if word == "bad":
+        raise UserError("It is bad.")
+
+for word in sys.argv[1:]:
+    command(word)
+"""
+
+
+def leave(rank: str, *words: str) -> int:
+    """The exit code of one of two processes that would be aborted while Python ends."""
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": rank}
+    return subprocess.run([sys.executable, "-c", LEAVING, *words], env=environment, check=False).returncode
+
+
+def test_what_aborts_python_s_end_spoils_no_good_run_of_a_process_beside_the_first():
+    assert leave("1", "good") == 0
+    assert leave("1", "good", "bad") == -signal.SIGABRT == leave("0", "good")

@@ -1,20 +1,10 @@
 """Settings of transformers' trainer that cannot work are refused before anything is loaded."""
 
 import pytest
+from short_runs import NEEDED
 
 from glm_peft.arguments import TrainingArguments, parse_train_arguments
 from glm_peft.errors import UserError
-
-NEEDED = [
-    "--model_name_or_path",
-    "base",
-    "--output_dir",
-    "out",
-    "--do_train",
-    "--train_file",
-    "train.json",
-    "--use_cpu",
-]
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def read_facts(folder: str | Path, base_model_id: str | None = None) -> Facts:
     folder = Path(folder)
     if base_model_id is not None and not is_hub_id(base_model_id):
         raise UserError(f"--base_model_id {base_model_id} is no id on the Hub: give it as OWNER/NAME.")
-    adapter, is_model = _read_json(folder / "adapter_config.json"), (folder / "config.json").is_file()
+    adapter, is_model = read_json(folder / "adapter_config.json"), (folder / "config.json").is_file()
     if not adapter and not is_model:
         raise UserError(
             f"{folder} has neither adapter_config.json nor config.json, so there is nothing to write a card of: give "
@@ -183,7 +183,7 @@ def read_facts(folder: str | Path, base_model_id: str | None = None) -> Facts:
     record = read_provenance(str(folder)) if (folder / "provenance.json").is_file() else {}
     results: dict[str, Any] = dict(record.get("scores") or {}) if isinstance(record.get("scores"), dict) else {}
     for name in (RESULTS_NAME, PREDICTION_RESULTS_NAME):
-        results |= _read_json(folder / name)
+        results |= read_json(folder / name)
     return Facts(
         adapter=adapter,
         base=base_model_id or _find_base(adapter, record),
@@ -213,7 +213,8 @@ def _find_base(adapter: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     return recorded or public_name(_text(adapter.get("base_model_name_or_path")) or "")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """What a file records; nothing where it is not there, or holds something else."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,11 +1,10 @@
 """The arguments of `python -m glm_peft.push`: which adapter, where to, and what is said of it."""
 
-import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
 from glm_peft.command_help import PUSH_WORDS
-from glm_peft.command_line import parse_command
+from glm_peft.command_line import parse_command, split_words
 from glm_peft.errors import UserError
 from glm_peft.shared_arguments import option
 
@@ -57,10 +56,8 @@ def parse_push_arguments(argv: list[str] | None = None) -> tuple[str | None, Pus
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    first_flag = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
-    adapters = argv[:first_flag]
-    (arguments,) = parse_command(argv[first_flag:], (PushArguments,), **PUSH_WORDS)
+    adapters, flags = split_words(argv)
+    (arguments,) = parse_command(flags, (PushArguments,), **PUSH_WORDS)
     if len(adapters) > 1 or not (adapters or arguments.queued):
         raise UserError(f"One adapter stands before the flags, found {len(adapters)}: name the folder ADAPTER.")
     if arguments.queued is None and not (arguments.repo_id or arguments.dry_run):

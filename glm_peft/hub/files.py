@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from glm_peft.card.build import build_card
+from glm_peft.card.facts import read_json
 from glm_peft.errors import UserError
 from glm_peft.prediction.prediction_files import RESULTS_NAME as PREDICT_RESULTS_NAME
 from glm_peft.provenance import PROVENANCE_NAME
@@ -61,7 +62,7 @@ def find_base(folder: str | Path, base_model_id: str | None = None, flag: str = 
     """
     config = _read_config(Path(folder))
     recorded = str(config.get("base_model_name_or_path") or "")
-    name = _read_json(Path(folder) / PROVENANCE_NAME).get("base")
+    name = read_json(Path(folder) / PROVENANCE_NAME).get("base")
     name = name.get("name") if isinstance(name, dict) else None
     # The record names folders by their last part: where the two differ, the base was a folder.
     is_folder = name not in (None, recorded) and "/" not in str(name)
@@ -171,7 +172,7 @@ def describe_commit(folder: str | Path, base: str, what: str = "Adapter") -> str
 
 
 def _describe_scores(folder: Path) -> str:
-    scores = select_scores(_read_json(folder / RESULTS_NAME) | _read_json(folder / PREDICT_RESULTS_NAME))
+    scores = select_scores(read_json(folder / RESULTS_NAME) | read_json(folder / PREDICT_RESULTS_NAME))
     scores = scores or _last_logged(folder)
     for split in _FIRST:
         found = {name: scores.get(f"{split}_{name}") for name in (*_TOLD_SCORES, "loss")}
@@ -183,7 +184,7 @@ def _describe_scores(folder: Path) -> str:
 
 def _last_logged(folder: Path) -> dict[str, Any]:
     """The last scores of a checkpoint, by the trainer's record."""
-    history = _read_json(folder / "trainer_state.json").get("log_history")
+    history = read_json(folder / "trainer_state.json").get("log_history")
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
     logged = {"train_loss" if name == "loss" else name: entry[name] for entry in entries for name in entry}
     return select_scores(logged)
@@ -217,15 +218,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"There is no {missing[0]} in {folder}: give the folder of an adapter, such as the output folder of a "
             "run; base weights are not sent."
         )
-    return _read_json(folder / CONFIG_NAME)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return read_json(folder / CONFIG_NAME)
 
 
 def _is_hub_id(name: str) -> bool:

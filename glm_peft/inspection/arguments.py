@@ -1,12 +1,11 @@
 """The arguments of `python -m glm_peft.inspect_adapter`: which adapters, and on which base and rows to try one."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from glm_peft.command_help import INSPECTION_WORDS
-from glm_peft.command_line import parse_command
+from glm_peft.command_line import parse_command, split_words
 from glm_peft.errors import UserError
 from glm_peft.shared_arguments import option, require_at_least_one
 
@@ -71,10 +70,8 @@ def parse_inspect_arguments(argv: list[str] | None = None) -> tuple[list[str], I
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    first_flag = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
-    adapters = argv[:first_flag]
-    (arguments,) = parse_command(argv[first_flag:], (InspectArguments,), **INSPECTION_WORDS)
+    adapters, flags = split_words(argv)
+    (arguments,) = parse_command(flags, (InspectArguments,), **INSPECTION_WORDS)
     if not 1 <= len(adapters) <= _MOST_ADAPTERS:
         raise UserError(f"One adapter or two stand before the flags, found {len(adapters)}: name ADAPTER [OTHER].")
     if arguments.output_dir:

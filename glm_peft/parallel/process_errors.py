@@ -29,7 +29,7 @@ def tell(message: str) -> None:
 
     After another message it follows in one line, as it most likely comes of that.
     """
-    first = _leave(message)
+    first = _claim(message)
     if first is None:
         print(message, file=sys.stderr, flush=True)
     elif message not in (first, _LOST):
@@ -52,7 +52,7 @@ def needs_traceback(error: Exception) -> bool:
     if someone_failed():
         tell(message)
         return False
-    return _leave(message) is None
+    return _claim(message) is None
 
 
 def someone_failed() -> bool:
@@ -107,7 +107,7 @@ def _is_alone() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
-def _leave(message: str) -> str | None:
+def _claim(message: str) -> str | None:
     """The first message that a process on this machine left; `None` where it is this one."""
     told = _place()
     if told is None:
