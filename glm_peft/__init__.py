@@ -3,7 +3,7 @@
 Importing this package teaches transformers' Auto classes to read the published ChatGLM folders.
 """
 
-from glm_peft.command_help import show_help_if_asked
+from glm_peft.arguments.command_help import show_help_if_asked
 
 show_help_if_asked()  # before the models, whose import takes seconds
 

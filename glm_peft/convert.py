@@ -19,18 +19,19 @@ from peft.utils.other import _prepare_prompt_learning_config
 from safetensors.torch import save_file
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from glm_peft.adapters import check_sizes, check_width, load_adapter, read_adapter_config, read_flat_prefix
-from glm_peft.base_model import load_base_model, load_config
-from glm_peft.convert_arguments import parse_convert_arguments
-from glm_peft.errors import UserError, exit_with_user_errors
-from glm_peft.fingerprints import find_generation
-from glm_peft.legacy import read_published_prefix, rotate_prefix_keys, write_published_prefix
-from glm_peft.merging import merge_adapter
-from glm_peft.origins import check_config, check_generation, check_model_type, read_origin
-from glm_peft.prediction.prediction_files import make_output_dir
-from glm_peft.provenance import describe_base, describe_weights, write_provenance
-from glm_peft.publishing import tidy_weights
-from glm_peft.reporting import set_up_logging
+from glm_peft.adapters.base_checks import check_config, check_generation, check_model_type, read_origin
+from glm_peft.adapters.files import check_sizes, check_width, read_adapter_config, read_flat_prefix
+from glm_peft.adapters.loading import load_adapter
+from glm_peft.adapters.merging import merge_adapter
+from glm_peft.adapters.published_checkpoints import read_published_prefix, rotate_prefix_keys, write_published_prefix
+from glm_peft.adapters.trained_state import tidy_weights
+from glm_peft.arguments.conversion import parse_convert_arguments
+from glm_peft.errors import UserError
+from glm_peft.models.loading import find_generation, load_base_model, load_config
+from glm_peft.provenance.record import describe_base, describe_weights, write_provenance
+from glm_peft.reporting.exits import exit_with_user_errors
+from glm_peft.reporting.files import make_output_dir
+from glm_peft.reporting.log import set_up_logging
 
 logger = logging.getLogger("glm_peft.convert")
 

@@ -8,10 +8,10 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import generate_random_fingerprint
 
-from glm_peft.checks.length_report import LengthReport, summarize_lengths
-from glm_peft.collators import IGNORED_LABEL
-from glm_peft.conversations import Conversation, Message, Split, paused_collection
 from glm_peft.errors import UserError
+from glm_peft.preprocessing.collators import IGNORED_LABEL
+from glm_peft.preprocessing.conversations import Conversation, Message, Split, paused_collection
+from glm_peft.preprocessing.lengths import LengthReport, summarize_lengths
 
 _IDS, _NUMBER = List(Value("int32")), Value("int32")
 _PROMPT_FEATURES = Features({"input_ids": _IDS, "length": _NUMBER, "prompt_length": _NUMBER})

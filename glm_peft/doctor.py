@@ -18,16 +18,16 @@ from typing import Any
 import datasets
 from transformers import PreTrainedConfig
 
-from glm_peft.adapters import settle_adapter
-from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments
-from glm_peft.base_model import check_pair, load_config, load_tokenizer
-from glm_peft.chat_formats import get_chat_format
-from glm_peft.checks.arguments import parse_doctor_arguments, wanted_splits
-from glm_peft.checks.data_checks import check_split, find_overlap
-from glm_peft.checks.length_report import limit_report, measure_lengths
-from glm_peft.checks.memory_estimate import Settings, measure_base
-from glm_peft.checks.model_checks import check_attention, check_weight_files
-from glm_peft.checks.report import (
+from glm_peft.adapters.attention_check import check_attention
+from glm_peft.adapters.base_checks import check_tokenizer
+from glm_peft.adapters.loading import settle_adapter
+from glm_peft.arguments.doctor import parse_doctor_arguments, wanted_splits
+from glm_peft.arguments.methods import PREFIX_TUNING, settle_method
+from glm_peft.arguments.training import DataArguments, ModelArguments, TrainingArguments
+from glm_peft.data import build_generation_features, build_training_features, describe_example
+from glm_peft.errors import UserError
+from glm_peft.examination.data_checks import check_split, find_overlap
+from glm_peft.examination.doctor_report import (
     colour_example,
     format_findings,
     format_histogram,
@@ -36,14 +36,17 @@ from glm_peft.checks.report import (
     format_suggestion,
     shows_colour,
 )
-from glm_peft.collators import IGNORED_LABEL, TrainingCollator
-from glm_peft.conversations import Conversation, Split, load_splits
-from glm_peft.data import build_generation_features, build_training_features, describe_example
-from glm_peft.errors import UserError, exit_with_user_errors
-from glm_peft.methods import PREFIX_TUNING, settle_method
-from glm_peft.origins import check_tokenizer
-from glm_peft.reporting import print_section, set_up_logging
-from glm_peft.training.batching import plan_batching
+from glm_peft.examination.memory_estimate import Settings, measure_base
+from glm_peft.examination.weight_files import check_weight_files
+from glm_peft.models.chat_formats import get_chat_format
+from glm_peft.models.loading import check_pair, load_config, load_tokenizer
+from glm_peft.preprocessing.batching import plan_batching
+from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
+from glm_peft.preprocessing.conversations import Conversation, Split, load_splits
+from glm_peft.preprocessing.lengths import limit_report, measure_lengths
+from glm_peft.reporting.exits import exit_with_user_errors
+from glm_peft.reporting.log import set_up_logging
+from glm_peft.reporting.results import print_section
 from glm_peft.training.checkpoints import choose_checkpoint
 
 MOST_PROBLEMS = 50  # bad rows that are listed, of each split

@@ -21,19 +21,12 @@ import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glm_peft.arguments import DataArguments, ModelArguments
-from glm_peft.base_model import check_pair, load_base_model, load_tokenizer
-from glm_peft.chat_formats import ChatFormat, get_chat_format
-from glm_peft.conversations import load_splits
+from glm_peft.adapters.base_checks import check_tokenizer, check_weights, read_origin, settle_chat_format
+from glm_peft.arguments.inspection import InspectArguments, parse_inspect_arguments
+from glm_peft.arguments.training import DataArguments, ModelArguments
 from glm_peft.data import build_training_features
-from glm_peft.errors import UserError, exit_with_user_errors
-from glm_peft.fingerprints import digest_file, find_generation
-from glm_peft.inspection.adapter_statistics import Prefix, compare_prefixes, measure_norms, read_prefix
-from glm_peft.inspection.arguments import InspectArguments, parse_inspect_arguments
-from glm_peft.inspection.importance_plot import PLOT_NAME, plot_importance
-from glm_peft.inspection.prefix_importance import Importance, Row, measure_importance, measure_losses, prune_prefix
-from glm_peft.inspection.prefix_pruning import write_pruned_adapter
-from glm_peft.inspection.report import (
+from glm_peft.errors import UserError
+from glm_peft.examination.adapter_report import (
     format_attention,
     format_changes,
     format_comparison,
@@ -41,11 +34,19 @@ from glm_peft.inspection.report import (
     format_provenance,
     format_sizes,
 )
-from glm_peft.origins import check_tokenizer, check_weights, read_origin, settle_chat_format
-from glm_peft.prediction.prediction_files import make_output_dir, write_atomically
-from glm_peft.provenance import describe_base, read_provenance
-from glm_peft.publishing import public_name
-from glm_peft.reporting import print_section, set_up_logging
+from glm_peft.examination.adapter_statistics import Prefix, compare_prefixes, measure_norms, read_prefix
+from glm_peft.examination.importance_plot import PLOT_NAME, plot_importance
+from glm_peft.examination.prefix_importance import Importance, Row, measure_importance, measure_losses, prune_prefix
+from glm_peft.examination.prefix_pruning import write_pruned_adapter
+from glm_peft.models.chat_formats import ChatFormat, get_chat_format
+from glm_peft.models.loading import check_pair, find_generation, load_base_model, load_tokenizer
+from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.provenance.recipe import public_name
+from glm_peft.provenance.record import describe_base, read_provenance
+from glm_peft.reporting.exits import exit_with_user_errors
+from glm_peft.reporting.files import digest_file, make_output_dir, write_atomically
+from glm_peft.reporting.log import set_up_logging
+from glm_peft.reporting.results import print_section
 
 INSPECTION_NAME = "inspection.json"
 

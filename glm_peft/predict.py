@@ -11,26 +11,29 @@ several processes.
 
 import logging
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glm_peft.adapters import load_adapter, settle_adapter
-from glm_peft.arguments import DataArguments, ModelArguments
-from glm_peft.base_model import check_pair, load_base_model, load_config, load_tokenizer
-from glm_peft.chat_formats import ChatFormat, get_chat_format
-from glm_peft.conversations import load_splits
+from glm_peft.adapters.base_checks import check_tokenizer
+from glm_peft.adapters.loading import load_adapter, settle_adapter
+from glm_peft.arguments.prediction import parse_predict_arguments
+from glm_peft.arguments.training import DataArguments, ModelArguments
 from glm_peft.data import GenerationFeatures, build_generation_features, describe_example
-from glm_peft.errors import exit_with_user_errors
-from glm_peft.origins import check_tokenizer
-from glm_peft.parallel.sharing import join_processes
-from glm_peft.predict_arguments import parse_predict_arguments
+from glm_peft.models.chat_formats import ChatFormat, get_chat_format
+from glm_peft.models.loading import check_pair, load_base_model, load_config, load_tokenizer
 from glm_peft.prediction.evaluation import choose_protocol, predict
 from glm_peft.prediction.generation import generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.prediction.prediction_files import PartialPredictions, check_resumable, make_output_dir
+from glm_peft.prediction.prediction_files import PartialPredictions, check_resumable
 from glm_peft.prediction.run_description import describe_run, describe_settings
-from glm_peft.reporting import describe_device, describe_precision, format_results, set_up_logging
+from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.reporting.exits import exit_with_user_errors
+from glm_peft.reporting.files import make_output_dir
+from glm_peft.reporting.log import set_up_logging
+from glm_peft.reporting.results import describe_device, describe_precision, format_results
 
 logger = logging.getLogger("glm_peft.predict")
 
@@ -108,3 +111,8 @@ def log_settings(settings: GenerationSettings, features: GenerationFeatures, par
 
 if __name__ == "__main__":
     main()
+
+
+def join_processes() -> PartialState:
+    """This process's place among those that a launcher started; on CPUs where there is no GPU, or none is wanted."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())

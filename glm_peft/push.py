@@ -14,15 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glm_peft.errors import UserError, exit_with_user_errors
-from glm_peft.hub.arguments import PushArguments, parse_push_arguments
+from glm_peft.arguments.push import PushArguments, parse_push_arguments
+from glm_peft.errors import UserError
 from glm_peft.hub.errors import Unsent
-from glm_peft.hub.files import CARD_NAME, collect_files, describe_commit, find_base
 from glm_peft.hub.push_queue import PushQueue, find_queues, how_to_send
 from glm_peft.hub.rights import check_name, check_rights
 from glm_peft.hub.upload import Target, with_retries
-from glm_peft.prediction.prediction_files import make_output_dir
-from glm_peft.reporting import format_bytes, print_section, set_up_logging
+from glm_peft.publishing.files import CARD_NAME, collect_files, describe_commit, find_base
+from glm_peft.reporting.exits import exit_with_user_errors
+from glm_peft.reporting.files import make_output_dir
+from glm_peft.reporting.log import set_up_logging
+from glm_peft.reporting.results import format_bytes, print_section
 
 logger = logging.getLogger("glm_peft.push")
 

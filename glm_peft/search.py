@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from glm_peft.base_model import load_config
-from glm_peft.errors import UserError, exit_with_user_errors
-from glm_peft.fingerprints import digest_file
-from glm_peft.prediction.prediction_files import make_output_dir
-from glm_peft.reporting import print_section, set_up_logging
-from glm_peft.training.evaluation_sets import validation_files
-from glm_peft.trials.arguments import SearchArguments, Settings, parse_search_arguments
+from glm_peft.arguments.search import SearchArguments, Settings, parse_search_arguments
+from glm_peft.arguments.splits import validation_files
+from glm_peft.errors import UserError
+from glm_peft.models.loading import load_config
+from glm_peft.reporting.exits import exit_with_user_errors
+from glm_peft.reporting.files import digest_file, make_output_dir
+from glm_peft.reporting.log import set_up_logging
+from glm_peft.reporting.results import print_section
 from glm_peft.trials.plot import PLOT_NAME, plot_search
 from glm_peft.trials.report import (
     BEST_NAME,
@@ -259,7 +260,7 @@ def sigterm_interrupts() -> Iterator[None]:
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Around parsing the settings once more: what is to be said of them was said."""
-    parser = logging.getLogger("glm_peft.command_line")
+    parser = logging.getLogger("glm_peft.arguments.command_line")
     former = parser.level
     parser.setLevel(logging.ERROR)
     try:

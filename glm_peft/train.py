@@ -11,37 +11,41 @@ import logging
 
 import transformers
 
-from glm_peft.adapters import create_adapter, settle_adapter
-from glm_peft.arguments import parse_train_arguments
-from glm_peft.base_model import check_pair, load_base_model, load_config, load_tokenizer
-from glm_peft.card.build import write_card
-from glm_peft.chat_formats import get_chat_format
-from glm_peft.checks.model_checks import check_attention
-from glm_peft.collators import TrainingCollator
-from glm_peft.conversations import load_splits
+from glm_peft.adapters.attention_check import check_attention
+from glm_peft.adapters.base_checks import check_tokenizer
+from glm_peft.adapters.compilation import compile_layers
+from glm_peft.adapters.loading import create_adapter, settle_adapter
+from glm_peft.adapters.other_methods import RankAllocation, attach_loss
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.adapters.prefix_initialization import initialize_prefix
+from glm_peft.adapters.trained_state import save_adapter
+from glm_peft.arguments.methods import ADALORA, PREFIX_TUNING, keeps_tokenizer, settle_method
+from glm_peft.arguments.splits import evaluation_sets
+from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.data import build_generation_features, build_training_features, describe_example
-from glm_peft.errors import exit_with_user_errors
-from glm_peft.hub.callback import prepare_push
-from glm_peft.methods import ADALORA, PREFIX_TUNING, keeps_tokenizer, settle_method
-from glm_peft.origins import check_tokenizer
-from glm_peft.parallel.engines import settle_engine
+from glm_peft.models.chat_formats import get_chat_format
+from glm_peft.models.loading import check_pair, load_base_model, load_config, load_tokenizer
+from glm_peft.models.unwrapping import base_of, has_prefix
 from glm_peft.prediction.evaluation import choose_protocol, make_scorers, predict
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.prediction.prediction_files import keep_predictions, make_output_dir
+from glm_peft.prediction.prediction_files import keep_predictions
 from glm_peft.prediction.run_description import describe_run
-from glm_peft.prefix_attention import attach_prefix_attention
-from glm_peft.prefix_initialization import initialize_prefix
-from glm_peft.provenance import ProvenanceWriter, describe_origin, write_provenance
-from glm_peft.publishing import save_adapter
-from glm_peft.reporting import choose_level, format_results, log_run, save_results, set_up_logging
-from glm_peft.training.batching import plan_batching
+from glm_peft.preprocessing.batching import plan_batching
+from glm_peft.preprocessing.collators import TrainingCollator
+from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.provenance.record import ProvenanceWriter, describe_origin, write_provenance
+from glm_peft.publishing.callback import prepare_push
+from glm_peft.publishing.card.build import write_card
+from glm_peft.reporting.exits import exit_with_user_errors
+from glm_peft.reporting.files import make_output_dir
+from glm_peft.reporting.log import choose_level, set_up_logging
+from glm_peft.reporting.results import format_results, save_results
 from glm_peft.training.checkpoints import choose_checkpoint, explain_failed_writing
-from glm_peft.training.compilation import compile_layers
 from glm_peft.training.cpu_memory import keep_freed_memory
 from glm_peft.training.curves import TrainingCurves
-from glm_peft.training.evaluation_sets import evaluation_sets
+from glm_peft.training.parallel.engines import settle_engine
+from glm_peft.training.run_log import log_run
 from glm_peft.training.trainer import PrefixTrainer
-from glm_peft.tuners import RankAllocation, attach_loss, base_of, has_prefix
 
 logger = logging.getLogger("glm_peft.train")
 

@@ -16,21 +16,21 @@ from peft import PeftModel
 from torch import nn
 from transformers import BatchEncoding
 
-from glm_peft.adapters import create_adapter
-from glm_peft.arguments import DataArguments
-from glm_peft.base_model import load_base_model, load_tokenizer
-from glm_peft.chat_formats import get_chat_format
-from glm_peft.collators import GenerationCollator, TrainingCollator
-from glm_peft.conversations import load_splits
+from glm_peft.adapters.compilation import compile_layers
+from glm_peft.adapters.label_loss import attach_label_loss
+from glm_peft.adapters.loading import create_adapter
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.arguments.training import DataArguments
 from glm_peft.data import build_generation_features, build_training_features
+from glm_peft.models.chat_formats import get_chat_format
+from glm_peft.models.loading import load_base_model, load_tokenizer
 from glm_peft.prediction import generation
 from glm_peft.prediction.generation import generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.prefix_attention import attach_prefix_attention
-from glm_peft.training.batching import GROUPING, group_by_length, plan_batching
-from glm_peft.training.compilation import compile_layers
+from glm_peft.preprocessing.batching import GROUPING, group_by_length, plan_batching
+from glm_peft.preprocessing.collators import GenerationCollator, TrainingCollator
+from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.training.cpu_memory import keep_freed_memory
-from glm_peft.training.label_loss import attach_label_loss
 
 MATRIX = 2048  # rows and columns of the product by which the machine's rate is measured
 

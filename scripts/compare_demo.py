@@ -20,18 +20,18 @@ from make_demo_data import read_content, write_summary
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import PreTrainedModel, PrinterCallback, Trainer, set_seed
 
-from glm_peft.adapters import create_adapter
-from glm_peft.arguments import parse_train_arguments
-from glm_peft.base_model import load_base_model, load_tokenizer
-from glm_peft.chat_formats import get_chat_format
-from glm_peft.collators import TrainingCollator
-from glm_peft.conversations import Split, load_splits
+from glm_peft.adapters.label_loss import attach_label_loss
+from glm_peft.adapters.loading import create_adapter
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.data import build_generation_features, build_training_features
+from glm_peft.models.chat_formats import get_chat_format
+from glm_peft.models.loading import load_base_model, load_tokenizer
 from glm_peft.prediction.evaluation import choose_protocol, score_answers
 from glm_peft.prediction.generation import generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.prefix_attention import attach_prefix_attention
-from glm_peft.training.label_loss import attach_label_loss
+from glm_peft.preprocessing.collators import TrainingCollator
+from glm_peft.preprocessing.conversations import Split, load_splits
 
 LORA_TARGETS = ("query_key_value", "dense")
 EXAMPLES = 3

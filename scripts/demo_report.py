@@ -9,7 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from glm_peft.prediction.prediction_files import PREDICTIONS_NAME, RESULTS_NAME
+from glm_peft.prediction.prediction_files import RESULTS_NAME
+from glm_peft.reporting.file_names import PREDICTIONS_NAME
 
 SCORES = {"BLEU-4": "bleu-4", "ROUGE-1": "rouge-1", "ROUGE-2": "rouge-2", "ROUGE-L": "rouge-l"}
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"

@@ -5,7 +5,7 @@ Memory a GPU and expected speed-up by engine and number of GPUs, as the tables o
 
 T numbers are trained, in float32; the base has N parameters in B bytes; P is the number of GPUs.
 
-- Memory: that of one process (glm_peft/checks/memory_estimate.py), with what each engine cuts into parts. DDP:
+- Memory: that of one process (glm_peft/examination/memory_estimate.py), with what each engine cuts into parts. DDP:
   nothing, and 4T bytes more for the buckets of gradients. ZeRO-2: of AdamW's 8T bytes each GPU has 8T/P. FSDP2 and
   ZeRO-3: B/P of the base and 16T/P of what is trained; but embeddings, head and two layers are put together where
   they work.
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from transformers import GlmConfig, HfArgumentParser, PreTrainedConfig
 
-from glm_peft.checks.memory_estimate import (
+from glm_peft.examination.memory_estimate import (
     BaseSize,
     Settings,
     base_bytes,

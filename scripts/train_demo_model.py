@@ -35,8 +35,8 @@ from transformers import (
 )
 
 import glm_peft  # noqa: F401  (registers the generations)
-from glm_peft.chat_formats import get_chat_format
-from glm_peft.collators import TrainingCollator
+from glm_peft.models.chat_formats import get_chat_format
+from glm_peft.preprocessing.collators import TrainingCollator
 
 jieba.setLogLevel(logging.WARNING)  # it reports the loading of its dictionary on stderr
 

@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 from typing import Any
 
-from glm_peft.chat_formats import EncodedText
 from glm_peft.errors import UserError
+from glm_peft.models.chat_formats import EncodedText
 
 END = 1
 DEFAULTS = {

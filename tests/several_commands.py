@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from glm_peft import train
-from glm_peft.prefix_attention import decoder_layers
+from glm_peft.adapters.prefix_attention import decoder_layers
 from glm_peft.training.trainer import PrefixTrainer
 
 MOVED_WHOLE = "was_moved_whole"

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import glm_peft  # noqa: F401
-from glm_peft.adapters import create_adapter, load_adapter, settle_adapter
+from glm_peft.adapters.loading import create_adapter, load_adapter, settle_adapter
+from glm_peft.adapters.published_checkpoints import read_published_prefix, rotate_prefix_keys
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
-from glm_peft.legacy import read_published_prefix, rotate_prefix_keys
-from glm_peft.shared_arguments import ModelArguments
 
 TOLERANCE = 2e-5
 NAMES = ["chatglm-6b", "chatglm2-6b", "chatglm3-6b"]

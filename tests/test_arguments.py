@@ -15,11 +15,11 @@ import pytest
 from data_fakes import DEFAULTS
 from transformers import Seq2SeqTrainingArguments
 
-from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments, parse_train_arguments
-from glm_peft.chat_formats import CHAT_FORMATS
+from glm_peft.arguments.former_options import IGNORED, REFUSED, RENAMED
+from glm_peft.arguments.training import DataArguments, ModelArguments, TrainingArguments, parse_train_arguments
 from glm_peft.errors import UserError
-from glm_peft.former_options import IGNORED, REFUSED, RENAMED
 from glm_peft.metrics import PROTOCOLS
+from glm_peft.models.chat_formats import CHAT_FORMATS
 
 ROOT = Path(__file__).parents[1]
 NEEDED = {"model_name_or_path": "base", "output_dir": "out", "do_train": "true", "train_file": "train.json"}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glm_peft.base_model import check_pair, choose_dtype, load_base_model, load_config, load_tokenizer
 from glm_peft.errors import UserError
+from glm_peft.models.loading import check_pair, choose_dtype, load_base_model, load_config, load_tokenizer
 
 TOKENIZER_FILES = ("ice_text.model", "tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 

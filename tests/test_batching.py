@@ -8,11 +8,9 @@ from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from torch.utils.data import BatchSampler
 
-from glm_peft.arguments import TrainingArguments
-from glm_peft.collators import TrainingCollator
+from glm_peft.arguments.training import TrainingArguments
 from glm_peft.errors import UserError
-from glm_peft.training.batching import (
-    BatchingTrainer,
+from glm_peft.preprocessing.batching import (
     Layout,
     LengthGroupedSampler,
     choose_layout,
@@ -21,7 +19,9 @@ from glm_peft.training.batching import (
     plan_batching,
     weigh_layouts,
 )
-from glm_peft.training.packing import BatchPackingCollator, PackingCollator, RowCost, plan_rows
+from glm_peft.preprocessing.collators import TrainingCollator
+from glm_peft.preprocessing.packing import BatchPackingCollator, PackingCollator, RowCost, plan_rows
+from glm_peft.training.batching_trainer import BatchingTrainer
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, padding_side="left", save_pretrained=lambda folder: None)
 CONFIG = SimpleNamespace(model_type="glm", hidden_size=512, vocab_size=2048, num_hidden_layers=8)

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from glm_peft.card.bootstrap import bootstrap_intervals
+from glm_peft.publishing.card.bootstrap import bootstrap_intervals
 
 
 def rows_of(values: list[float]) -> list[dict[str, float]]:

@@ -26,16 +26,16 @@ from peft import PrefixTuningConfig
 from safetensors.torch import load_file
 
 from glm_peft import train
-from glm_peft.arguments import parse_train_arguments
-from glm_peft.card.build import build_card
-from glm_peft.card.code import Code
-from glm_peft.card.facts import is_hub_id, read_facts
-from glm_peft.card.markdown import escape, escape_cell, shorten
-from glm_peft.card.texts import TEXTS
+from glm_peft.arguments.prediction import parse_predict_arguments
+from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.errors import UserError
 from glm_peft.metrics import compute_scores, score_pair
-from glm_peft.predict_arguments import parse_predict_arguments
-from glm_peft.publishing import describe_flags
+from glm_peft.provenance.recipe import describe_flags
+from glm_peft.publishing.card.build import build_card
+from glm_peft.publishing.card.code import Code
+from glm_peft.publishing.card.facts import is_hub_id, read_facts
+from glm_peft.publishing.card.markdown import escape, escape_cell, shorten
+from glm_peft.publishing.card.texts import TEXTS
 
 BASE = "somebody/chatglm3"  # a folder as seen from the fixture's place, and an id as seen by the card
 ADAPTER = "runs/adapter"

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import glm_peft  # noqa: F401  registers the tokenizers
-from glm_peft.chat_formats import CHAT_FORMATS, get_chat_format
 from glm_peft.errors import UserError
+from glm_peft.models.chat_formats import CHAT_FORMATS, get_chat_format
 
 SENTENCES = [
     "晚上睡不着怎么办，好看的裙子。",

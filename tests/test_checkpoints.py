@@ -16,10 +16,10 @@ import pytest
 import torch
 from short_runs import assert_same_end, log_of, run, training_words
 
-from glm_peft.arguments import parse_train_arguments
+from glm_peft.adapters.trained_state import ENCODER_NAME
+from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.errors import UserError
 from glm_peft.training.checkpoints import (
-    ENCODER_NAME,
     RECORD_NAME,
     UNFINISHED,
     choose_checkpoint,

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from glm_peft.arguments import TrainingArguments
-from glm_peft.command_help import COMMANDS, TRANSFORMERS_FLAGS, _command
-from glm_peft.errors import exit_with_user_errors
-from glm_peft.hub.arguments import PushArguments
-from glm_peft.inspection.arguments import InspectArguments
-from glm_peft.predict_arguments import PredictArguments
-from glm_peft.shared_arguments import DataArguments, ModelArguments
-from glm_peft.training_defaults import TrainingDefaults
-from glm_peft.trials.arguments import SearchArguments
+from glm_peft.arguments.command_help import COMMANDS, TRANSFORMERS_FLAGS, _command
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.inspection import InspectArguments
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.prediction import PredictArguments
+from glm_peft.arguments.push import PushArguments
+from glm_peft.arguments.search import SearchArguments
+from glm_peft.arguments.training import TrainingArguments
+from glm_peft.arguments.training_defaults import TrainingDefaults
+from glm_peft.reporting.exits import exit_with_user_errors
 
 PROJECT = Path(__file__).parents[1]
 OWN = {"predict": PredictArguments, "train": TrainingDefaults, "doctor": TrainingDefaults, "search": SearchArguments}
@@ -57,7 +58,7 @@ def test_help_names_every_argument_of_the_command_without_importing_torch(comman
     [("-m glm_peft.predict --help", (0, 141)), ("-m glm_peft.convert --help", (0, 141)), ("-c {script}", (141,))],
 )
 def test_a_reader_that_has_read_enough_ends_a_command_quietly(words: str, code: tuple[int, ...]):
-    script = "from glm_peft.errors import exit_with_user_errors as e\nwith e():\n for n in range(99999): print(n)"
+    script = "from glm_peft.reporting.exits import exit_with_user_errors as e\nwith e():\n for n in range(99999): print(n)"
     typed = [sys.executable, *(word.format(script=script) for word in words.split())]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -11,10 +11,10 @@ from short_runs import run, training_words
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
-from glm_peft.adapters import create_adapter
-from glm_peft.prefix_attention import attach_prefix_attention, decoder_layers
-from glm_peft.training.compilation import compile_layers
-from glm_peft.training.label_loss import attach_label_loss
+from glm_peft.adapters.compilation import compile_layers
+from glm_peft.adapters.label_loss import attach_label_loss
+from glm_peft.adapters.loading import create_adapter
+from glm_peft.adapters.prefix_attention import attach_prefix_attention, decoder_layers
 
 ARGUMENTS = {"num_virtual_tokens": 5, "prefix_projection": False, "encoder_hidden_size": None}
 # What captures the graphs is tested; what a backend makes of them is torch's.

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from data_fakes import make_data_args
 
-from glm_peft.conversations import load_splits, paused_collection
 from glm_peft.errors import UserError
+from glm_peft.preprocessing.conversations import load_splits, paused_collection
 
 PAIR = {"content": "q", "summary": "a"}
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

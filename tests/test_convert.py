@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from glm_peft.adapters import load_adapter
+from glm_peft.adapters.loading import load_adapter
+from glm_peft.adapters.published_checkpoints import read_published_prefix, read_published_sizes
 from glm_peft.convert import main
-from glm_peft.legacy import read_published_prefix, read_published_sizes
 
 NAME = "transformer.prefix_encoder."
 NAMES = ["chatglm-6b", "chatglm2-6b", "chatglm3-6b"]
@@ -286,7 +286,7 @@ def test_of_a_whole_model_only_the_prefix_is_read(place, monkeypatch):
     torch.testing.assert_close(read_published_prefix(checkpoint).weight, flat_prefix(encoder))
     assert mapped == [True]  # so that the operating system reads what is used
     save_file(state, checkpoint / "model.safetensors")
-    monkeypatch.setattr("glm_peft.legacy.safe_open", WatchedFile)
+    monkeypatch.setattr("glm_peft.adapters.published_checkpoints.safe_open", WatchedFile)
     torch.testing.assert_close(read_published_prefix(checkpoint).weight, flat_prefix(encoder))
     assert sorted(WatchedFile.read) == sorted(NAME + name for name in encoder)
 

@@ -10,7 +10,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from glm_peft.training.curves import CURVES_NAME, TrainingCurves, plot_training_curves
+from glm_peft.reporting.file_names import CURVES_NAME
+from glm_peft.training.curves import TrainingCurves, plot_training_curves
 
 TRAINING = [{"loss": 5.0 - step, "learning_rate": 0.02, "grad_norm": 0.5, "epoch": 1, "step": step} for step in (1, 2)]
 EVALUATION = {"eval_loss": 3.5, "eval_rouge-1": 30.0, "eval_rouge-l": 24.0, "eval_bleu-4": 8.0, "eval_runtime": 1.0}

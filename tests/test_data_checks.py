@@ -2,7 +2,7 @@
 
 import pytest
 
-from glm_peft.checks.data_checks import (
+from glm_peft.examination.data_checks import (
     check_split,
     find_duplicates,
     find_echoes,
@@ -11,7 +11,7 @@ from glm_peft.checks.data_checks import (
     find_overlap,
     find_suspicious_characters,
 )
-from glm_peft.conversations import Conversation, Split
+from glm_peft.preprocessing.conversations import Conversation, Split
 
 
 def make_split(*pairs: tuple[str, str | None], name: str = "train") -> Split:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from glm_peft.card.data_language import detect_languages, languages_of_splits
-from glm_peft.conversations import Conversation, Split
+from glm_peft.preprocessing.conversations import Conversation, Split
+from glm_peft.provenance.data_language import detect_languages, languages_of_splits
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, StoppingCriteria
 
 import glm_peft  # noqa: F401
-from glm_peft.chat_formats import get_chat_format
-from glm_peft.collators import GenerationCollator
+from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.prediction.decoding import _without, decode
+from glm_peft.preprocessing.collators import GenerationCollator
 
 GENERATIONS = ("chatglm", "chatglm2", "chatglm3", "glm4", "glm4_0414")
 QUESTIONS = ("白色衬衫", "类型#裤*版型#宽松", "今天天气很好，我们去公园散步吧。", "Hello", "她把信放进抽屉，关上了灯")

@@ -17,10 +17,11 @@ from train_demo_model import TrainingOptions, TrainingText, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glm_peft  # noqa: F401  (registers the generations)
-from glm_peft.chat_formats import get_chat_format
+from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.prediction.generation import generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.prediction.prediction_files import PREDICTIONS_NAME, RESULTS_NAME, write_predictions
+from glm_peft.prediction.prediction_files import RESULTS_NAME, write_predictions
+from glm_peft.reporting.file_names import PREDICTIONS_NAME
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "glm_peft" / "assets"

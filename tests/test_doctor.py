@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from glm_peft import doctor
-from glm_peft.checks.report import colour_example, format_histogram, shows_colour
+from glm_peft.examination.doctor_report import colour_example, format_histogram, shows_colour
 
 PROJECT = Path(__file__).parents[1]
 ROWS = [{"content": f"类型#裙*颜色#{number}", "summary": f"第{number}条裙子很美"} for number in range(10)]

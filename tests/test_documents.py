@@ -34,22 +34,22 @@ from transformers import (
 )
 
 from glm_peft import predict, train
-from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments, parse_train_arguments
-from glm_peft.chat_formats import get_chat_format
-from glm_peft.checks.arguments import parse_doctor_arguments
-from glm_peft.checks.memory_estimate import BaseSize, Settings, estimate_memory, measure_base
-from glm_peft.checks.report import GB
-from glm_peft.command_line import names_of_fields
-from glm_peft.conversations import load_splits
-from glm_peft.convert_arguments import parse_convert_arguments
+from glm_peft.arguments.command_line import names_of_fields
+from glm_peft.arguments.conversion import parse_convert_arguments
+from glm_peft.arguments.doctor import parse_doctor_arguments
+from glm_peft.arguments.former_options import IGNORED, REFUSED, RENAMED
+from glm_peft.arguments.inspection import parse_inspect_arguments
+from glm_peft.arguments.prediction import PredictArguments, parse_predict_arguments
+from glm_peft.arguments.push import PushArguments, parse_push_arguments
+from glm_peft.arguments.search import SearchArguments, parse_search_arguments
+from glm_peft.arguments.training import DataArguments, ModelArguments, TrainingArguments, parse_train_arguments
+from glm_peft.arguments.training_defaults import TrainingDefaults
 from glm_peft.errors import UserError
-from glm_peft.former_options import IGNORED, REFUSED, RENAMED
-from glm_peft.hub.arguments import PushArguments, parse_push_arguments
-from glm_peft.inspection.arguments import parse_inspect_arguments
+from glm_peft.examination.doctor_report import GB
+from glm_peft.examination.memory_estimate import BaseSize, Settings, estimate_memory, measure_base
 from glm_peft.models import ChatGLMConfig
-from glm_peft.predict_arguments import PredictArguments, parse_predict_arguments
-from glm_peft.training_defaults import TrainingDefaults
-from glm_peft.trials.arguments import SearchArguments, parse_search_arguments
+from glm_peft.models.chat_formats import get_chat_format
+from glm_peft.preprocessing.conversations import load_splits
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")

@@ -19,7 +19,7 @@ from short_runs import run
 from transformers import AutoModelForCausalLM
 
 from glm_peft.errors import UserError
-from glm_peft.parallel.engines import settle_engine
+from glm_peft.training.parallel.engines import settle_engine
 
 WEIGHTS = "adapter_model.safetensors"
 # So unlike in length that examples share rows; 13 are no whole number of steps.

@@ -7,11 +7,11 @@ import pytest
 from data_fakes import make_data_args
 from short_runs import NEEDED, ROWS, run, training_words
 
-from glm_peft.arguments import parse_train_arguments
-from glm_peft.checks.arguments import parse_doctor_arguments, wanted_splits
+from glm_peft.arguments.doctor import parse_doctor_arguments, wanted_splits
+from glm_peft.arguments.splits import evaluation_sets, expand_splits, file_of, split_of, validation_files
+from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.errors import UserError
 from glm_peft.training.curves import plot_training_curves
-from glm_peft.training.evaluation_sets import evaluation_sets, expand_splits, file_of, split_of, validation_files
 
 EVALUATED = [*NEEDED, "--do_eval", "--eval_strategy", "steps"]
 

@@ -17,9 +17,8 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 import glm_peft  # noqa: F401
-from glm_peft.chat_formats import get_chat_format
-from glm_peft.collators import GenerationCollator
 from glm_peft.errors import UserError
+from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.prediction.generation import AnsweredBatch, _Generator, _ready, _seeded, generate_answers, plan_batches
 from glm_peft.prediction.generation_settings import (
     CACHE_BYTES,
@@ -27,6 +26,7 @@ from glm_peft.prediction.generation_settings import (
     build_generation_config,
     settle_batch_size,
 )
+from glm_peft.preprocessing.collators import GenerationCollator
 
 GENERATIONS = ("chatglm", "chatglm2", "chatglm3", "glm4", "glm4_0414")
 QUESTIONS = ("白色衬衫", "类型#裤*版型#宽松", "今天天气很好，我们去公园散步吧。", "Hello", "她把信放进抽屉，关上了灯")

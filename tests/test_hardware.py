@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from glm_peft.hardware import describe_hardware, measure_cost
+from glm_peft.provenance.hardware import describe_hardware, measure_cost
 
 
 def arguments(engine: str = "NO", processes: int = 1) -> SimpleNamespace:

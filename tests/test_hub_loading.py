@@ -18,10 +18,10 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
 from glm_peft import predict, push
-from glm_peft.adapters import settle_adapter
-from glm_peft.base_model import load_config, load_tokenizer
+from glm_peft.adapters.loading import settle_adapter
 from glm_peft.errors import UserError
-from glm_peft.hub.adapters import fetch_adapter
+from glm_peft.hub.download import fetch_adapter
+from glm_peft.models.loading import load_config, load_tokenizer
 
 TOKEN = "hf_" + "abcDEF0123456789" * 2
 BASE, ADAPTER = "lab/tiny", "mia/adapter"

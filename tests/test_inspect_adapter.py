@@ -15,14 +15,12 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from glm_peft.adapters import load_adapter
-from glm_peft.chat_formats import get_chat_format
+from glm_peft.adapters.loading import load_adapter
 from glm_peft.convert import main as convert
 from glm_peft.errors import UserError
-from glm_peft.inspect_adapter import main
-from glm_peft.inspection.adapter_statistics import Prefix, compare_prefixes, measure_norms, read_prefix
-from glm_peft.inspection.importance_plot import plot_importance
-from glm_peft.inspection.prefix_importance import (
+from glm_peft.examination.adapter_statistics import Prefix, compare_prefixes, measure_norms, read_prefix
+from glm_peft.examination.importance_plot import plot_importance
+from glm_peft.examination.prefix_importance import (
     Importance,
     Row,
     measure_attention,
@@ -30,6 +28,8 @@ from glm_peft.inspection.prefix_importance import (
     measure_losses,
     prune_prefix,
 )
+from glm_peft.inspect_adapter import main
+from glm_peft.models.chat_formats import get_chat_format
 
 ROWS = Path(__file__).parents[1] / "examples" / "demo" / "test.json"
 GENERATIONS = ["chatglm", "chatglm2", "chatglm3", "glm4", "glm4_0414"]

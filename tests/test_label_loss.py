@@ -8,9 +8,9 @@ from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.trainer_pt_utils import LabelSmoother
 
-from glm_peft.prefix_attention import attach_prefix_attention
-from glm_peft.training import label_loss
-from glm_peft.training.label_loss import attach_label_loss
+from glm_peft.adapters import label_loss
+from glm_peft.adapters.label_loss import attach_label_loss
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
 
 GENERATIONS = ("chatglm", "glm4", "glm4_0414")
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}

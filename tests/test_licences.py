@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from glm_peft.card.licences import read_licence
+from glm_peft.provenance.licences import read_licence
 
 
 def licence_of(folder: Path, **files: str) -> dict[str, str]:

@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import glm_peft  # noqa: F401  (registers the generations)
-from glm_peft.adapters import create_adapter
-from glm_peft.base_model import load_base_model
-from glm_peft.checks import memory_estimate
-from glm_peft.checks.memory_estimate import (
+from glm_peft.adapters import label_loss
+from glm_peft.adapters.loading import create_adapter
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.examination import memory_estimate
+from glm_peft.examination.memory_estimate import (
     BaseSize,
     Settings,
     base_bytes,
@@ -30,8 +31,7 @@ from glm_peft.checks.memory_estimate import (
     measure_base,
 )
 from glm_peft.models import ChatGLMConfig
-from glm_peft.prefix_attention import attach_prefix_attention
-from glm_peft.training import label_loss
+from glm_peft.models.loading import load_base_model
 
 SETTINGS = Settings(num_virtual_tokens=8, batch_size=2, tokens=64, labels=32)
 GENERATIONS = ("chatglm", "chatglm2", "glm4", "glm4_0414")

@@ -19,14 +19,14 @@ from tiny_options import GENERATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glm_peft import convert, predict, train
-from glm_peft.adapters import create_adapter, load_adapter
-from glm_peft.arguments import DataArguments, ModelArguments, TrainingArguments
-from glm_peft.chat_formats import get_chat_format
-from glm_peft.collators import TrainingCollator
+from glm_peft.adapters.loading import create_adapter, load_adapter
+from glm_peft.adapters.other_methods import TARGETS, attach_loss
+from glm_peft.arguments.methods import FULL, IN_EMBEDDINGS, METHODS, settle_method
+from glm_peft.arguments.training import DataArguments, ModelArguments, TrainingArguments
 from glm_peft.errors import UserError
-from glm_peft.methods import FULL, IN_EMBEDDINGS, METHODS, settle_method
-from glm_peft.training import batching
-from glm_peft.tuners import TARGETS, attach_loss
+from glm_peft.models.chat_formats import get_chat_format
+from glm_peft.preprocessing import batching
+from glm_peft.preprocessing.collators import TrainingCollator
 
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "provenance.json", "README.md"}
 RESULTS = {"all_results.json", "generated_predictions.jsonl", "predict_results.json", "training_curves.png"}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from glm_peft.checks.model_checks import check_attention, check_weight_files
+from glm_peft.adapters.attention_check import check_attention
 from glm_peft.errors import UserError
+from glm_peft.examination.weight_files import check_weight_files
 from glm_peft.models import ChatGLMConfig
 
 

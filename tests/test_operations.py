@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from glm_peft.adapters import create_adapter
-from glm_peft.arguments import ModelArguments
-from glm_peft.base_model import load_base_model
-from glm_peft.prefix_attention import attach_prefix_attention
+from glm_peft.adapters.loading import create_adapter
+from glm_peft.adapters.other_methods import attach_loss
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.arguments.training import ModelArguments
+from glm_peft.models.loading import load_base_model
+from glm_peft.models.unwrapping import has_prefix
 from glm_peft.training.operations import count_operations
-from glm_peft.tuners import attach_loss, has_prefix
 
 TOKENS = torch.arange(5, 53).view(2, 24)
 LABELS = TOKENS.masked_fill(torch.arange(24) < 9, -100)

@@ -8,11 +8,11 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from glm_peft.adapters import create_adapter
-from glm_peft.collators import TrainingCollator
+from glm_peft.adapters.loading import create_adapter
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
 from glm_peft.errors import UserError
-from glm_peft.prefix_attention import attach_prefix_attention
-from glm_peft.training.packing import (
+from glm_peft.preprocessing.collators import TrainingCollator
+from glm_peft.preprocessing.packing import (
     BatchPackingCollator,
     PackingCollator,
     RowCost,

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM
 
 import glm_peft.prediction.generation
 from glm_peft import predict
-from glm_peft.errors import exit_with_user_errors
-from glm_peft.prediction.prediction_files import PARTIAL_NAME, PREDICTIONS_NAME
+from glm_peft.prediction.prediction_files import PARTIAL_NAME
+from glm_peft.reporting.exits import exit_with_user_errors
+from glm_peft.reporting.file_names import PREDICTIONS_NAME
 
 PROJECT = Path(__file__).parents[1]
 QUESTIONS = ("白色衬衫", "类型#裤*版型#宽松*颜色#米色", "你好", "今天天气很好，我们去公园散步吧。", "衬衫") * 2

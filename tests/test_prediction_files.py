@@ -14,11 +14,10 @@ from glm_peft.prediction.prediction_files import (
     PartialPredictions,
     check_resumable,
     keep_predictions,
-    make_output_dir,
     partial_files,
-    write_atomically,
     write_predictions,
 )
+from glm_peft.reporting.files import make_output_dir, write_atomically
 
 RUN = {"base": "base", "max_new_tokens": 8, "top_p": 0.7}
 

@@ -8,9 +8,9 @@ from peft import PeftModel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AutoModelForCausalLM
 
-from glm_peft.adapters import create_adapter
+from glm_peft.adapters.loading import create_adapter
+from glm_peft.adapters.prefix_attention import _widen, attach_prefix_attention
 from glm_peft.errors import UserError
-from glm_peft.prefix_attention import _widen, attach_prefix_attention
 
 ROWS = [[7, 8, 9, 251, 254, 10, 11, 12], [20, 251, 254, 30, 31]]
 PAD = 3

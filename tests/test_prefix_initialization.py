@@ -7,10 +7,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from glm_peft.adapters import create_adapter
+from glm_peft.adapters.loading import create_adapter
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.adapters.prefix_initialization import initialize_from_text, initialize_normal
 from glm_peft.errors import UserError
-from glm_peft.prefix_attention import attach_prefix_attention
-from glm_peft.prefix_initialization import initialize_from_text, initialize_normal
 
 INSTRUCTION = [40, 41, 42, 43, 44, 45]
 PROMPT = [7, 8, 9, 251, 254, 10, 11, 12]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from glm_peft.errors import UserError, exit_with_user_errors
-from glm_peft.parallel.process_errors import someone_failed
+from glm_peft.errors import UserError
+from glm_peft.reporting.exits import exit_with_user_errors
+from glm_peft.reporting.process_errors import someone_failed
 from glm_peft.training.interruptions import Interruption
 
 LOST = "[…/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:40374: Connection reset by peer. This is typical"
@@ -132,7 +133,8 @@ def test_tracebacks_of_several_processes_are_not_hidden_by_a_folder_that_cannot_
 LEAVING = """
 import atexit, os, sys
 atexit.register(os.abort)
-from glm_peft.errors import UserError, exit_with_user_errors
+from glm_peft.errors import UserError
+from glm_peft.reporting.exits import exit_with_user_errors
 
 @exit_with_user_errors()
 def command(word):

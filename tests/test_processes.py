@@ -28,7 +28,8 @@ from launches import (
 from safetensors.torch import load_file
 
 from glm_peft import predict
-from glm_peft.prediction.prediction_files import PREDICTIONS_NAME, partial_files
+from glm_peft.prediction.prediction_files import partial_files
+from glm_peft.reporting.file_names import PREDICTIONS_NAME
 from glm_peft.training.checkpoints import find_fault
 
 TESTS = Path(__file__).parent

@@ -19,9 +19,11 @@ from tiny_options import GENERATIONS
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from glm_peft import convert, doctor, predict, train
-from glm_peft.fingerprints import describe_config, digest_tokenizer, find_generation, sample_weights
-from glm_peft.provenance import PROVENANCE_NAME, describe_base, read_provenance
-from glm_peft.publishing import public_name
+from glm_peft.models.loading import find_generation
+from glm_peft.provenance.fingerprints import describe_config, digest_tokenizer, sample_weights
+from glm_peft.provenance.recipe import public_name
+from glm_peft.provenance.record import describe_base, read_provenance
+from glm_peft.reporting.file_names import PROVENANCE_NAME
 
 SIZES = {"hidden_size": 32}
 TRAINING = "--do_train --max_steps 1 --save_steps 1 --num_virtual_tokens 4 --use_cpu true --disable_tqdm true"

@@ -22,11 +22,11 @@ from huggingface_hub.utils import _http
 from safetensors.torch import save_file
 
 from glm_peft import push
-from glm_peft.hub import callback as push_callback
-from glm_peft.hub import files as push_files
 from glm_peft.hub.errors import Unsent
 from glm_peft.hub.push_queue import QUEUE_NAME, PushQueue, send_entry
 from glm_peft.hub.upload import Target, with_retries
+from glm_peft.publishing import callback as push_callback
+from glm_peft.publishing import files as push_files
 
 TOKEN = "hf_" + "abcDEF0123456789" * 2
 BASE = "THUDM/chatglm3-6b"

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from glm_peft.errors import UserError
-from glm_peft.records import Row, describe_value, read_hub_rows, read_rows
+from glm_peft.preprocessing.records import Row, describe_value, read_hub_rows, read_rows
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import yaml
 from launches import CONFIGS, TRAINING, make_rows, run_launch
 from scaling_table import ENGINES, MODELS, Assumptions, describe, memory_a_gpu, sent_bytes, speed_up
 
-from glm_peft.checks.memory_estimate import Settings, estimate_memory, measure_base
+from glm_peft.examination.memory_estimate import Settings, estimate_memory, measure_base
 
 TESTS = Path(__file__).parent
 DOCUMENT = TESTS.parent / "docs" / "scaling.md"

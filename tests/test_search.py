@@ -19,8 +19,8 @@ import torch
 from short_runs import PROJECT, run, training_words
 
 from glm_peft import search
-from glm_peft.arguments import TrainingArguments
-from glm_peft.base_model import load_config
+from glm_peft.arguments.training import TrainingArguments
+from glm_peft.models.loading import load_config
 from glm_peft.trials import trial as search_trial
 from glm_peft.trials.study import hold_folder
 from glm_peft.trials.trial import TrialTrainer, Workbench, parse_trial, settle_trial, share_weights

@@ -4,7 +4,7 @@ import optuna
 import pytest
 import yaml
 
-from glm_peft.command_line import read_config
+from glm_peft.arguments.command_line import read_config
 from glm_peft.trials.plot import _label_choices, find_limits, plot_search
 from glm_peft.trials.report import (
     COMPLETE,

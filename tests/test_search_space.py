@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from glm_peft.arguments import parse_train_arguments
+from glm_peft.arguments.search import as_command_line, parse_search_arguments
+from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.errors import UserError
-from glm_peft.trials.arguments import as_command_line, parse_search_arguments
 from glm_peft.trials.space import Parameter, check_space, draw_settings
 from glm_peft.trials.space_file import read_space
 

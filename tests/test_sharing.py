@@ -7,8 +7,8 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from glm_peft.parallel import sharing
-from glm_peft.parallel.sharing import own_labels, own_rows
+from glm_peft.training.parallel import sharing
+from glm_peft.training.parallel.sharing import own_labels, own_rows
 
 
 def rows_of_all(patch: pytest.MonkeyPatch, size: int, processes: int, batch_size: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 import glm_peft  # noqa: F401
 from glm_peft.errors import UserError
-from glm_peft.shortening import shorten_text
+from glm_peft.models.shortening import shorten_text
 
 PIECES = (
     "这件衬衫的颜色是白色，",

@@ -3,7 +3,7 @@
 import pytest
 from short_runs import NEEDED
 
-from glm_peft.arguments import TrainingArguments, parse_train_arguments
+from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
 from glm_peft.errors import UserError
 
 

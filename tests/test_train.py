@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glm_peft.prediction.generation
 from glm_peft import predict, train
-from glm_peft.adapters import create_adapter
-from glm_peft.arguments import TrainingArguments, parse_train_arguments
+from glm_peft.adapters.loading import create_adapter
+from glm_peft.adapters.trained_state import tidy_weights
+from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
 from glm_peft.prediction.prediction_files import OTHER_RUN_NAME, PARTIAL_NAME
-from glm_peft.publishing import tidy_weights
-from glm_peft.reporting import describe_device, format_bytes
+from glm_peft.reporting.results import describe_device, format_bytes
 
 PROJECT = Path(__file__).parents[1]
 CPU = PROJECT / "accelerate_configs" / "cpu.yaml"
@@ -529,7 +529,7 @@ def test_a_mistake_under_accelerate_launch_is_one_sentence(words, tmp_path):
     assert done.returncode != 0
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert f"--model_name_or_path {tmp_path / 'nothing'} cannot be loaded (there is no such folder)" in error
-    assert "glm_peft/base_model.py" not in done.stderr
+    assert "glm_peft/models/loading.py" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from transformers import AutoTokenizer, TrainerCallback
 from watched_runs import WatchedRun, watch
 
 from glm_peft import train
-from glm_peft.collators import GenerationCollator, TrainingCollator
-from glm_peft.reporting import choose_level, format_results, set_up_logging
+from glm_peft.preprocessing.collators import GenerationCollator, TrainingCollator
+from glm_peft.reporting.log import choose_level, set_up_logging
+from glm_peft.reporting.results import format_results
 from glm_peft.training.operations import count_operations
 
 EVALUATED = ["--do_eval", "--eval_strategy", "steps", "--eval_steps", "1"]

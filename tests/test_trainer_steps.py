@@ -17,10 +17,10 @@ from transformers.models.glm.modeling_glm import GlmMLP
 from watched_runs import WatchedRun, watch
 
 from glm_peft import train
-from glm_peft.base_model import load_base_model
-from glm_peft.collators import TrainingCollator
-from glm_peft.prefix_attention import decoder_layers
-from glm_peft.training.batching import BatchingTrainer
+from glm_peft.adapters.prefix_attention import decoder_layers
+from glm_peft.models.loading import load_base_model
+from glm_peft.preprocessing.collators import TrainingCollator
+from glm_peft.training.batching_trainer import BatchingTrainer
 
 PLAIN = ["--optim", "sgd", "--learning_rate", "1", "--max_grad_norm", "0"]
 UNPACKED = ["--packing", "false"]

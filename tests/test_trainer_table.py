@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from glm_peft.arguments import parse_train_arguments
+from glm_peft.arguments.former_options import REFUSED
+from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.errors import UserError
-from glm_peft.former_options import REFUSED
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "trainer.md").read_text(encoding="utf-8")

@@ -184,8 +184,9 @@ class PublishedTokenizerMixin:
         """
         The chat prompt of this tokenizer's generation, as ids or as a text to read.
 
-        It is the prompt of `glm_peft.chat_formats`, the same in training, prediction and chat. Content is encoded as
-        plain text whatever it holds, which no Jinja template can promise; so templates are not used here.
+        It is the prompt of `glm_peft.models.chat_formats`, the same in training, prediction and chat.
+        Content is encoded as plain text whatever it holds, which no Jinja template can
+        promise; so templates are not used here.
 
         Args:
             conversation: messages with "role" and "content", or a list of such conversations.
@@ -221,7 +222,9 @@ class PublishedTokenizerMixin:
         return encoded if return_dict else encoded["input_ids"]
 
     def _chat_ids(self, messages: Messages, add_generation_prompt: bool) -> list[int]:
-        from glm_peft.chat_formats import get_chat_format  # imports transformers' tokenizers: not at import time
+        from glm_peft.models.chat_formats import (
+            get_chat_format,  # imports transformers' tokenizers: not at import time
+        )
 
         for message in messages:
             if not isinstance(message.get("content"), str):

@@ -11,19 +11,15 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from glm_peft.chat_formats import ChatFormat
 from glm_peft.data import GenerationFeatures
 from glm_peft.metrics import compute_scores
+from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.generations import CHATGLM3, GLM4
 from glm_peft.prediction.generation import AnsweredBatch, generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.prediction.prediction_files import (
-    PREDICTIONS_NAME,
-    RESULTS_NAME,
-    PartialPredictions,
-    write_atomically,
-    write_predictions,
-)
+from glm_peft.prediction.prediction_files import RESULTS_NAME, PartialPredictions, write_predictions
+from glm_peft.reporting.file_names import PREDICTIONS_NAME
+from glm_peft.reporting.files import write_atomically
 
 Answering = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, ChatFormat]
 

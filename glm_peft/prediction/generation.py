@@ -16,14 +16,14 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from glm_peft.chat_formats import ChatFormat
-from glm_peft.collators import GenerationCollator
 from glm_peft.errors import UserError
+from glm_peft.models.chat_formats import ChatFormat
+from glm_peft.models.unwrapping import base_of, starts_with_embeddings
 from glm_peft.prediction.decoding import decode
 from glm_peft.prediction.generation_settings import GenerationSettings, build_generation_config, settle_batch_size
 from glm_peft.prediction.head_product import fast_head
 from glm_peft.prediction.prefix_cache import prefix_computed_once
-from glm_peft.tuners import base_of, starts_with_embeddings
+from glm_peft.preprocessing.collators import GenerationCollator
 
 logger = logging.getLogger(__name__)
 

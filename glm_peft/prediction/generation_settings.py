@@ -9,8 +9,8 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from glm_peft.chat_formats import ChatFormat
 from glm_peft.errors import UserError
+from glm_peft.models.chat_formats import ChatFormat
 
 FEWEST_ROWS, MOST_ROWS = 8, 64  # of a batch whose size nobody gave
 CACHE_BYTES = 1 << 30  # what its keys and values may take on a CPU

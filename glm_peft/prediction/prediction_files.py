@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -13,10 +12,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from glm_peft.errors import UserError
+from glm_peft.reporting.files import flush_to_disk, write_atomically
 
 logger = logging.getLogger(__name__)
 
-PREDICTIONS_NAME = "generated_predictions.jsonl"
 RESULTS_NAME = "predict_results.json"
 PARTIAL_NAME = "generated_predictions.partial.jsonl"  # of the first process; of the second, ….partial.1.jsonl
 OTHER_RUN_NAME = PARTIAL_NAME.replace("partial", "other_run")
@@ -33,40 +32,6 @@ def write_predictions(
     rows = zip(prompts, references, answers, strict=True)
     names = ("prompt", "labels", "predict")
     write_atomically(path, "".join(_json_line(dict(zip(names, row, strict=True))) for row in rows))
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Replaces the file by the text, UTF-8, or leaves it as it was."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            _flush(file)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def make_output_dir(folder: str | Path) -> Path:
-    """
-    The folder, made where it is not there yet.
-
-    Raises:
-        UserError: it cannot be made, or nothing can be written into it.
-    """
-    folder = Path(folder)
-    probe = folder / f".writable.{os.getpid()}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(
-            f"--output_dir {folder} cannot be written to ({reason}): give a folder that can be."
-        ) from error
-    return folder
 
 
 def check_resumable(folder: str | Path, resume: bool) -> None:
@@ -156,7 +121,7 @@ class PartialPredictions:
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
         self._file.write("".join(_json_line(line) for line in lines).encode())
-        _flush(self._file)
+        flush_to_disk(self._file)
 
 
 @contextmanager
@@ -231,8 +196,3 @@ def _whole_lines(content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
 
 def _json_line(values: dict[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False) + "\n"
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -9,10 +9,10 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from glm_peft.arguments import ModelArguments
+from glm_peft.adapters.trained_state import gather_trained
+from glm_peft.arguments.training import ModelArguments
 from glm_peft.data import GenerationFeatures
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.training.trained_state import gather_trained
 
 _DRAWING = ("top_p", "top_k", "temperature", "seed", "batch_size", "max_batch_tokens")
 _WEIGHTS, _CONFIGS = (".safetensors", ".bin"), ("config.json", "adapter_config.json")

@@ -24,15 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.trainer import TRAINER_STATE_NAME
 
+from glm_peft.adapters.trained_state import ENCODER_NAME, TRAINED_NAME
 from glm_peft.errors import UserError
-from glm_peft.parallel.agreement import agree_on_step
-from glm_peft.prediction.prediction_files import write_atomically
+from glm_peft.reporting.files import write_atomically
+from glm_peft.training.parallel.agreement import agree_on_step
 
 logger = logging.getLogger(__name__)
 
-ENCODER_NAME = "prefix_encoder.safetensors"
-TRAINED_NAME = "trained_parameters.safetensors"
-"""What is trained, where PEFT's own files do not tell it: of virtual tokens, and of what is inside the base."""
 RECORD_NAME = "checkpoint_files.json"
 UNFINISHED = "checkpoint-unfinished"
 """The folder in `output_dir` in which checkpoints are written and removed; there is none between two saves."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-CURVES_NAME = "training_curves.png"
+from glm_peft.reporting.file_names import CURVES_NAME
 
 Points = list[tuple[float, float]]
 

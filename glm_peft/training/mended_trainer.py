@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.integrations.neftune import neftune_post_forward_hook
 
+from glm_peft.models.unwrapping import base_of
 from glm_peft.training.operations import count_labels, count_operations, operations_of_a_label
-from glm_peft.tuners import base_of
 
 
 class MendedTrainer(Seq2SeqTrainer):

@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from glm_peft.tuners import base_of, has_prefix
+from glm_peft.models.unwrapping import base_of, has_prefix
 
 
 def count_operations(

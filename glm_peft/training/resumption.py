@@ -11,8 +11,8 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from glm_peft.errors import UserError
-from glm_peft.parallel.engines import engine_name
 from glm_peft.training.checkpoints import read_record, remove_unfinished
+from glm_peft.training.parallel.engines import engine_name
 
 logger = logging.getLogger(__name__)
 

@@ -22,13 +22,17 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from glm_peft.adapters.sharding import cut_optimizer, gather_optimizer
+from glm_peft.adapters.trained_state import (
+    gather_trained,
+    load_trained_state,
+    save_trained_state,
+    save_weights,
+    tidy_weights,
+)
+from glm_peft.arguments.splits import VALIDATION, split_of
 from glm_peft.errors import UserError
-from glm_peft.parallel.engines import engine_name, zero_stage
-from glm_peft.parallel.parameter_parts import cut_optimizer, gather_optimizer
-from glm_peft.parallel.shared_steps import SharedStepsTrainer
-from glm_peft.parallel.sharing import own_labels, own_rows
-from glm_peft.parallel.zero_placement import cut_before_moving
-from glm_peft.publishing import tidy_weights
+from glm_peft.models.unwrapping import has_prefix
 from glm_peft.training.checkpoints import (
     UNFINISHED,
     explain_failed_writing,
@@ -36,11 +40,12 @@ from glm_peft.training.checkpoints import (
     publish_checkpoint,
     rotate_checkpoints,
 )
-from glm_peft.training.evaluation_sets import VALIDATION, split_of
 from glm_peft.training.interruptions import Interruption, StoppedAtOnce
+from glm_peft.training.parallel.engines import engine_name, zero_stage
+from glm_peft.training.parallel.shared_steps import SharedStepsTrainer
+from glm_peft.training.parallel.sharing import own_labels, own_rows
+from glm_peft.training.parallel.zero_placement import cut_before_moving
 from glm_peft.training.resumption import Resumption
-from glm_peft.training.trained_state import gather_trained, load_trained_state, save_trained_state, save_weights
-from glm_peft.tuners import has_prefix
 
 Scorer = Callable[[], dict[str, float]]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from glm_peft.prediction.prediction_files import write_atomically
-from glm_peft.trials.arguments import Settings
+from glm_peft.arguments.search import Settings
+from glm_peft.reporting.files import write_atomically
 
 BEST_NAME, JSON_NAME, CSV_NAME = "best.yaml", "trials.json", "trials.csv"
 COMPLETE, PRUNED, FAILED, STOPPED = "complete", "ended early", "failed", "stopped"

@@ -9,10 +9,11 @@ from functools import cache
 from itertools import product
 from typing import Any, get_args, get_type_hints
 
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.methods import METHODS, P_TUNING, PREFIX_TUNING
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.search import Settings
 from glm_peft.errors import UserError
-from glm_peft.methods import METHODS, P_TUNING, PREFIX_TUNING
-from glm_peft.shared_arguments import DataArguments, ModelArguments
-from glm_peft.trials.arguments import Settings
 
 Value = bool | int | float | str | None
 
@@ -66,7 +67,7 @@ class Parameter:
 @cache
 def argument_kinds() -> dict[str, set[type]]:
     """The types that each argument of training may have."""
-    from glm_peft.arguments import TrainingArguments
+    from glm_peft.arguments.training import TrainingArguments
 
     hints = {
         name: hint

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from glm_peft.command_line import Setting, read_config
+from glm_peft.arguments.command_line import Setting, read_config
 from glm_peft.errors import UserError
 from glm_peft.trials.space import Parameter, Value, argument_kinds
 

@@ -18,29 +18,31 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend, TrainOutput
 
-from glm_peft.adapters import create_adapter, settle_adapter
-from glm_peft.arguments import parse_train_arguments
-from glm_peft.base_model import check_pair, load_base_model, load_tokenizer
-from glm_peft.chat_formats import get_chat_format
-from glm_peft.checks.model_checks import check_attention
-from glm_peft.collators import TrainingCollator
-from glm_peft.conversations import load_splits
+from glm_peft.adapters.attention_check import check_attention
+from glm_peft.adapters.base_checks import check_tokenizer
+from glm_peft.adapters.compilation import compile_layers
+from glm_peft.adapters.loading import create_adapter, settle_adapter
+from glm_peft.adapters.other_methods import RankAllocation, attach_loss
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.adapters.prefix_initialization import initialize_prefix
+from glm_peft.arguments.methods import ADALORA, FULL, PREFIX_TUNING, settle_method
+from glm_peft.arguments.search import Settings, as_command_line
+from glm_peft.arguments.splits import evaluation_sets
+from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.data import build_generation_features, build_training_features
 from glm_peft.errors import UserError
-from glm_peft.methods import ADALORA, FULL, PREFIX_TUNING, settle_method
-from glm_peft.origins import check_tokenizer
+from glm_peft.models.chat_formats import get_chat_format
+from glm_peft.models.loading import check_pair, load_base_model, load_tokenizer
+from glm_peft.models.unwrapping import base_of, has_prefix
 from glm_peft.prediction.evaluation import choose_protocol, make_scorers
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.prefix_attention import attach_prefix_attention
-from glm_peft.prefix_initialization import initialize_prefix
-from glm_peft.publishing import select_scores
-from glm_peft.training.batching import BatchingTrainer, plan_batching
-from glm_peft.training.compilation import compile_layers
+from glm_peft.preprocessing.batching import plan_batching
+from glm_peft.preprocessing.collators import TrainingCollator
+from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.provenance.recipe import select_scores
+from glm_peft.training.batching_trainer import BatchingTrainer
 from glm_peft.training.cpu_memory import keep_freed_memory
-from glm_peft.training.evaluation_sets import evaluation_sets
 from glm_peft.training.trainer import PrefixTrainer
-from glm_peft.trials.arguments import Settings, as_command_line
-from glm_peft.tuners import RankAllocation, attach_loss, base_of, has_prefix
 
 Arguments = tuple[Any, Any, Any]
 """Those of the model, of the data and of training."""

@@ -1,0 +1,1 @@
+"""Make, load, check, attach and save an adapter."""

@@ -1,0 +1,33 @@
+"""Refuse an attention implementation that cannot carry a prefix."""
+
+from copy import deepcopy
+from types import SimpleNamespace
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from glm_peft.adapters.loading import create_adapter
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.errors import UserError
+
+_SMALLEST_PREFIX = SimpleNamespace(
+    num_virtual_tokens=1, prefix_projection=False, encoder_hidden_size=None, adapter_name_or_path=None
+)
+
+
+def check_attention(config: PreTrainedConfig, implementation: str | None) -> None:
+    """Raise a `UserError` where the base cannot have `--attn_implementation`, or this cannot carry a prefix."""
+    if implementation is None:
+        return
+    try:
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=implementation)
+            attach_prefix_attention(create_adapter(base, _SMALLEST_PREFIX))
+    except UserError:
+        raise
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"--attn_implementation {implementation} cannot be had here ({reason}): give sdpa or eager, or leave it "
+            "out."
+        ) from error

@@ -1,0 +1,182 @@
+"""Whether a base is the one that an adapter was trained on: other networks are refused, other weights are told."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isclose
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from glm_peft.errors import UserError
+from glm_peft.models.generations import generation_of_name
+from glm_peft.models.loading import generation_by_fields, load_config
+from glm_peft.models.tokenization_common import read_json_beside
+from glm_peft.provenance.fingerprints import describe_config, digest_tokenizer, sample_weights
+from glm_peft.provenance.record import as_mapping, read_provenance
+
+logger = logging.getLogger(__name__)
+
+# A base may be saved again in bfloat16, which keeps 8 binary digits.
+_ROUNDING = {"rel_tol": 0.005, "abs_tol": 1e-7}
+_LONGEST = 200
+_ADVICE = "load it on the base that it was trained on, or expect other answers than its scores promise"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """
+    What is known of the base that an adapter was trained on; `None` or empty where nothing is.
+
+    `is_recorded` tells what training wrote down from what only the base's name says.
+    """
+
+    base: str | None = None
+    generation: str | None = None
+    is_recorded: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    chat_format: str | None = None
+
+
+def read_origin(adapter_name_or_path: str) -> Origin:
+    """What an adapter's `provenance.json` says, or else the config beside a published checkpoint or an adapter."""
+    record = read_provenance(adapter_name_or_path)
+    base = record.get("base")
+    if not isinstance(base, dict):
+        return _read_recorded_name(adapter_name_or_path)
+    return Origin(
+        base=_text(base.get("name")),
+        generation=_text(base.get("generation")),
+        is_recorded=True,
+        config=as_mapping(base.get("config")),
+        tokenizer=_text(base.get("tokenizer_sha256")),
+        weights=as_mapping(base.get("weights_sample")),
+        chat_format=_text(record.get("chat_format")),
+    )
+
+
+def check_generation(adapter: str, origin: Origin, base: str, generation: str | None) -> None:
+    """
+    Refuse a base of another generation; where only a name tells the adapter's, warn.
+
+    Raises:
+        UserError: the adapter's record names another generation than the base has.
+    """
+    if None in (origin.generation, generation) or origin.generation == generation:
+        return
+    sentence = (
+        f"The prefix in {adapter} was trained on {origin.base}, of the generation {origin.generation}, but {base} is "
+        f"of {generation}: load it on the base that it was trained on."
+    )
+    if origin.is_recorded:
+        raise UserError(sentence)
+    logger.warning(sentence)
+
+
+def check_model_type(adapter: str, origin: Origin, config: PreTrainedConfig) -> None:
+    """Raise a `UserError` where the adapter was trained on another architecture."""
+    trained_on = origin.config.get("model_type", config.model_type)
+    if trained_on != config.model_type:
+        raise UserError(
+            f"The prefix in {adapter} was trained on {origin.base}, of type {trained_on}, but {config.name_or_path} "
+            f"is of {config.model_type}: load it on the base that it was trained on."
+        )
+
+
+def check_config(adapter: str, origin: Origin, config: PreTrainedConfig) -> None:
+    """Warn of a base with other numbers in its config."""
+    own = describe_config(config)
+    differing = [name for name in own.keys() | origin.config.keys() if own.get(name) != origin.config.get(name)]
+    if not origin.config or not differing:
+        return
+    described = ", ".join(
+        f"{name} {origin.config.get(name)} there, {own.get(name)} here" for name in sorted(differing)
+    )
+    logger.warning(
+        f"The prefix in {adapter} was trained on {origin.base}, and the config of {config.name_or_path} differs "
+        f"({described}): {_ADVICE}."
+    )
+
+
+def check_weights(adapter: str, origin: Origin, model: PreTrainedModel, is_allowed: bool = False) -> None:
+    """
+    Refuse a base with other weights, or warn where that is allowed; quantized ones are not compared.
+
+    Raises:
+        UserError: a number that was recorded of the base's weights is another one here.
+    """
+    if not origin.weights:
+        return
+    own = sample_weights(model)
+    differing = [
+        name for name in own.keys() & origin.weights.keys() if not _are_close(own[name], origin.weights[name])
+    ]
+    if not differing:
+        return
+    found = (
+        f"The prefix in {adapter} was trained on {origin.base}, and {model.config.name_or_path} has other weights "
+        f"(such as {min(differing)})"
+    )
+    if not is_allowed:
+        raise UserError(f"{found}: load it on the base that it was trained on, or give --allow_other_base.")
+    logger.warning(f"{found}: {_ADVICE}.")
+
+
+def check_tokenizer(adapter: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn of a tokenizer with another vocabulary, other special ids or another way to cut a text."""
+    origin = read_origin(adapter) if adapter else Origin()
+    if origin.tokenizer is None:
+        return
+    own = digest_tokenizer(tokenizer)
+    if own != origin.tokenizer:
+        logger.warning(
+            f"The prefix in {adapter} was trained with the tokenizer of {origin.base}, and that of "
+            f"{tokenizer.name_or_path} gives other ids (sha256 {origin.tokenizer[:12]} there, {own[:12]} here): "
+            f"{_ADVICE}."
+        )
+
+
+def settle_chat_format(adapter: str, origin: Origin, model_args: Any) -> None:
+    """Take the chat format that the adapter was trained with where none is given; warn of another one."""
+    if origin.chat_format is None:
+        return
+    if model_args.chat_format is None:
+        logger.info("Prompts of %s, as %s was trained with", origin.chat_format, adapter)
+        model_args.chat_format = origin.chat_format
+    elif model_args.chat_format != origin.chat_format:
+        logger.warning(
+            f"The prefix in {adapter} was trained with --chat_format {origin.chat_format}, and "
+            f"{model_args.chat_format} is given: leave it out, or expect other answers than its scores promise."
+        )
+
+
+def _read_recorded_name(adapter: str) -> Origin:
+    """Published checkpoints have the base's config in their own; PEFT's adapters name the base."""
+    try:
+        name = read_json_beside(adapter, "adapter_config.json").get("base_model_name_or_path")
+        config = {} if name else read_json_beside(adapter, "config.json")
+    except (OSError, ValueError, AttributeError):
+        return Origin()  # loading the adapter says what is wrong
+    name = _text(name or config.get("_name_or_path"))
+    generation = generation_of_name(name) or generation_by_fields(config)
+    return Origin(base=name, generation=generation, config=_read_config(adapter, generation) if config else {})
+
+
+def _read_config(folder: str, generation: str | None) -> dict[str, Any]:
+    try:
+        return describe_config(load_config(SimpleNamespace(model_name_or_path=folder, chat_format=generation)))
+    except UserError:
+        return {}  # it has no base's config in it
+
+
+def _are_close(own: list[float], recorded: Any) -> bool:
+    is_comparable = isinstance(recorded, list) and all(isinstance(value, int | float) for value in recorded)
+    return not is_comparable or all(isclose(a, b, **_ROUNDING) for a, b in zip(own, recorded, strict=False))
+
+
+def _text(value: Any) -> str | None:
+    """A recorded text, on one line of an error message."""
+    return " ".join(value.split())[:_LONGEST] if isinstance(value, str) else None

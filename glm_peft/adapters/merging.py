@@ -1,0 +1,39 @@
+"""An adapter that is inside the base's layers, added into their weights: a model's folder that needs no PEFT."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+from glm_peft.adapters.files import read_adapter_config
+from glm_peft.adapters.loading import load_adapter
+from glm_peft.arguments.methods import MERGED
+from glm_peft.errors import UserError
+from glm_peft.models.loading import load_base_model, load_config, load_tokenizer
+from glm_peft.reporting.files import make_output_dir
+
+logger = logging.getLogger("glm_peft.adapters.merging")
+
+
+def merge_adapter(adapter: str, model_args: Any, output_dir: str) -> None:
+    """
+    Write the base with the adapter in its weights, in the base's own precision, and the base's tokenizer.
+
+    Args:
+        model_args: `model_name_or_path` and `chat_format` of the base.
+
+    Raises:
+        UserError: the adapter has no place in the base's weights, cannot be read, or is another base's.
+    """
+    kind = read_adapter_config(adapter).peft_type.value.lower()
+    if kind not in MERGED:
+        raise UserError(
+            f"{adapter} is a {kind} adapter, which has no place in the weights of a base: merge one of "
+            f"{', '.join(MERGED)}, or use it as it is."
+        )
+    # Added in float32, whatever the precision that the sum is kept in.
+    model = load_base_model(SimpleNamespace(**vars(model_args), dtype="float32"), "cpu")
+    merged = load_adapter(model, adapter).merge_and_unload()
+    folder, dtype = make_output_dir(output_dir), load_config(model_args).dtype
+    merged.to(dtype or model.dtype).save_pretrained(folder)
+    load_tokenizer(model_args).save_pretrained(folder)
+    logger.info("%s with %s in its weights, as a model in %s", model_args.model_name_or_path, adapter, folder)

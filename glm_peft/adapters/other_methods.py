@@ -1,0 +1,222 @@
+"""Methods beside prefix tuning: PEFT's own configs with targets for each generation, put on the base."""
+
+from typing import Any
+
+import torch
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from glm_peft.adapters.label_loss import attach_label_loss
+from glm_peft.arguments.methods import ADALORA, FULL, IA3, IN_EMBEDDINGS, LORA, P_TUNING, check_generation_of_method
+from glm_peft.errors import UserError
+
+_FUSED = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+_SEPARATE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
+TARGETS = {"chatglm": _FUSED, "glm": _SEPARATE, "glm4": _SEPARATE}
+"""By the base's model type: every linear layer between embeddings and head."""
+
+_IA3_TARGETS = {
+    "chatglm": ["query_key_value", "dense_4h_to_h"],
+    "glm": ["k_proj", "v_proj", "down_proj"],
+    "glm4": ["k_proj", "v_proj", "down_proj"],
+}
+_FEEDFORWARD = ("dense_4h_to_h", "down_proj")  # (IA)³ scales the inputs of these, and the outputs of the others
+_ALL_LINEAR = "all-linear"  # PEFT's own word
+_DEFAULT_RANK = 8
+_LONGEST = 200
+_PLACEHOLDER_STEPS = 1 << 30  # the number of steps is known when training begins
+
+
+def create_tuner(base: PreTrainedModel, model_args: Any) -> PreTrainedModel | PeftModel:
+    """
+    The base with a fresh adapter that is no prefix, or as it is but trainable.
+
+    Args:
+        model_args: `peft_type` and the flags of that method.
+
+    Raises:
+        UserError: one of `target_modules` is no linear layer of the base.
+    """
+    if model_args.peft_type == FULL:
+        return base.requires_grad_(True)
+    config = build_config(base, model_args)
+    model = get_peft_model(base, config)
+    if config.is_prompt_learning:
+        model.prompt_encoder.float()
+        place_virtual_tokens(model)
+    if config.peft_type == PeftType.ADALORA:
+        _regularize_in_training_only(model)
+    return model
+
+
+def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trainable: bool) -> PeftModel:
+    """
+    The base with a saved adapter that is no prefix; virtual tokens to train start as its copy, as PEFT refuses these.
+
+    Raises:
+        UserError: the method cannot tune this base, or the adapter is broken or of another base's sizes.
+    """
+    kind = config.peft_type.value.lower()
+    check_generation_of_method(kind, model.config.model_type)
+    try:
+        if is_trainable and config.is_prompt_learning:
+            fresh = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=config.num_virtual_tokens)
+            adapted = get_peft_model(model, fresh)
+            adapted.prompt_encoder.float()
+            set_peft_model_state_dict(adapted, load_peft_weights(adapter, device="cpu"))
+        else:
+            adapted = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
+    except Exception as error:  # a broken file can fail in any way
+        reason = " ".join(str(error).split())[:_LONGEST]
+        raise UserError(
+            f"The {kind} adapter {adapter} cannot be put on {model.config.name_or_path} ({type(error).__name__}: "
+            f"{reason}): copy it again, or load it on the base that it was trained on."
+        ) from error
+    if config.is_prompt_learning:
+        place_virtual_tokens(adapted)
+    return adapted
+
+
+def build_config(base: PreTrainedModel, model_args: Any) -> PeftConfig:
+    """PEFT's config of the method, with what is not given filled in."""
+    peft_type, task = model_args.peft_type, {"task_type": TaskType.CAUSAL_LM}
+    if peft_type in IN_EMBEDDINGS:
+        task["num_virtual_tokens"] = model_args.num_virtual_tokens
+        if peft_type == P_TUNING:
+            return PromptEncoderConfig(
+                encoder_hidden_size=model_args.encoder_hidden_size or base.config.hidden_size, **task
+            )
+        return PromptTuningConfig(**task)
+    targets = settle_targets(base, peft_type, model_args.target_modules)
+    if peft_type == IA3:
+        feedforward = [name for name in targets if name in _FEEDFORWARD]
+        return IA3Config(target_modules=targets, feedforward_modules=feedforward, **task)
+    rank = model_args.lora_rank or _DEFAULT_RANK
+    task |= {"target_modules": targets, "lora_dropout": model_args.lora_dropout}
+    task |= {"lora_alpha": model_args.lora_alpha or 2 * rank}
+    if peft_type == ADALORA:
+        # It begins with half as much again, and gives the surplus back where it matters least.
+        return AdaLoraConfig(init_r=-(-3 * rank // 2), target_r=rank, total_step=_PLACEHOLDER_STEPS, **task)
+    assert peft_type == LORA
+    return LoraConfig(r=rank, **task)
+
+
+def settle_targets(base: PreTrainedModel, peft_type: str, given: list[str] | None) -> list[str] | str:
+    """
+    The linear layers that an adapter goes on, by the ends of their names.
+
+    Raises:
+        UserError: the base has no linear layer of a given name.
+    """
+    model_type = base.config.model_type
+    if not given:
+        return list((_IA3_TARGETS if peft_type == IA3 else TARGETS)[model_type])
+    if given == [_ALL_LINEAR] and peft_type != IA3:
+        return _ALL_LINEAR
+    linear = [name for name, module in base.named_modules() if isinstance(module, nn.Linear)]
+    for target in given:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            raise UserError(
+                f"--target_modules {target} is no linear layer of {base.config.name_or_path}: give some of "
+                f"{', '.join(TARGETS[model_type])}."
+            )
+    return given
+
+
+def _regularize_in_training_only(model: PeftModel) -> None:
+    """PEFT adds AdaLoRA's regularization to every loss; that of an evaluation is to be compared with others'."""
+    config = model.active_peft_config
+    weight = config.orth_reg_weight
+
+    def leave_out(module: nn.Module, args: tuple[Any, ...]) -> None:
+        config.orth_reg_weight = weight if module.training else 0.0
+
+    def put_back(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        config.orth_reg_weight = weight
+
+    model.register_forward_pre_hook(leave_out)
+    model.register_forward_hook(put_back, always_call=True)
+
+
+def place_virtual_tokens(model: PeftModel) -> None:
+    """
+    Let positions count the virtual tokens and the real ones, and no padding in between.
+
+    PEFT leaves the positions out; the base then counts the padding, and a row depends on its neighbours in the batch.
+    """
+    model.register_forward_pre_hook(_without_positions, with_kwargs=True)
+    base = model.get_base_model()
+    base.register_forward_pre_hook(_positions_of_mask, with_kwargs=True)
+    prepare = model.base_model_prepare_inputs_for_generation
+    model.base_model_prepare_inputs_for_generation = lambda *args, **kwargs: _dropped(prepare(*args, **kwargs))
+
+
+def _without_positions(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, _dropped(kwargs)
+
+
+def _dropped(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Without the positions, of which PEFT would warn before it leaves them out."""
+    return {name: value for name, value in inputs.items() if name != "position_ids"}
+
+
+def _positions_of_mask(
+    base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    mask = kwargs.get("attention_mask")
+    if kwargs.get("position_ids") is not None or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+    positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+    return args, kwargs | {"position_ids": positions}
+
+
+def attach_loss(model: PreTrainedModel | PeftModel, label_smoothing: float = 0.0) -> None:
+    """The loss in chunks, wherever the head is frozen; a model that is trained as a whole keeps stock's."""
+    if isinstance(model, PeftModel):
+        # Adapters inside the base call its forward without its hooks.
+        caller = model.get_base_model() if model.active_peft_config.is_prompt_learning else model
+        attach_label_loss(model.get_base_model(), label_smoothing, caller)
+
+
+class RankAllocation(TrainerCallback):
+    """AdaLoRA's budget: the ranks that matter least are given back, but in the first and last tenth of the steps."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self.tuner = model.base_model
+        self.config = model.active_peft_config
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Now the number of steps is known."""
+        self.config.total_step = state.max_steps
+        self.config.tinit = self.config.tfinal = state.max_steps // 10
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the step, while its gradients are there."""
+        allocator, step = self.tuner.rankallocator, state.global_step + 1
+        if step > self.config.total_step - self.config.tfinal:
+            self.config.rank_pattern = self.config.rank_pattern or self._find_pattern()
+        elif not allocator.ipt:  # a resumed run has no measure of what matters yet
+            allocator.update_ipt(self.tuner.model)
+        self.tuner.update_and_allocate(step)
+
+    def _find_pattern(self) -> dict[str, list[bool]]:
+        """What a resumed run had given back before."""
+        values = self.tuner.model.named_parameters()
+        return {name: (value != 0).view(-1).tolist() for name, value in values if "lora_E." in name}

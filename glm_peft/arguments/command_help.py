@@ -1,0 +1,76 @@
+"""
+What `--help` says of each command, before anything is imported that takes seconds.
+
+`python -m glm_peft.predict --help` imports this package first, and with it torch and the models. So the package asks
+here, first of all, whether the process is one of its own commands with `--help`; a program that imports it never is.
+"""
+
+import sys
+from pathlib import Path
+
+from glm_peft.reporting.exits import exit_with_user_errors
+
+_PACKAGE = Path(__file__).absolute().parents[1]
+COMMANDS = ("convert", "doctor", "inspect_adapter", "predict", "push", "search", "train")
+TRANSFORMERS_FLAGS = {
+    "tasks": "do_train do_eval do_predict predict_with_generate output_dir resume_from_checkpoint seed",
+    "batches and steps": "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
+    "max_steps num_train_epochs train_sampling_strategy",
+    "optimizer": "lr_scheduler_type warmup_steps weight_decay max_grad_norm optim bf16 fp16",
+    "evaluation and checkpoints": "eval_strategy eval_steps save_strategy save_steps save_total_limit "
+    "load_best_model_at_end metric_for_best_model",
+}
+"""The flags of transformers' own that are used most, by what they are for."""
+
+
+def show_help_if_asked() -> None:
+    """Print the help and leave with 0, where this process is a command of this package with `-h` or `--help`."""
+    command = _command(sys.orig_argv)
+    if command and {"-h", "--help"} & set(sys.argv[1:]):
+        with exit_with_user_errors():
+            _show_help(command)
+        sys.exit(0)
+
+
+def _command(words: list[str]) -> str | None:
+    """Which command of this package an interpreter's words start, as a module or as a script."""
+    if "-m" in words:
+        package, _, name = "".join(words[words.index("-m") + 1 :][:1]).partition(".")
+        return name if package == _PACKAGE.name and name in COMMANDS else None
+    scripts = {_PACKAGE / f"{name}.py": name for name in COMMANDS}
+    return next((scripts[path] for path in (Path(word).absolute() for word in words[1:]) if path in scripts), None)
+
+
+def _show_help(command: str) -> None:
+    if command == "convert":
+        from glm_peft.arguments.conversion import parse_convert_arguments
+
+        parse_convert_arguments(["--help"])
+    if command == "inspect_adapter":
+        from glm_peft.arguments.inspection import parse_inspect_arguments
+
+        parse_inspect_arguments(["--help"])
+    if command == "push":
+        from glm_peft.arguments.push import parse_push_arguments
+
+        parse_push_arguments(["--help"])
+    from glm_peft.arguments.command_line import parse_command
+    from glm_peft.arguments.data import DataArguments
+    from glm_peft.arguments.doctor import DOCTOR_WORDS
+    from glm_peft.arguments.model import ModelArguments
+    from glm_peft.arguments.prediction import PREDICTION_TYPES, PREDICTION_WORDS
+    from glm_peft.arguments.search import SEARCH_WORDS, SearchArguments
+    from glm_peft.arguments.training_defaults import TRAINING_WORDS, TrainingDefaults
+
+    words = {"predict": PREDICTION_WORDS, "train": TRAINING_WORDS, "doctor": DOCTOR_WORDS, "search": SEARCH_WORDS}
+    words = words[command]
+    if command != "predict":
+        words = words | {"epilog": "\n".join([_transformers_flags(), words.get("epilog", "")])}
+    types = PREDICTION_TYPES if command == "predict" else (ModelArguments, DataArguments, TrainingDefaults)
+    types = (SearchArguments, *types) if command == "search" else types
+    parse_command(["--help"], types, **words)
+
+
+def _transformers_flags() -> str:
+    groups = [f"- {name}: --{flags.replace(' ', ' --')}" for name, flags in TRANSFORMERS_FLAGS.items()]
+    return "\n".join(["Of transformers' own flags these are used most; --help_all explains every flag.", *groups])

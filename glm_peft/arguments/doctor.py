@@ -1,0 +1,47 @@
+"""The arguments of the doctor: those of training, so that a recipe can be examined as it is."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from glm_peft.arguments.command_line import parse_command
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.splits import expand_splits
+from glm_peft.errors import UserError
+
+if TYPE_CHECKING:  # its import takes seconds, which the help has no time for
+    from glm_peft.arguments.training import ExaminedArguments, TrainingArguments
+
+DOCTOR_WORDS = {
+    "usage": "python -m glm_peft.doctor [CONFIG.yaml|CONFIG.json] [--flags]",
+    "description": "Examines data, tokenizer and memory before training, without loading weights; takes every flag "
+    "and file of training. Exit code 0: training can start, 1: it would fail, 2: the flags are wrong.",
+}
+
+
+def parse_doctor_arguments(
+    argv: list[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, "ExaminedArguments"]:
+    """
+    The arguments of `python -m glm_peft.doctor [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
+
+    Raises:
+        UserError: anything that is wrong with the arguments, told in one sentence.
+    """
+    from glm_peft.arguments.training import ExaminedArguments
+
+    types = (ModelArguments, DataArguments, ExaminedArguments)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parse_command(argv, types, **DOCTOR_WORDS)
+    if not wanted_splits(arguments[1], arguments[2]):
+        raise UserError(
+            "There is nothing to examine: give --train_file, --validation_file, --test_file or a data set."
+        )
+    return arguments
+
+
+def wanted_splits(data_args: DataArguments, training_args: "TrainingArguments") -> list[str]:
+    """The splits that have a file or that a task needs; `train` of a data set on the Hub where there is neither."""
+    tasks = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
+    names = [name for name, is_needed in tasks.items() if is_needed or getattr(data_args, f"{name}_file")]
+    return expand_splits(names or (["train"] if data_args.dataset_name else []), data_args)

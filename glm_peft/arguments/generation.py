@@ -1,0 +1,23 @@
+"""How answers are generated: the flags that training and prediction share."""
+
+from dataclasses import dataclass
+
+from glm_peft.arguments.fields import option
+
+
+@dataclass
+class GenerationArguments:
+    """How answers are generated, in training's evaluation and prediction as in `glm_peft.predict`."""
+
+    max_new_tokens: int | None = option(
+        None, "Most tokens of a generated answer, its end token counted. None: --val_max_target_length."
+    )
+    num_beams: int = option(1, "Beams of the search for an answer; 1 is no beam search.")
+    do_sample: bool = option(False, "Draw answers at random instead of taking the most likely tokens.")
+    top_p: float | None = option(
+        None, "With --do_sample: draw from the likeliest tokens of this probability together. None: 0.7."
+    )
+    top_k: int | None = option(None, "With --do_sample: draw from this many tokens at most; 0 is no limit. None: 50.")
+    temperature: float | None = option(
+        None, "With --do_sample: above 1 more varied answers, near 0 the most likely ones. None: 0.95."
+    )

@@ -1,0 +1,119 @@
+"""Which base model and which adapter: the flags that every command has."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from glm_peft.arguments.fields import option, require, require_at_least_one
+from glm_peft.arguments.methods import FULL, METHODS, P_TUNING, PREFIX_TUNING, check_flags
+from glm_peft.errors import UserError
+
+_NUM_VIRTUAL_TOKENS = 128
+
+
+@dataclass
+class ModelArguments:
+    """
+    The base model and the prefix.
+
+    Raises:
+        UserError: no model is given, or a number is out of its range.
+    """
+
+    _argument_group_name = "model and prefix"
+
+    model_name_or_path: str = option(
+        "", "Base model: a folder in a published layout or a Hub id, such as THUDM/chatglm3-6b. Must be given."
+    )
+    model_revision: str = option("main", "Branch, tag or commit of the base model on the Hub.")
+    cache_dir: str | None = option(None, "Folder for downloaded models. None: the Hub's usual cache.")
+    adapter_name_or_path: str | None = option(
+        None,
+        "Adapter to go on from: a folder or a Hub id of a PEFT prefix, or a published P-Tuning v2 checkpoint. "
+        "None: a new prefix.",
+        "ptuning_checkpoint",
+    )
+    adapter_revision: str | None = option(
+        None, "Branch, tag or commit of the adapter, where it is on the Hub. None: main."
+    )
+    allow_other_base: bool = option(
+        False, "Use the adapter on a base with other weights than the one it was trained on, with a warning."
+    )
+    chat_format: Literal["chatglm", "chatglm2", "chatglm3", "glm4", "plain"] | None = option(
+        None, "Form of the prompts. None: what the model's files say, or an error where they do not say it."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Precision of the base; auto: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs."
+    )
+    quantization_bit: int | None = option(
+        None, "4 or 8: load the base quantized, which takes a quarter or half of the memory. None: not quantized."
+    )
+    peft_type: Literal["prefix_tuning", "lora", "p_tuning", "prompt_tuning", "ia3", "adalora", "none"] | None = option(
+        None, "Method; none: train the base itself. None: prefix_tuning, or that of --adapter_name_or_path."
+    )
+    attn_implementation: str | None = option(
+        None, "Attention of the base: eager, sdpa, flash_attention_2 or flex_attention. None: the best at hand."
+    )
+    num_virtual_tokens: int | None = option(
+        None, "Length of the prefix in virtual tokens. None: 128, or that of --adapter_name_or_path.", "pre_seq_len"
+    )
+    prefix_projection: bool | None = option(
+        None,
+        "Train the prefix through a two-layer network, of which the result is kept. None: no, or as it was saved.",
+    )
+    encoder_hidden_size: int | None = option(
+        None, "Width of the network of --prefix_projection. None: the hidden size of the base."
+    )
+    prefix_init: Literal["normal", "text"] | None = option(
+        None,
+        "Where a new prefix starts: normal, or text, the keys and values of --prefix_init_text. None: PEFT's own.",
+    )
+    prefix_init_text: str | None = option(
+        None, "Instruction that the prefix starts as, cut or repeated to its length."
+    )
+    prefix_init_std: float = option(0.02, "Standard deviation of --prefix_init normal; PEFT's own is 1.")
+    prefix_dropout: float = option(0.0, "Share of the prefix's numbers dropped in training; published: 0.1.")
+    lora_rank: int | None = option(None, "Rank of --peft_type lora, or the average one of adalora. None: 8.")
+    lora_alpha: int | None = option(None, "Scale of LoRA's product, times the rank. None: twice the rank.")
+    lora_dropout: float = option(0.0, "Share of the inputs that LoRA drops in training.")
+    target_modules: list[str] | None = option(
+        None, "Layers that LoRA or (IA)3 goes on, by the ends of their names. None: those of the generation."
+    )
+    save_tokenizer: bool = option(False, "Put the tokenizer's files beside the adapter.")
+
+    def __post_init__(self) -> None:
+        if not self.model_name_or_path:
+            raise UserError("--model_name_or_path is not given: name a folder or a Hub id of a ChatGLM model.")
+        self.quantization_bit = self.quantization_bit or None  # published scripts say 0 for none
+        if self.quantization_bit not in (None, 4, 8):
+            raise UserError(f"--quantization_bit must be 4 or 8, found {self.quantization_bit}.")
+        require_at_least_one(self, "num_virtual_tokens", "encoder_hidden_size", "lora_rank", "lora_alpha")
+        require(0 <= self.lora_dropout < 1, "--lora_dropout must be at least 0 and below 1", self.lora_dropout)
+        self._check_start()
+        if not self.adapter_name_or_path:  # otherwise the adapter decides what is not given
+            self._fill_in()
+        if self.peft_type:
+            self.check_flags()
+        if self.encoder_hidden_size and not self.prefix_projection and self.peft_type != P_TUNING:
+            raise UserError("--encoder_hidden_size is for --prefix_projection only: give both or neither.")
+
+    def check_flags(self) -> None:
+        """Raise a `UserError` where a flag of another method than `peft_type` is given."""
+        check_flags(self, {field.name: field.default for field in fields(self)})
+
+    def _fill_in(self) -> None:
+        self.peft_type = self.peft_type or PREFIX_TUNING
+        self.prefix_projection = bool(self.prefix_projection)
+        if "num_virtual_tokens" in METHODS[self.peft_type].flags:
+            self.num_virtual_tokens = self.num_virtual_tokens or _NUM_VIRTUAL_TOKENS
+        if self.peft_type == FULL and self.dtype == "auto":
+            self.dtype = "float32"  # half precision rounds off the small steps of a whole model
+
+    def _check_start(self) -> None:
+        if (self.prefix_init == "text") != (self.prefix_init_text is not None):
+            raise UserError("--prefix_init text and --prefix_init_text belong together: give both or neither.")
+        if self.prefix_init == "text" and self.prefix_projection:
+            raise UserError("--prefix_init text sets the prefix itself: leave out --prefix_projection.")
+        if self.prefix_init and self.adapter_name_or_path:
+            raise UserError("--prefix_init is for a new prefix: leave it out, or --adapter_name_or_path.")
+        require(self.prefix_init_std > 0, "--prefix_init_std must be above 0", self.prefix_init_std)
+        require(0 <= self.prefix_dropout < 1, "--prefix_dropout must be at least 0 and below 1", self.prefix_dropout)

@@ -1,0 +1,71 @@
+"""The arguments of `python -m glm_peft.push`: which adapter, where to, and what is said of it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from glm_peft.arguments.command_line import parse_command, split_words
+from glm_peft.arguments.fields import option
+from glm_peft.errors import UserError
+
+PUSH_WORDS = {
+    "usage": "python -m glm_peft.push ADAPTER --repo_id USER/NAME [--flags]\n"
+    "       python -m glm_peft.push --queued [FOLDER]",
+    "description": "Sends an adapter to the Hub with its card, curves and results, and nothing else; what could not "
+    "be sent waits in its folder, and --queued sends it.",
+}
+
+
+@dataclass
+class PushArguments:
+    """
+    Where an adapter goes, and how.
+
+    Raises:
+        UserError: what is given does not go together.
+    """
+
+    _argument_group_name = "push"
+
+    repo_id: str | None = option(
+        None, "Repository on the Hub, such as USER/NAME; it is made where it is not there.", "hub_model_id"
+    )
+    base_model_id: str | None = option(
+        None, "Hub id of the base, which the adapter names there. None: as the adapter names it, if that is one."
+    )
+    revision: str | None = option(
+        None, "Branch to send to; it is made where it is not there. None: main.", "hub_revision"
+    )
+    tags: list[str] = field(default_factory=list, metadata={"help": "Names for the commit, such as v1.0."})
+    private: bool | None = option(
+        None, "Make a new repository private. None: as the user's settings on the Hub say.", "hub_private_repo"
+    )
+    commit_message: str | None = option(None, "Title of the commit. None: what the adapter is, and its scores.")
+    card_language: Literal["en", "zh"] | None = option(None, "Language of the model card. None: as in the training.")
+    dry_run: bool = option(False, "Send nothing: list the files with their sizes, and show the card.")
+    queued: str | None = option(
+        None,
+        "Send what could not be sent earlier and waits in this folder or in one inside it.",
+        nargs="?",
+        const=".",
+    )
+
+    def __post_init__(self) -> None:
+        if self.queued is not None and (self.repo_id or self.dry_run):
+            other = "--repo_id" if self.repo_id else "--dry_run"
+            raise UserError(f"--queued sends what waits, to where it was meant to go: leave out {other}.")
+
+
+def parse_push_arguments(argv: list[str] | None = None) -> tuple[str | None, PushArguments]:
+    """
+    The adapter's folder of `python -m glm_peft.push ADAPTER [--flags]`, which `--queued` may do without, and the rest.
+
+    Raises:
+        UserError: anything that is wrong with the arguments, told in one sentence.
+    """
+    adapters, flags = split_words(argv)
+    (arguments,) = parse_command(flags, (PushArguments,), **PUSH_WORDS)
+    if len(adapters) > 1 or not (adapters or arguments.queued):
+        raise UserError(f"One adapter stands before the flags, found {len(adapters)}: name the folder ADAPTER.")
+    if arguments.queued is None and not (arguments.repo_id or arguments.dry_run):
+        raise UserError("--repo_id is not given: name a repository on the Hub, such as USER/NAME.")
+    return (adapters[0] if adapters else None), arguments

@@ -1,0 +1,112 @@
+"""The arguments of `python -m glm_peft.search`: its own, and the settings of training that every trial starts from."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from glm_peft.arguments.command_line import Setting, names_of_fields, parse_command, read_config, read_flags
+from glm_peft.arguments.fields import option, require_at_least_one
+from glm_peft.arguments.former_options import IGNORED, RENAMED
+from glm_peft.errors import UserError
+
+SEARCH_WORDS = {
+    "usage": "python -m glm_peft.search [CONFIG.yaml|CONFIG.json] --space SPACE.yaml [--flags]",
+    "description": "Trains with many values of the arguments in SPACE.yaml and writes the best as a configuration of "
+    "training; takes every flag and file of training. The same command again goes on where it was stopped.",
+}
+
+Settings = dict[str, list[str]]
+"""The words of each argument of training by its name, as they would follow its flag."""
+
+
+@dataclass
+class SearchArguments:
+    """
+    What is searched, how long, and by which number trials are compared.
+
+    Raises:
+        UserError: no space is given, or a number is out of its range.
+    """
+
+    _argument_group_name = "search"
+
+    space: str = option("", "YAML or JSON file of the arguments to search and their values. Must be given.")
+    n_trials: int = option(20, "Trials in all; those that an earlier run of the same search did count.")
+    metric: Literal["loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "exact_match"] = option(
+        "loss", "What the end of a trial is judged by, on the validation rows: the loss, lower is better, or a score."
+    )
+    random_trials: int = option(
+        5, "The first trials, which have random values and run to their end; later ones learn from those before."
+    )
+    stop_early: bool = option(
+        True, "End a trial that is behind the median of the others at one of its evaluations (--eval_strategy)."
+    )
+    sampler_seed: int = option(0, "Seed of the values that are tried; the seed of training is --seed in all trials.")
+    keep_checkpoints: bool = option(False, "Keep the checkpoints of every trial, as --save_strategy says.")
+
+    def __post_init__(self) -> None:
+        if not self.space:
+            raise UserError("--space is not given: name a YAML file such as configs/search_space.yaml.")
+        require_at_least_one(self, "n_trials", "random_trials")
+
+    @property
+    def direction(self) -> str:
+        """Optuna's word for which values are better."""
+        return "minimize" if self.metric == "loss" else "maximize"
+
+
+def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArguments, Settings]:
+    """
+    The arguments of `python -m glm_peft.search [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
+
+    Returns:
+        Those of the search, and the settings of training as they were given.
+
+    Raises:
+        UserError: anything that is wrong with the arguments, told in one sentence.
+    """
+    from glm_peft.arguments.training import DataArguments, ModelArguments, TrainingArguments
+
+    argv = sys.argv[1:] if argv is None else argv
+    types = (ModelArguments, DataArguments, TrainingArguments)
+    search_args, _, data_args, training_args = parse_command(argv, (SearchArguments, *types), **SEARCH_WORDS)
+    if training_args.world_size > 1 or training_args.deepspeed or training_args.fsdp:
+        raise UserError(
+            f"A search runs in one process without DeepSpeed or FSDP, and this is one of {training_args.world_size}: "
+            "start it with python -m glm_peft.search, and leave out --deepspeed and --fsdp."
+        )
+    for file in ("train_file", "validation_file"):
+        if getattr(data_args, file) is None and data_args.dataset_name is None:
+            raise UserError(f"A search trains and evaluates every trial: give --{file} or --dataset_name.")
+    if search_args.metric != "loss" and not training_args.predict_with_generate:
+        raise UserError(
+            f"--metric {search_args.metric} is a score of generated answers: give --predict_with_generate too, or "
+            "leave it out to compare the loss."
+        )
+    return search_args, read_training_settings(argv, (SearchArguments, *types))
+
+
+def read_training_settings(argv: list[str], types: tuple[type, ...]) -> Settings:
+    """The words of a command line that `parse_command` found right, by argument, without those of the search."""
+    has_file = bool(argv) and not argv[0].startswith("-")
+    given = [*(read_config(argv[0]) if has_file else []), *read_flags(argv[1:] if has_file else argv)]
+    names = names_of_fields(types)
+    names |= {old: new for old, new in RENAMED.items() if new in names}
+    own = {field.name for field in fields(SearchArguments)}
+    settings = dict(_settle(setting, names) for setting in given if setting.name not in IGNORED)
+    return {name: words for name, words in settings.items() if name not in own}
+
+
+def as_command_line(settings: Mapping[str, list[str]]) -> list[str]:
+    """The words that give these settings to `glm_peft/train.py`."""
+    words: list[str] = []
+    for name, values in settings.items():
+        # One value is joined to its flag, as it may begin with a hyphen.
+        words += [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
+    return words
+
+
+def _settle(setting: Setting, names: Mapping[str, str]) -> tuple[str, list[str]]:
+    name = names[setting.name]
+    return (name.removeprefix("no_"), ["false"]) if name.startswith("no_") else (name, setting.values or ["true"])

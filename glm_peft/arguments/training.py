@@ -1,0 +1,196 @@
+"""Every argument of training: which model and prefix, which data, and how to train, score and generate."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import Seq2SeqTrainingArguments
+
+from glm_peft.arguments.command_line import parse_command, warn
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.fields import require, require_at_least_one
+from glm_peft.arguments.methods import METHODS, PREFIX_TUNING
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.splits import check_metric
+from glm_peft.arguments.trainer_settings import choose_count, settle_stock_settings
+from glm_peft.arguments.training_defaults import TRAINING_WORDS, TrainingDefaults
+from glm_peft.errors import UserError
+
+_TRACKER_PACKAGES = {
+    "azure_ml": "azureml-sdk",
+    "comet_ml": "comet-ml",
+    "flyte": "flytekit",
+    "tensorboard": "-e '.[tensorboard]'",
+}
+
+
+@dataclass
+class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
+    """
+    transformers' own arguments with defaults for a prefix, and the settings of generation.
+
+    Raises:
+        UserError: `output_dir` is missing, a number is out of its range, a token for the Hub is given (it would be
+            saved in clear), the package of a service to report to is not installed, or the
+            best model is asked for by a score without `predict_with_generate`.
+    """
+
+    def __post_init__(self) -> None:
+        self.learning_rate_is_given = self.learning_rate is not None
+        self.learning_rate = (
+            self.learning_rate if self.learning_rate_is_given else METHODS[PREFIX_TUNING].learning_rate
+        )
+        self._check_values()
+        self.include_num_input_tokens_seen = choose_count(self.include_num_input_tokens_seen)
+        if self.early_stopping_patience:
+            self.metric_for_best_model = self.metric_for_best_model or "loss"
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = bool(self.gradient_checkpointing)
+        self.gradient_checkpointing = self.activation_checkpointing
+        self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
+        # The trainer's own push would send everything in the folder: glm_peft.publishing.callback has this one.
+        self.sends_to_hub, self.push_to_hub = self.push_to_hub, False
+        if self.ddp_backend and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            warn(f"--ddp_backend {self.ddp_backend} has no effect on one process.")
+            self.ddp_backend = None
+        super().__post_init__()
+        self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        settle_stock_settings(self)
+        if self.n_gpu > 1:
+            # One process would use them by DataParallel, which copies no hooks, and the prefix needs some.
+            warn(f"{self.n_gpu} GPUs are there, one is used: accelerate launch --num_processes {self.n_gpu} uses all.")
+            self._n_gpu = 1
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, where it is installed, prints its guess
+        by_score = (self.load_best_model_at_end or self.early_stopping_patience) and (
+            not str(self.metric_for_best_model).endswith("loss")
+        )
+        if by_score and not self.predict_with_generate:
+            raise UserError(
+                f"--metric_for_best_model {self.metric_for_best_model} is a score of generated answers: "
+                "give --predict_with_generate too, or use loss."
+            )
+
+    def _check_values(self) -> None:
+        if not self.output_dir:
+            raise UserError("--output_dir is not given: name a folder for the adapter and the results.")
+        if self.hub_token is not None:
+            raise UserError("hub_token would be saved in clear: set the environment variable HF_TOKEN instead.")
+        for name in self._VALID_DICT_FIELDS:
+            _require_json(name, getattr(self, name))
+        _check_deepspeed(self.deepspeed)
+        _check_trackers([self.report_to] if isinstance(self.report_to, str) else self.report_to or [])
+        require_at_least_one(
+            self,
+            "max_new_tokens",
+            "num_beams",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+        )
+        require(self.learning_rate > 0, "--learning_rate must be above 0", self.learning_rate)
+        self._check_early_stopping()
+        if not self.do_sample:
+            self._drop_sampling()
+        require(self.top_p is None or 0 < self.top_p <= 1, "--top_p must be above 0 and at most 1", self.top_p)
+        require(self.top_k is None or self.top_k >= 0, "--top_k must be 0 or more", self.top_k)
+        require(self.temperature is None or self.temperature > 0, "--temperature must be above 0", self.temperature)
+
+    def _check_early_stopping(self) -> None:
+        patience, threshold = self.early_stopping_patience, self.early_stopping_threshold
+        require(patience is None or patience >= 1, "--early_stopping_patience must be 1 or more", patience)
+        require(threshold >= 0, "--early_stopping_threshold must be 0 or more", threshold)
+        if patience is None and threshold:
+            raise UserError("--early_stopping_threshold has no effect alone: give --early_stopping_patience too.")
+        if patience and self.eval_strategy == "no":
+            raise UserError(
+                f"--early_stopping_patience {patience} counts evaluations during training, but there are none: "
+                "give --eval_strategy steps or epoch, and --validation_file."
+            )
+
+    def _drop_sampling(self) -> None:
+        # A warning, not an error: `--do_sample false` must be able to win over a recipe that samples.
+        for name in ("top_p", "top_k", "temperature"):
+            if getattr(self, name) is not None:
+                warn(f"--{name} has no effect without --do_sample.")
+                setattr(self, name, None)
+
+
+@dataclass
+class ExaminedArguments(TrainingArguments):
+    """Training's own arguments; nothing is written, so no `output_dir` is needed."""
+
+    def __post_init__(self) -> None:
+        self.output_dir = self.output_dir or "unused"
+        super().__post_init__()
+
+
+def parse_train_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """
+    The arguments of `glm_peft/train.py [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
+
+    Args:
+        argv: the words after the script's name; `None` for those of this process.
+
+    Raises:
+        UserError: anything that is wrong with the arguments, told in one sentence.
+    """
+    types = (ModelArguments, DataArguments, TrainingArguments)
+    argv = sys.argv[1:] if argv is None else argv
+    model_args, data_args, training_args = parse_command(argv, types, **TRAINING_WORDS)
+    _check_tasks(data_args, training_args)
+    is_best_wanted = training_args.load_best_model_at_end or training_args.save_strategy == "best"
+    if is_best_wanted or training_args.early_stopping_patience:
+        check_metric(training_args.metric_for_best_model, data_args.validation_file)
+    training_args.max_new_tokens = training_args.max_new_tokens or data_args.val_max_target_length
+    return model_args, data_args, training_args
+
+
+def _check_tasks(data_args: DataArguments, training_args: TrainingArguments) -> None:
+    """Something is to be done, and there is data for it."""
+    files = {"do_train": "train_file", "do_eval": "validation_file", "do_predict": "test_file"}
+    wanted = [task for task in files if getattr(training_args, task)]
+    if not wanted:
+        raise UserError("There is nothing to do: give --do_train, --do_eval or --do_predict.")
+    for task in wanted:
+        if getattr(data_args, files[task]) is None and data_args.dataset_name is None:
+            raise UserError(f"--{task} needs data: give --{files[task]} or --dataset_name.")
+
+
+def _require_json(name: str, value: Any) -> None:
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            json.loads(value)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--{name} is not JSON ({error}), found {value}.") from error
+
+
+def _check_deepspeed(given: Any) -> None:
+    """Its file is there; DeepSpeed's own settings are half made, and stay so, when stock finds that it is not."""
+    if isinstance(given, str) and not given.startswith("{") and not Path(given).is_file():
+        raise UserError(f"--deepspeed {given}: there is no such file; give one with DeepSpeed's settings.")
+
+
+def _check_trackers(names: list[str]) -> None:
+    """Every service to report to is known and installed; transformers finds out once the base is loaded."""
+    if names in ([], ["none"], ["all"]):
+        return
+    from transformers.integrations import integration_utils as integrations
+
+    known, at_hand = integrations.INTEGRATION_TO_CALLBACK, integrations.get_available_reporting_integrations()
+    at_hand += ["flyte"] if integrations.is_flytekit_available() else []
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"--report_to {name} is no service that is known: give some of {', '.join(known)}, or none."
+            )
+        if name not in [*at_hand, "kubeflow"]:
+            package = _TRACKER_PACKAGES.get(name, name)
+            raise UserError(
+                f"--report_to {name} needs a package that is not installed: `pip install {package}` installs it, or "
+                "leave the flag out."
+            )

@@ -1,0 +1,1 @@
+"""What the doctor and the inspection of an adapter look at."""

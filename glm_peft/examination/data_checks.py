@@ -1,0 +1,167 @@
+"""What a careful reader finds in conversations: duplicates, overlaps, echoes, characters that do not belong."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+
+from glm_peft.preprocessing.conversations import Conversation, Split
+
+SHORTEST_ECHO = 4  # characters; a shorter question stands in many answers by right
+FAR_LONGER = 10  # times the length that nine in ten texts have at most
+
+_SUSPICIOUS = {
+    "control characters": (re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"), "remove them"),
+    "U+FFFD, what a wrong decoding leaves": (re.compile("\ufffd"), "read the source again in its own encoding"),
+    "mojibake, text decoded with the wrong encoding": (
+        re.compile(
+            "[\u00c2-\u00f4](?:[\u0080-\u00bf\u0152-\u0178\u2013-\u203a\u20ac\u2122]){1,3}[\u00c2-\u00f4]|锟斤拷|烫烫烫"
+        ),
+        "read the source again in its own encoding",
+    ),
+    "byte order marks": (re.compile("\ufeff"), "remove them"),
+    "zero-width and direction characters": (
+        re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069]"),
+        "remove them",
+    ),
+    "unusual white space": (re.compile("[\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f]"), "put plain spaces"),
+    "HTML entities or tags": (
+        re.compile(
+            r"&(?:[a-zA-Z]{2,8}|#\d{2,6}|#[xX][0-9a-fA-F]{2,6});|</?(?:a|b|br|div|font|img|li|p|span|td|tr|ul)\b[^<>]*>"
+        ),
+        "unescape or strip them, unless they are wanted",
+    ),
+    "control tokens spelt out": (
+        re.compile(
+            r"\[(?:[gs]?MASK|/?INST)\]|<(?:/?s|s?[oe]op|pad|unk|bos|eos)>"
+            r"|<\|(?:system|user|assistant|observation|endoftext|im_start|im_end)\|>"
+        ),
+        "remove them: they are read as plain text",
+    ),
+}
+
+_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}
+_REWRITE = "write what is meant, or remove the rows"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Rows that have something in common: what, where (`train.json, line 3`, maybe with more), and what to do."""
+
+    what: str
+    rows: list[str]
+    advice: str
+
+
+def check_split(split: Split) -> list[Finding]:
+    """Everything that can be said of one split; a finding without rows is left out."""
+    checks = (find_duplicates, find_echoes, find_far_longer, find_invisible, find_suspicious_characters)
+    findings = [finding for check in checks for finding in check(split)]
+    return [finding for finding in findings if finding.rows]
+
+
+def find_duplicates(split: Split) -> list[Finding]:
+    """Rows that repeat an earlier row, and rows whose prompt stands earlier with another answer."""
+    same_pair, other_answer = [], []
+    first_of_pair: dict[Hashable, str] = {}
+    first_of_prompt: dict[Hashable, str] = {}
+    for conversation in split:
+        prompt, where = _prompt_key(conversation), conversation.where
+        pair = (prompt, conversation.answer)
+        if pair in first_of_pair:
+            same_pair.append(_as_before(where, first_of_pair[pair]))
+        elif prompt in first_of_prompt:
+            other_answer.append(_as_before(where, first_of_prompt[prompt]))
+        first_of_pair.setdefault(pair, where)
+        first_of_prompt.setdefault(prompt, where)
+    return [
+        Finding("rows that repeat an earlier row, prompt and answer", same_pair, "remove them: they count twice"),
+        Finding("prompts that stand earlier with another answer", other_answer, "keep them only if both are right"),
+    ]
+
+
+def find_overlap(split: Split, other: Split) -> Finding:
+    """Rows of `split` whose whole prompt is that of a row of `other`."""
+    places: dict[Hashable, str] = {}
+    for conversation in other:
+        places.setdefault(_prompt_key(conversation), conversation.where)
+    shared = [(conversation, places.get(_prompt_key(conversation))) for conversation in split]
+    rows = [_as_before(conversation.where, place) for conversation, place in shared if place]
+    advice = f"remove them from {other.name}, or its scores measure memory"
+    return Finding(f"{split.name} prompts that are in {other.name} too", rows, advice)
+
+
+def find_echoes(split: Split) -> list[Finding]:
+    """Answers that hold the whole question (of `SHORTEST_ECHO` characters or more), or are nothing but it."""
+    nothing_else, repeats = [], []
+    for conversation in split:
+        question, answer = _question(conversation), _answer(conversation)
+        if answer == question:
+            nothing_else.append(conversation.where)
+        elif len(question) >= SHORTEST_ECHO and question in answer:
+            repeats.append(conversation.where)
+    return [
+        Finding("answers that are the prompt and nothing else", nothing_else, "write the answers that are meant"),
+        Finding("answers that repeat the prompt", repeats, "cut the prompt off, unless repeating it is the task"),
+    ]
+
+
+def find_far_longer(split: Split) -> Iterable[Finding]:
+    """Prompts and answers of more than `FAR_LONGER` times the characters that nine in ten others have at most."""
+    for name, text in (("prompts", _question), ("answers", _answer)):
+        lengths = [(len(text(conversation)), conversation.where) for conversation in split]
+        usual = sorted(length for length, _ in lengths)[int(0.9 * (len(lengths) - 1))] if lengths else 0
+        rows = [f"{where} ({length:,} characters)" for length, where in lengths if length > FAR_LONGER * usual > 0]
+        advice = f"look whether several rows ran together: nine in ten have at most {usual:,} characters"
+        yield Finding(f"{name} that are far longer than the others", rows, advice)
+
+
+def find_invisible(split: Split) -> list[Finding]:
+    """Prompts and answers that are not empty, but of which nothing can be seen."""
+    return [
+        Finding("prompts without a visible character", _where(split, lambda x: _is_invisible(_question(x))), _REWRITE),
+        Finding("answers without a visible character", _where(split, lambda x: _is_invisible(_answer(x))), _REWRITE),
+    ]
+
+
+def find_suspicious_characters(split: Split) -> Iterable[Finding]:
+    """One finding for each kind of character or mark that prompts and answers seldom hold on purpose."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    for conversation in split:
+        text = "\n".join(message["content"] for message in conversation.messages)
+        for what, (pattern, _) in _SUSPICIOUS.items():
+            if found := pattern.search(text):
+                rows[what].append(f"{conversation.where} ({_spelt(found.group())})")
+    return [Finding(what, rows[what], advice) for what, (_, advice) in _SUSPICIOUS.items()]
+
+
+def _as_before(where: str, earlier: str) -> str:
+    """Two places, the file of the second left out where it is that of the first."""
+    file, _, _ = where.rpartition(", ")
+    return f"{where} (as {earlier.removeprefix(f'{file}, ')})"
+
+
+def _spelt(found: str) -> str:
+    """What was found, so that even an invisible character can be read: U+200B, or the text itself."""
+    return f"U+{ord(found):04X}" if len(found) == 1 else repr(found[:20])
+
+
+def _where(split: Split, is_so: Callable[[Conversation], bool]) -> list[str]:
+    return [conversation.where for conversation in split if is_so(conversation)]
+
+
+def _prompt_key(conversation: Conversation) -> Hashable:
+    return tuple((message["role"], message["content"]) for message in conversation.prompt)
+
+
+def _question(conversation: Conversation) -> str:
+    return conversation.prompt[-1]["content"].strip()
+
+
+def _answer(conversation: Conversation) -> str:
+    return (conversation.answer or "").strip()
+
+
+def _is_invisible(text: str) -> bool:
+    return bool(text) and all(unicodedata.category(character) in _INVISIBLE for character in text)

@@ -1,0 +1,160 @@
+"""How the doctor shows what it found, on a terminal or in a file."""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TextIO
+
+from transformers import PreTrainedConfig
+
+from glm_peft.examination.data_checks import Finding
+from glm_peft.examination.memory_estimate import BaseSize, Memory, Settings, estimate_memory, fit_settings
+from glm_peft.preprocessing.lengths import LengthReport, Lengths
+
+GB = 10**9
+GPU_SIZES = (8, 16, 24, 80)  # GB
+
+_BAR_WIDTH = 40
+_MOST_BINS = 12
+_SHOWN_ROWS = 5
+_FAR = 3  # times what nine in ten texts have: where a histogram ends, and what is too long to ask for
+_DIM, _GREEN, _PLAIN = "\033[2m", "\033[32m", "\033[0m"
+_MEMORY_LINES = {
+    "base": "base, frozen",
+    "prefix_and_optimizer": "prefix, gradient, AdamW",
+    "prefix_in_use": "prefix in use",
+    "activations": "activations",
+    "work": "logits or MLP, at work",
+    "reserve": "CUDA and reserve",
+    "total": "total",
+}
+
+
+def format_histogram(name: str, lengths: Sequence[int], limit: int) -> str:
+    """
+    A histogram of lengths in tokens, one line a bin; the last one is open where a few lengths lie far beyond the rest.
+
+    Args:
+        limit: bins that lie wholly above it, where texts are cut, are drawn lighter.
+    """
+    longest = max(lengths)
+    width = _bin_width(min(longest, _FAR * _held_by_nine_in_ten(lengths)))
+    last = min(longest, _FAR * _held_by_nine_in_ten(lengths)) // width
+    counts = [0] * (last + 1)
+    for length in lengths:
+        counts[min(length // width, last)] += 1
+    first = next(number for number, count in enumerate(counts) if count)
+    lines = [f"  {name}, in tokens (limit {limit})"]
+    for number, count in enumerate(counts[first:], first):
+        start = number * width
+        bar = ("░" if start > limit else "█") * math.ceil(_BAR_WIDTH * count / max(counts))
+        label = f"{start}–{start + width - 1}" if width > 1 else f"{start}"
+        is_open = number == last and longest >= start + width
+        lines.append(f"  {f'{start}–{longest}' if is_open else label:>13} {count:>8}  {bar}".rstrip())
+    return "\n".join(lines)
+
+
+def _held_by_nine_in_ten(lengths: Sequence[int]) -> int:
+    return max(sorted(lengths)[math.ceil(0.9 * len(lengths)) - 1], 1)
+
+
+def _bin_width(longest: int) -> int:
+    """1, 2 or 5 times a power of ten, so that there are few bins."""
+    power = 10 ** max(int(math.log10(max(longest, 1))) - 1, 0)
+    return next(width for width in (power, 2 * power, 5 * power, 10 * power) if longest // width < _MOST_BINS)
+
+
+def format_findings(findings: Iterable[Finding]) -> str:
+    """One line for each finding, with its first rows below it."""
+    lines = []
+    for finding in findings:
+        lines.append(f"  {finding.what}: {len(finding.rows)}; {finding.advice}")
+        lines += _first_rows(finding.rows, _SHOWN_ROWS)
+    return "\n".join(lines) or "  Nothing to remark."
+
+
+def format_problems(problems: Sequence[str], most: int) -> str:
+    """What keeps training from starting, `most` lines of it."""
+    return "\n".join(_first_rows(problems, most))
+
+
+def _first_rows(rows: Sequence[str], most: int) -> list[str]:
+    more = [f"    … and {len(rows) - most} more"] if len(rows) > most else []
+    return [f"    {row}" for row in rows[:most]] + more
+
+
+def format_suggestion(report: LengthReport) -> str:
+    """The length flags that hold 99 % of the texts, or 90 % where some are far longer, where fewer are held."""
+    short = [(lengths, *_suggest(lengths)) for lengths in report.lengths]
+    short = [(lengths, limit, share) for lengths, limit, share in short if limit > lengths.limit]
+    if not short:
+        return f"  The lengths that are given hold {_least_share(report)} % of the texts: nothing to change."
+    flags = " ".join(f"{lengths.flag} {limit}" for lengths, limit, _ in short)
+    cut = " and ".join(f"{100 * x.truncated / report.examples:.1f} % of the {x.name}s" for x, _, _ in short)
+    held = min(share for _, _, share in short)
+    return f"  {flags}\n  These hold {held} %; the lengths that are given cut {cut}."
+
+
+def _suggest(lengths: Lengths) -> tuple[int, int]:
+    """A limit, and how many in a hundred texts it holds: not 99 where a few texts are far longer than the rest."""
+    nine_in_ten = lengths.percentiles[1]
+    if lengths.suggestion > _FAR * nine_in_ten:
+        return nine_in_ten, 90
+    return lengths.suggestion, 99
+
+
+def _least_share(report: LengthReport) -> int:
+    return min(99 if lengths.suggestion <= lengths.limit else 90 for lengths in report.lengths)
+
+
+def shows_colour(stream: TextIO) -> bool:
+    """Whether to colour what goes to `stream`: on a terminal that can, and not with `NO_COLOR` (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def colour_example(description: str) -> str:
+    """`describe_example`'s lines for a terminal: what carries loss is green, the rest dim."""
+    lines, colour = [], ""
+    for line in description.split("\n"):
+        name = line[:10].strip()
+        colour = {"loss": _GREEN, "no loss": _DIM}.get(name, colour)
+        lines.append(f"{colour}{line}{_PLAIN}" if colour else line)
+    return "\n".join(lines)
+
+
+def format_memory(config: PreTrainedConfig, settings: Settings, base: BaseSize) -> str:
+    """The estimate with and without activation checkpointing, and what makes training fit common GPUs."""
+    plain, checkpointed = (
+        estimate_memory(config, replace(settings, activation_checkpointing=is_on), base) for is_on in (False, True)
+    )
+    given = "with" if settings.activation_checkpointing else "without"
+    lines = [
+        f"  {_describe(settings, base)}",
+        f"  {'GB':<26}{'without':>10}{'with':>10}  activation checkpointing (the flags say {given})",
+        *(_memory_line(name, plain, checkpointed) for name in _MEMORY_LINES),
+    ]
+    return "\n".join(lines + [_gpu_line(size, config, settings, base) for size in GPU_SIZES])
+
+
+def _describe(settings: Settings, base: BaseSize) -> str:
+    precision = "half precision" if settings.element == 2 else "float32"
+    bits = f", quantized to {settings.quantization_bit} bits" if settings.quantization_bit else ""
+    return (
+        f"{base.parameters:,} parameters in {precision}{bits}; {settings.num_virtual_tokens} virtual tokens; "
+        f"rows of up to {settings.tokens} tokens, {settings.batch_size} in a batch"
+    )
+
+
+def _memory_line(name: str, plain: Memory, checkpointed: Memory) -> str:
+    values = "".join(f"{getattr(memory, name) / GB:>10.2f}" for memory in (plain, checkpointed))
+    return f"  {_MEMORY_LINES[name]:<26}{values}"
+
+
+def _gpu_line(size: int, config: PreTrainedConfig, settings: Settings, base: BaseSize) -> str:
+    flags = fit_settings(config, settings, size * GB, base)
+    if flags is None:
+        advice = "does not fit: lower --per_device_train_batch_size or the lengths"
+    else:
+        advice = f"add {' '.join(flags)}" if flags else "fits"
+    return f"  GPU of {size:>2} GB: {advice}"

@@ -1,0 +1,65 @@
+"""The picture of what a base does with a prefix: attention by layer, loss by virtual token."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from glm_peft.examination.prefix_importance import Importance
+
+PLOT_NAME = "prefix_importance.png"
+
+_SIZE = (11.2, 3.8)  # inches
+_DOTS_PER_INCH = 120
+_KEPT, _OTHER = "tab:blue", "tab:orange"
+
+
+def plot_importance(importance: Importance, path: str | Path, kept: Collection[int] = ()) -> Path:
+    """
+    Draw the share of attention that each layer gives to the prefix, and the change of loss without each virtual token.
+
+    Args:
+        path: where the PNG goes; folders are made.
+        kept: the virtual tokens that stay, which are told from the others by colour where there are any.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(_SIZE, layout="constrained")
+    FigureCanvasAgg(figure)
+    attention, changes = figure.subplots(1, 2)
+    _draw_bars(attention, [100 * share for share in importance.attention], "layer", "% of attention")
+    attention.set_title("attention on the prefix (mean over heads and answer tokens)", fontsize=10)
+    attention.set_ylim(0, 100)
+    colours = [_KEPT if token in kept or not kept else _OTHER for token in range(len(importance.changes))]
+    _draw_bars(changes, importance.changes, "virtual token that is taken away", "nats per answer token", colours)
+    changes.set_title(f"change of the loss, which is {importance.loss:.4f} with all", fontsize=10)
+    changes.axhline(0, color="black", linewidth=0.8)
+    changes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
+    if kept:
+        _explain_colours(changes, len(kept))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")
+    return path
+
+
+def _draw_bars(
+    axes: Any, heights: Sequence[float], x_label: str, y_label: str, colours: Sequence[str] | None = None
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.bar(range(len(heights)), heights, color=colours or _KEPT, width=0.8)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_xlim(-0.6, len(heights) - 0.4)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10]))
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _explain_colours(axes: Any, number: int) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=_KEPT, label=f"the {number} kept"), Patch(color=_OTHER, label="left out")]
+    # Below the axes, where it can cover no bar.
+    axes.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)

@@ -1,0 +1,232 @@
+"""
+How much memory training a prefix will take, from the base's config alone: no weights are loaded.
+
+Notation: b rows of s tokens in a batch, P virtual tokens, L layers, H the hidden size, F the inner size of the MLP, n
+heads of size d, k key-value heads, e bytes of a number in the base's precision (4 or 2).
+
+- base: each parameter takes e bytes. Quantized, a weight of a linear layer (but not of the head) takes 1 byte and each
+  of its rows 4 more (8 bits), or 1/2 + 1/64 + 4/(64 * 256) bytes (4 bits, nf4 with double quantization).
+- prefix and optimizer: the trained numbers are float32 with a gradient and AdamW's two moments: 16 bytes each.
+- prefix in use: all rows share one copy of the flat prefix, P * 2Lkd numbers, in the base's precision.
+- activations: what autograd keeps. The base is frozen, so the inputs of its linear layers are not kept. Of a layer
+  stay, for each token, the inputs of its norms (in float32 where the norm computes so) with their statistics, query
+  (nd), what the MLP's activation needs (F; gated 3F), and for each of the P + s tokens keys and values for all heads
+  (2nd). Attention keeps its output (nd), a mask of s * (P + s) numbers a row and, in float32, a number for each head
+  and token; eager attention instead the n * s * (P + s) weights, in float32 and, where that is another, in the base's
+  precision. All layers share the embeddings, the mask without the prefix, and the rotary table.
+  With activation checkpointing only the input of each layer stays (b * s * H), and one layer at a time is whole.
+- at work: the larger of two that come one after the other: a chunk of `CHUNK_LOGITS` logits (`label_loss`), which
+  are overwritten by their gradient (4 bytes a number in float32, 8 in half precision), or the gradients inside one
+  MLP (2F a token; gated 4F). With activation checkpointing the logits come when no layer is whole, and count as far
+  as they are more than one. And, quantized, the largest matrix of a layer in the base's precision.
+- reserve: what CUDA, its libraries and its allocator take: `RESERVE_BYTES` and a tenth of everything but the base.
+
+How this was checked, on a CPU: base and trained numbers are counted on real models, also quantized; activations
+against the tensors that autograd saves, prefix and work against the bytes of all tensors alive at the peak of a step
+(tests/test_memory_estimate.py), for every generation. The reserve is a guess: nothing was measured on a GPU.
+
+Not counted: evaluation with generation (a cache of b * beams * (P + s) tokens), data, sharding over several GPUs.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from glm_peft.adapters.files import prefix_width
+from glm_peft.adapters.label_loss import CHUNK_LOGITS
+
+RESERVE_BYTES = 600 << 20
+
+_BYTES = {"auto": 2, "float32": 4, "bfloat16": 2, "float16": 2}
+_FOUR_BITS = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+_TRAINED_BYTES = 16
+
+_CHECKPOINTING = "--activation_checkpointing true"
+_WAYS: tuple[tuple[list[str], bool, int | None], ...] = (
+    ([], False, None),
+    ([_CHECKPOINTING], True, None),
+    ([_CHECKPOINTING, "--quantization_bit 8"], True, 8),
+    ([_CHECKPOINTING, "--quantization_bit 4"], True, 4),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    What decides the memory of a run.
+
+    `dtype` is that of `--dtype`, where auto counts as half precision, as on a GPU; `tokens` is the length of the
+    longest row, prompt and answer together; `labels` how many of them carry loss.
+    """
+
+    dtype: str = "auto"
+    quantization_bit: int | None = None
+    num_virtual_tokens: int = 128
+    encoder_hidden_size: int | None = None
+    batch_size: int = 1
+    tokens: int = 1152
+    labels: int = 128
+    activation_checkpointing: bool = False
+    eager_attention: bool = False
+
+    @property
+    def element(self) -> int:
+        """Bytes of a number in the base's precision."""
+        return _BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, by what they are for."""
+
+    base: float
+    prefix_and_optimizer: float
+    prefix_in_use: float
+    activations: float
+    work: float
+    reserve: float
+
+    @property
+    def total(self) -> float:
+        """All of them together, in bytes."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class BaseSize:
+    """Parameters of the base: all, those that quantization makes smaller, their rows, and the largest of them."""
+
+    parameters: int
+    quantized: int
+    quantized_rows: int
+    largest_quantized: int
+
+
+def estimate_memory(config: PreTrainedConfig, settings: Settings, base: BaseSize | None = None) -> Memory:
+    """
+    The memory of training, by the formula at the top of this module.
+
+    Args:
+        base: from `measure_base`, where the same base is estimated several times.
+    """
+    base = base or measure_base(config)
+    prefix = prefix_width(config) * settings.num_virtual_tokens
+    used = {
+        "prefix_and_optimizer": _TRAINED_BYTES * count_trained(config, settings),
+        "prefix_in_use": settings.element * prefix,
+        "activations": _activations(config, settings),
+        "work": _work(config, settings, base),
+    }
+    reserve = RESERVE_BYTES + sum(used.values()) / 10
+    return Memory(base=base_bytes(base, settings), reserve=reserve, **used)
+
+
+def fit_settings(config: PreTrainedConfig, settings: Settings, limit: float, base: BaseSize) -> list[str] | None:
+    """
+    The flags to add so that training takes `limit` bytes at most, the cheapest in time first; `None` if none do.
+
+    A quantization that `settings` has already is kept or made stronger.
+    """
+    bits = settings.quantization_bit or 16
+    for flags, checkpointing, quantized in _WAYS:
+        if checkpointing < settings.activation_checkpointing or (quantized or bits) > bits:
+            continue
+        tried = replace(
+            settings,
+            activation_checkpointing=checkpointing,
+            quantization_bit=quantized or settings.quantization_bit,
+        )
+        if estimate_memory(config, tried, base).total <= limit:
+            has = [settings.activation_checkpointing, settings.quantization_bit == quantized]
+            return [flag for flag, is_given in zip(flags, has, strict=False) if not is_given]
+    return None
+
+
+def measure_base(config: PreTrainedConfig) -> BaseSize:
+    """The sizes of the base that the config describes, built without memory for its numbers."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    linear = [module for module in model.modules() if _is_quantized(module, model)]
+    return BaseSize(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        quantized=sum(module.weight.numel() for module in linear),
+        quantized_rows=sum(module.out_features for module in linear),
+        largest_quantized=max(module.weight.numel() for module in linear),
+    )
+
+
+def base_bytes(base: BaseSize, settings: Settings) -> float:
+    """Bytes of the frozen base."""
+    rest = settings.element * (base.parameters - base.quantized)
+    if settings.quantization_bit == 8:
+        return rest + base.quantized + 4 * base.quantized_rows
+    if settings.quantization_bit == 4:
+        return rest + _FOUR_BITS * base.quantized
+    return settings.element * base.parameters
+
+
+def count_trained(config: PreTrainedConfig, settings: Settings) -> int:
+    """Numbers that are trained: the flat prefix, or the embedding and the two layers of a projection."""
+    width, inner = config.num_key_value_heads * config.head_dim, settings.encoder_hidden_size
+    flat = prefix_width(config)
+    if inner is None:
+        return settings.num_virtual_tokens * flat
+    return settings.num_virtual_tokens * width + (width + 1) * inner + (inner + 1) * flat
+
+
+def _is_quantized(module: nn.Module, model: PreTrainedModel) -> bool:
+    return isinstance(module, nn.Linear) and module is not model.get_output_embeddings()
+
+
+def _activations(config: PreTrainedConfig, settings: Settings) -> float:
+    """Bytes that the backward pass needs of all layers, or, with checkpointing, of all inputs and one layer."""
+    element, tokens = settings.element, settings.batch_size * settings.tokens
+    layer, states = _layer_activations(config, settings), tokens * config.hidden_size * element
+    rotary = 2 * config.head_dim if config.model_type == "chatglm" else config.head_dim
+    mask = settings.tokens * (element if settings.eager_attention else 1)
+    labels = settings.batch_size * settings.labels * config.hidden_size * element
+    shared = states + tokens * (rotary * element + mask) + labels
+    if not settings.activation_checkpointing:
+        return config.num_hidden_layers * layer + shared
+    return config.num_hidden_layers * states + layer + shared
+
+
+def _layer_activations(config: PreTrainedConfig, settings: Settings) -> float:
+    """Bytes that the backward pass needs of one layer."""
+    element, length = settings.element, settings.num_virtual_tokens + settings.tokens
+    heads = config.num_attention_heads * config.head_dim
+    activation = (3 if _is_gated(config) else 1) * config.intermediate_size
+    a_token = _norms(config, element) + element * (heads + activation)
+    if settings.eager_attention:
+        a_token += config.num_attention_heads * length * (4 + element % 4)
+    else:
+        a_token += heads * element + 4 * config.num_attention_heads + length * element
+    return settings.batch_size * (settings.tokens * a_token + length * 2 * heads * element)
+
+
+def _norms(config: PreTrainedConfig, element: int) -> int:
+    """Bytes of a token's inputs to the norms of a layer; RMS norms compute in float32 and keep one number beside."""
+    if not _is_gated(config):
+        return 2 * (config.hidden_size + 2) * element
+    return {"glm": 2, "glm4": 4}[config.model_type] * (config.hidden_size + 1) * 4
+
+
+def _is_gated(config: PreTrainedConfig) -> bool:
+    return config.model_type != "chatglm"
+
+
+def _work(config: PreTrainedConfig, settings: Settings, base: BaseSize) -> float:
+    """Bytes of what comes and goes: a chunk of logits or the gradients of an MLP, and a matrix made whole again."""
+    element, tokens = settings.element, settings.batch_size * settings.tokens
+    gradients = tokens * (4 if _is_gated(config) else 2) * config.intermediate_size * element
+    matrix = base.largest_quantized * element if settings.quantization_bit else 0
+    absent = _layer_activations(config, settings) if settings.activation_checkpointing else 0
+    return matrix + max(_logits(config, settings) - absent, gradients)
+
+
+def _logits(config: PreTrainedConfig, settings: Settings) -> float:
+    """Bytes of the logits of a chunk and what is made of them."""
+    numbers = settings.batch_size * settings.labels * config.vocab_size
+    return min(numbers, CHUNK_LOGITS) * {4: 4, 2: 8}[settings.element]

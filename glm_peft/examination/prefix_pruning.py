@@ -1,0 +1,62 @@
+"""Write a smaller adapter, of some of a prefix's virtual tokens."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PrefixTuningConfig, TaskType
+from peft.utils.other import _prepare_prompt_learning_config
+from safetensors.torch import save_file
+from transformers import PreTrainedConfig
+
+from glm_peft.adapters.files import read_adapter_config
+from glm_peft.examination.adapter_statistics import Prefix
+from glm_peft.provenance.record import describe_weights, read_provenance, write_provenance
+
+_OF_TRAINING = ("metric_protocol", "recipe", "data", "scores")
+
+
+def write_pruned_adapter(
+    folder: Path,
+    prefix: Prefix,
+    weight: torch.Tensor,
+    config: PreTrainedConfig,
+    record: Mapping[str, Any],
+    scores: Mapping[str, float],
+) -> None:
+    """
+    Write `adapter_config.json`, `adapter_model.safetensors` and `provenance.json`, which stock PEFT reads.
+
+    Args:
+        prefix: what was pruned.
+        weight: what is left of it [N, layers * 2 * kv].
+        config: of the base.
+        record: what `provenance.json` says besides where the adapter comes from.
+        scores: of the smaller adapter.
+    """
+    save_file({"prompt_embeddings": weight.contiguous()}, folder / "adapter_model.safetensors")
+    _describe_adapter(prefix, len(weight), config).save_pretrained(folder)
+    write_provenance(folder, record | {"pruned_from": describe_pruned(prefix)}, scores)
+
+
+def describe_pruned(prefix: Prefix) -> dict[str, Any]:
+    """Name, digests and length of the prefix that is pruned, and what is known of its training."""
+    origin = read_provenance(prefix.source)
+    known = {name: origin[name] for name in _OF_TRAINING if name in origin}
+    return describe_weights(prefix.source) | {"num_virtual_tokens": prefix.num_virtual_tokens} | known
+
+
+def _describe_adapter(prefix: Prefix, num_virtual_tokens: int, config: PreTrainedConfig) -> PeftConfig:
+    if not prefix.is_published:
+        adapter = read_adapter_config(prefix.source)
+        adapter.num_virtual_tokens, adapter.inference_mode = num_virtual_tokens, True
+        return adapter
+    adapter = PrefixTuningConfig(
+        task_type=TaskType.CAUSAL_LM,
+        num_virtual_tokens=num_virtual_tokens,
+        base_model_name_or_path=config.name_or_path,
+        num_transformer_submodules=1,
+        inference_mode=True,
+    )
+    return _prepare_prompt_learning_config(adapter, config)

@@ -1,0 +1,224 @@
+"""The frozen base and its tokenizer: loaded, and checked to belong together."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import glm_peft.models  # noqa: F401  (registers the generations)
+from glm_peft.errors import UserError
+from glm_peft.hub.connection import set_up_connection
+from glm_peft.models.generations import CHATGLM, CHATGLM2, CHATGLM3, GLM4
+from glm_peft.models.tokenization_common import read_json_beside, recorded_generation
+
+_GLM4_VOCABULARY = 151552
+
+logger = logging.getLogger(__name__)
+
+_MODEL_TYPES = ("chatglm", "glm", "glm4")
+
+
+def load_tokenizer(model_args: Any) -> PreTrainedTokenizerBase:
+    """
+    The base's tokenizer, which pads on the left.
+
+    Raises:
+        UserError: there is no such folder or Hub id, or its tokenizer file cannot be read.
+    """
+    load_config(model_args)  # where the folder is no ChatGLM model, this says so
+    try:
+        tokenizer = _load(AutoTokenizer.from_pretrained, model_args)
+    except UserError as error:
+        if "instantiate the backend tokenizer" not in str(error):
+            raise
+        raise UserError(
+            f"The tokenizer file tokenizer.json is not in {model_args.model_name_or_path}: download it from the "
+            "repository."
+        ) from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"The tokenizer of {model_args.model_name_or_path} has no padding token: set pad_token in its "
+            "tokenizer_config.json."
+        )
+    return tokenizer
+
+
+def load_config(model_args: Any) -> PreTrainedConfig:
+    """
+    The base's config, in the fields of its network.
+
+    Raises:
+        UserError: there is no such folder or Hub id, or it is of no generation that glm_peft knows.
+    """
+    # Only here do the later generations differ for the network: in what rope_ratio means.
+    chat_format = getattr(model_args, "chat_format", None)
+    generation = {"generation": chat_format} if chat_format in (CHATGLM2, CHATGLM3, GLM4) else {}
+    model_type = _load(PreTrainedConfig.get_config_dict, model_args)[0].get("model_type")
+    if model_type not in _MODEL_TYPES:
+        found = f"is a model of type {model_type!r}" if model_type else "has no config.json with a model_type"
+        raise UserError(
+            f"--model_name_or_path {model_args.model_name_or_path} {found}, but glm_peft tunes ChatGLM-6B, "
+            "ChatGLM2-6B, ChatGLM3-6B, GLM-4-9B and GLM-4-0414: give one of their folders or Hub ids."
+        )
+    return _load(AutoConfig.from_pretrained, model_args, **generation)
+
+
+def load_base_model(model_args: Any, device: torch.device | str | None = None) -> PreTrainedModel:
+    """
+    The base in evaluation mode, without gradients.
+
+    Args:
+        model_args: `model_name_or_path`, `dtype`, `quantization_bit`, `attn_implementation` and the Hub's arguments.
+        device: where it goes; a GPU if there is one, otherwise the CPU, where `None`.
+
+    Raises:
+        UserError: the weights cannot be read, or are not all there.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = choose_dtype(getattr(model_args, "dtype", "auto"), device)
+    kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "output_loading_info": True}
+    kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
+    if getattr(model_args, "attn_implementation", None):
+        kwargs["attn_implementation"] = model_args.attn_implementation
+    if getattr(model_args, "quantization_bit", None):
+        kwargs["quantization_config"] = _quantization_config(model_args.quantization_bit, dtype)
+    config = load_config(model_args)
+    try:
+        model, info = _load(AutoModelForCausalLM.from_pretrained, model_args, config=config, **kwargs)
+    except RuntimeError as error:
+        if "conversion of the weights" not in str(error):
+            raise
+        raise UserError(
+            f"The weights in {model_args.model_name_or_path} cannot be cut into the heads and groups of its "
+            "config.json: take both from one repository and one revision of it."
+        ) from error
+    _check_complete(info, model_args.model_name_or_path)
+    return model.eval().requires_grad_(False)
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where a GPU has it, float16 on older ones, float32 on CPUs, where half precision is slow."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """
+    Raise a `UserError` where the tokenizer's ids are not those that the weights were trained with.
+
+    Compared are the sizes and the special ids that both sides carry; each generation has its own.
+    """
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    pairs = {"<eos>": (tokenizer.eos_token_id, ends), "<pad>": (tokenizer.pad_token_id, [config.pad_token_id])}
+    if config.model_type == "chatglm":
+        pairs["[gMASK]"] = (tokenizer.convert_tokens_to_ids("[gMASK]"), [config.gmask_token_id])
+        pairs["<sop>"] = (tokenizer.bos_token_id, [config.bos_token_id])
+    differing = [name for name, (id_, expected) in pairs.items() if None not in expected and id_ not in expected]
+    if len(tokenizer) <= config.vocab_size and not differing:
+        return
+    found = "; ".join(f"{name} is {pairs[name][0]} there, {pairs[name][1]} here" for name in differing)
+    raise UserError(
+        f"The tokenizer in {tokenizer.name_or_path} has {len(tokenizer)} tokens and the weights in "
+        f"{config.name_or_path} a vocabulary of {config.vocab_size}{': ' + found if found else ''}, so they do not "
+        "belong together: take both from one repository and one revision of it."
+    )
+
+
+def _check_complete(info: dict[str, Any], name: str) -> None:
+    # transformers goes on with random numbers for both.
+    for key, found, expected in info["mismatched_keys"]:
+        raise UserError(
+            f"The weights in {name} have {key} of shape {tuple(found)} where its config.json asks for "
+            f"{tuple(expected)}: take both from one repository and one revision of it."
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"The weights in {name} lack {len(missing)} of the model's parameters, such as {missing[0]}: download its "
+            "files again."
+        )
+
+
+def _quantization_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def hub_arguments(model_args: Any) -> dict[str, Any]:
+    """Where on the Hub, and in which cache, the base's files are looked for."""
+    names = {"cache_dir": "cache_dir", "model_revision": "revision"}
+    values = {name: getattr(model_args, field, None) for field, name in names.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _load(read: Callable[..., Any], model_args: Any, **kwargs: Any) -> Any:
+    """What `from_pretrained` or the like reads, with everything that can be wrong there told in one sentence."""
+    set_up_connection()
+    try:
+        # Said aloud: where nothing is said, transformers may ask whether to run the repository's own code.
+        return read(model_args.model_name_or_path, trust_remote_code=False, **hub_arguments(model_args), **kwargs)
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        is_path = isinstance(error.__cause__, HFValidationError)
+        reason = "there is no such folder" if is_path else " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"--model_name_or_path {model_args.model_name_or_path} cannot be loaded ({reason}): {_advice(error)}."
+        ) from error
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return "install what is missing, or change --attn_implementation or --quantization_bit"
+    if "attn_implementation" in str(error):
+        return "give another --attn_implementation, or none"
+    return "give a folder in the published layout or a Hub id, with all its files"
+
+
+def find_generation(model_args: Any) -> str | None:
+    """
+    The generation of a base by its files, or by `chat_format` where they do not say it; `None` where nothing does.
+
+    Args:
+        model_args: `model_name_or_path`, and maybe `model_revision`, `cache_dir` and `chat_format`.
+    """
+    name, hub = model_args.model_name_or_path, hub_arguments(model_args)
+    try:
+        config = read_json_beside(name, "config.json", **hub)
+        said = recorded_generation(read_json_beside(name, "tokenizer_config.json", **hub), config)
+    except (OSError, ValueError):
+        return None  # loading the base says what is wrong
+    chat_format = getattr(model_args, "chat_format", None)
+    return said or generation_by_fields(config) or (None if chat_format == "plain" else chat_format)
+
+
+def generation_by_fields(config: Mapping[str, Any]) -> str | None:
+    """The one generation that has such fields in its `config.json`; ChatGLM2 and ChatGLM3 cannot be told apart."""
+    if config.get("model_type") == "glm4" or _GLM4_VOCABULARY in (
+        config.get("padded_vocab_size"),
+        config.get("vocab_size"),
+    ):
+        return GLM4
+    return CHATGLM if {"position_encoding_2d", "inner_hidden_size"} & config.keys() else None

@@ -1,0 +1,1 @@
+"""Rows become batches: records, conversations, lengths, collators, packing, batching."""

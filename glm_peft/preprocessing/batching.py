@@ -1,0 +1,244 @@
+"""
+How examples become the batches of training: in which order, and padded or packed.
+
+Padding in random order, grouping by length and packing the examples of each batch are weighed by what they would cost
+on the data's own lengths. A step has the same number of examples in all three; with packing even the same examples.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import PreTrainedConfig
+
+from glm_peft.errors import UserError
+from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
+from glm_peft.preprocessing.packing import BatchPackingCollator, PackingCollator, RowCost, pack_examples, plan_batch
+
+GROUPING = "group_by_length"
+_GROUPED_STEPS = 50  # the most steps among whose examples those of like length are put together
+_LEAST_PARTS = 4  # of the data that are grouped apart, or each epoch would have the same steps
+_SAMPLED_BATCHES = 64
+_LEAST_GAIN = 0.03  # of the cost: below this, data is left as it is
+_ENOUGH = 0.8  # of what grouping saves: packing that saves this is taken, as it leaves the order as it is
+_PACKS = (None, "sdpa", "eager")  # attention that takes a mask
+_PACKS_WHEN_ASKED = (*_PACKS, "flex_attention")
+_SAMPLED_LABELS = 256  # examples whose labels are counted
+
+
+@dataclass(frozen=True)
+class Batching:
+    """
+    What the trainer makes batches of.
+
+    `examples` are the rows, `collator` makes a batch of some, `order` is a value of `--train_sampling_strategy`, and
+    `reason` tells in one sentence what was chosen and why.
+    """
+
+    examples: Dataset
+    collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+    order: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The share of padding among the tokens of batches, and what they cost for each token that is none."""
+
+    padding: float
+    cost: float
+
+
+def plan_batching(
+    examples: Dataset, padded: TrainingCollator, config: PreTrainedConfig, arguments: tuple[Any, Any, Any]
+) -> Batching:
+    """
+    Settle what `--packing` and `--train_sampling_strategy` leave open.
+
+    Args:
+        examples: `input_ids`, `labels` and `length`.
+        padded: makes ordinary batches.
+        config: of the base.
+        arguments: of the model, the data and training.
+
+    Raises:
+        UserError: with `--packing`, an example is longer than a row, or the attention knows no blocks in a row.
+    """
+    model_args, data_args, training_args = arguments
+    order = training_args.train_sampling_strategy
+    if data_args.packing:
+        _check_packs(model_args.attn_implementation)
+        rows = pack_examples(examples, data_args.max_length, config)
+        reason = f"Packed into {len(rows)} rows of up to {data_args.max_length} tokens, as --packing asks."
+        return Batching(rows, PackingCollator(padded.tokenizer, padded), _or_random(order), reason)
+    cost = RowCost(model_args.num_virtual_tokens or 0, config.hidden_size)
+    head = head_cost(examples.select(range(min(len(examples), _SAMPLED_LABELS))), config)
+    layouts = weigh_layouts(examples["length"][:], *row_sizes(training_args), cost, head)
+    # Where padding is a part of the loss, packing would change it; NEFTune's noise is the less, the longer the row.
+    may_pack = data_args.packing is None and padded.ignore_pad_token_for_loss
+    may_pack = may_pack and getattr(training_args, "neftune_noise_alpha", None) is None
+    if not may_pack or model_args.attn_implementation not in _PACKS:
+        del layouts["packing"]
+    chosen = choose_layout(layouts, order)
+    planned = Batching(examples, padded, chosen, _reason(chosen, layouts))
+    if chosen == "packing":
+        collator = BatchPackingCollator(padded.tokenizer, padded, config, cost)
+        planned = replace(planned, collator=collator, order=_or_random(order))
+    return planned
+
+
+def head_cost(examples: Dataset, config: PreTrainedConfig) -> float:
+    """
+    What the head costs for each token of the data, which no layout changes, in the unit of `RowCost`.
+
+    It works at positions with a label alone: vocabulary x hidden size against 12 h² in every layer.
+    """
+    labels = sum(label != IGNORED_LABEL for row in examples["labels"][:] for label in row)
+    of_a_label = config.vocab_size / (12 * config.hidden_size * config.num_hidden_layers)
+    return labels / sum(examples["length"][:]) * of_a_label
+
+
+def weigh_layouts(
+    lengths: list[int], batch_size: int, step_size: int, cost: RowCost, head: float = 0.0
+) -> dict[str, Layout]:
+    """
+    What batches would be like in each layout: `random`, `group_by_length` and `packing`.
+
+    Args:
+        lengths: of the examples, in tokens.
+        batch_size: examples of a batch.
+        step_size: examples of a step of the optimizer, on all devices.
+        cost: of the rows of a batch.
+        head: what each token costs beside that, in any layout.
+    """
+    tokens = torch.tensor(lengths)
+    generator = torch.Generator().manual_seed(0)
+    shuffled = tokens[torch.randperm(len(tokens), generator=generator)]
+    grouped = tokens[group_by_length(tokens, step_size, generator)]
+    sample = shuffled[: _SAMPLED_BATCHES * batch_size].split(batch_size)
+    layouts = {
+        "random": _weigh(sample, [(len(batch), int(batch.max())) for batch in sample], cost),
+        GROUPING: _weigh(*_padded(grouped, batch_size), cost),
+        "packing": _weigh(sample, [_packed_shape(batch.tolist(), cost) for batch in sample], cost),
+    }
+    return {name: replace(layout, cost=layout.cost + head) for name, layout in layouts.items()}
+
+
+def choose_layout(layouts: dict[str, Layout], order: str) -> str:
+    """
+    The name of the layout to take; with an order that the user asked for, that order or `packing` in it.
+
+    Packing is taken where it saves four fifths of what grouping does: it leaves the examples of each step together.
+    """
+    saved = {name: 1 - layout.cost / layouts["random"].cost for name, layout in layouts.items()}
+    packing, grouping = saved.get("packing", 0.0), saved[GROUPING]
+    if order != "auto":
+        return "packing" if order in ("random", "sequential") and packing > _LEAST_GAIN else order
+    if max(packing, grouping) <= _LEAST_GAIN:
+        return "random"
+    return "packing" if packing >= _ENOUGH * grouping else GROUPING
+
+
+def group_by_length(lengths: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    """
+    An order in which every `size` successive examples are of like length.
+
+    Those of up to fifty steps, and of a quarter of all at most, are drawn, sorted, and cut into steps; then the steps
+    are shuffled. The longest comes first, so that a lack of memory shows at once; a step that is not full comes last.
+
+    Args:
+        lengths: [n], in tokens.
+        size: examples of a step.
+
+    Returns:
+        [n] indices.
+    """
+    order = torch.randperm(len(lengths), generator=generator)
+    steps = -(-len(lengths) // size)
+    parts = max(-(-steps // _GROUPED_STEPS), _LEAST_PARTS)
+    parts = order.split(-(-steps // parts) * size)
+    order = torch.cat([part[lengths[part].argsort(descending=True, stable=True)] for part in parts])
+    whole = len(order) // size
+    groups = order[: whole * size].view(whole, size)
+    groups = groups[torch.randperm(whole, generator=generator)]
+    if whole:
+        longest = int(lengths[groups].amax(dim=1).argmax())
+        groups[[0, longest]] = groups[[longest, 0]]
+    return torch.cat([groups.flatten(), order[whole * size :]])
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """
+    The order of `group_by_length`, another one in each epoch and the same one whenever an epoch is begun again.
+
+    Args:
+        lengths: of all examples, in tokens.
+        size: examples of a step of the optimizer, on all devices.
+        seed: of the order.
+        get_epoch: the number of the epoch that begins; asked for, as after a resume accelerate may not tell it.
+    """
+
+    def __init__(self, lengths: list[int], size: int, seed: int, get_epoch: Callable[[], int]) -> None:
+        self.lengths = torch.tensor(lengths)
+        self.size, self.seed, self.get_epoch = size, seed, get_epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.get_epoch())
+        return iter(group_by_length(self.lengths, self.size, generator).tolist())
+
+
+def row_sizes(training_args: Any) -> tuple[int, int]:
+    """
+    Examples of a batch, and of a step of the optimizer, both on all devices.
+
+    They wait for the longest batch among theirs; and the layout must not depend on how many share a step.
+    """
+    batch_size = training_args.train_batch_size * training_args.world_size
+    return batch_size, batch_size * training_args.gradient_accumulation_steps
+
+
+def _check_packs(attention: str | None) -> None:
+    if attention not in _PACKS_WHEN_ASKED:
+        raise UserError(
+            f"--attn_implementation {attention} cannot keep the examples of a packed row apart: use sdpa or eager, or "
+            "leave out --packing."
+        )
+
+
+def _or_random(order: str) -> str:
+    return "random" if order == "auto" else order
+
+
+def _padded(ordered: torch.Tensor, batch_size: int) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+    batches = ordered.split(batch_size)
+    return batches, [(len(batch), int(batch.max())) for batch in batches]
+
+
+def _packed_shape(lengths: list[int], cost: RowCost) -> tuple[int, int]:
+    rows = plan_batch(lengths, cost)
+    return len(rows), max(sum(lengths[index] for index in row) for row in rows)
+
+
+def _weigh(batches: list[torch.Tensor], shapes: list[tuple[int, int]], cost: RowCost) -> Layout:
+    """Batches of the lengths of their examples, and the rows and tokens a row that they take."""
+    real = int(torch.cat(list(batches)).sum())
+    total = sum(rows * length for rows, length in shapes)
+    return Layout(1 - real / total, sum(cost(*shape) for shape in shapes) / real)
+
+
+def _reason(chosen: str, layouts: dict[str, Layout]) -> str:
+    names = {"random": "in random order", GROUPING: "grouped by length", "packing": "packed, several in a row"}
+    base = layouts["random"].cost
+    weighed = [
+        f"{names[name]}, {100 * layout.padding:.0f} % of the tokens are padding at a cost of {layout.cost / base:.2f}"
+        for name, layout in layouts.items()
+    ]
+    choice = names.get(chosen, f"in the order {chosen}")
+    kept = ", which leaves the examples of each step as they are" if chosen == "packing" else ""
+    return f"Batches are {choice}{kept}: {'; '.join(weighed)}."

@@ -1,0 +1,264 @@
+"""Rows of every known shape → conversations: messages that were checked, with the place that they came from."""
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from glm_peft.arguments.splits import expand_splits, file_of
+from glm_peft.errors import UserError
+from glm_peft.preprocessing.columns import Columns, describe_missing_column, find_columns
+from glm_peft.preprocessing.records import BadRow, Row, describe_value, quoted, read_hub_rows, read_rows
+
+Message = dict[str, str]
+
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+_MESSAGE_KEYS = (("role", "content"), ("from", "value"))
+_LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """
+    One row as messages `{"role", "content"}`: maybe a system message, then user and assistant by turns.
+
+    The last assistant message is the answer; a conversation that ends with the user's question has none.
+    `is_chat` tells a row of messages, where every assistant turn may be trained on, from a row of columns.
+    """
+
+    messages: list[Message]
+    where: str
+    is_chat: bool
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The messages up to and including the last question."""
+        return self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
+
+    @property
+    def answer(self) -> str | None:
+        """The answer to the last question, or `None` where the row has none."""
+        return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else None
+
+
+@dataclass
+class Split:
+    """The conversations of one split, and what happened while they were read."""
+
+    name: str
+    source: str
+    conversations: list[Conversation] = field(default_factory=list)
+    left_out: list[BadRow] = field(default_factory=list)
+    limit: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """`train`, `validation` or `test`: the name, but for what tells several splits for evaluation apart."""
+        return self.name.partition("_")[0]
+
+    @property
+    def rows_read(self) -> int:
+        """Rows that were used or left out."""
+        return len(self.conversations) + len(self.left_out)
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return iter(self.conversations)
+
+
+def load_splits(data_args: Any, splits: list[str]) -> dict[str, Split]:
+    """
+    Read the wanted splits from their files, or from the Hub data set where no file is given for a split.
+
+    Args:
+        data_args: the data arguments (`glm_peft.arguments.training.DataArguments`).
+        splits: of `"train"`, `"validation"`, `"test"`. Rows of `test` need no answer. Where several files are given
+            for evaluation, each has a name of its own instead of `"validation"`.
+
+    Raises:
+        UserError: a source is missing or cannot be read, columns are not found, or (unless `skip_bad_rows`) a row
+            cannot be used; the message names file, line, column and what was found.
+    """
+    with paused_collection():
+        return {name: _load_split(data_args, name) for name in expand_splits(splits, data_args)}
+
+
+@contextmanager
+def paused_collection() -> Iterator[None]:
+    """While many rows are made, which all stay: the collector of cycles would look at all of them again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _load_split(data_args: Any, name: str) -> Split:
+    file = file_of(data_args, name)
+    if file is None and data_args.dataset_name is None:
+        raise UserError(f"There is no {name} data: give --{name}_file or --dataset_name.")
+    rows = read_rows(file) if file else read_hub_rows(data_args.dataset_name, data_args.dataset_config_name, name)
+    split = Split(name, file or f"{data_args.dataset_name} ({name})")
+    limit = getattr(data_args, _LIMITS[split.kind])
+    split.conversations = list(islice(_conversations(rows, split, data_args), limit))
+    if limit is not None and len(split) == limit:
+        split.limit = f"--{_LIMITS[split.kind]} {limit}"
+    if not split.conversations:
+        raise UserError(_nothing_left(split))
+    return split
+
+
+def _conversations(rows: Iterator[Row], split: Split, data_args: Any) -> Iterator[Conversation]:
+    columns, needs_answer = None, split.name != "test"
+    for row in rows:
+        try:
+            if row.problem:
+                raise BadRow(row, row.problem, "unreadable row")
+            if columns is None:
+                columns = find_columns(row, data_args, needs_answer)
+            yield read_conversation(row, columns, needs_answer)
+        except BadRow as bad_row:
+            if not data_args.skip_bad_rows:
+                raise UserError(f"{bad_row}; correct it, or leave such rows out with --skip_bad_rows.") from None
+            split.left_out.append(bad_row)
+
+
+def _nothing_left(split: Split) -> str:
+    if not split.left_out:
+        return f"{split.source} holds no rows: it must hold at least one."
+    return f"{split.source}: none of the {len(split.left_out)} rows can be used; the first: {split.left_out[0]}."
+
+
+def read_conversation(row: Row, columns: Columns, needs_answer: bool) -> Conversation:
+    """
+    The row as a conversation.
+
+    Args:
+        needs_answer: whether the row must end with an answer; without, an empty or absent answer counts as none.
+
+    Raises:
+        BadRow: a column is missing, a value has the wrong type or is empty, or the roles do not take turns.
+    """
+    if columns.messages:
+        messages = _read_messages(row, columns.messages, needs_answer)
+    else:
+        messages = _read_history(row, columns)
+        messages.append({"role": "user", "content": _text(row, columns.prompt, _value(row, columns.prompt), "prompt")})
+        answer = _read_answer(row, columns.response, needs_answer)
+        messages += [{"role": "assistant", "content": answer}] if answer is not None else []
+    return Conversation(messages, row.where, is_chat=bool(columns.messages))
+
+
+def _value(row: Row, column: str) -> Any:
+    if column not in row.values:
+        raise BadRow(row, describe_missing_column(row, column), "missing column")
+    return row.values[column]
+
+
+def _text(row: Row, column: str, value: Any, name: str, may_be_empty: bool = False) -> str:
+    """The value as text, or a `BadRow` that calls it `name`."""
+    if not isinstance(value, str):
+        problem = f"column {column!r}: the {name} must be text, found {describe_value(value)}"
+        raise BadRow(row, problem, "wrong type")
+    if not may_be_empty and not value.strip():
+        raise BadRow(row, f"column {column!r}: the {name} is empty, found {value!r}", f"empty {name.split(' of ')[0]}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        found = ascii(value[error.start])
+        problem = f"column {column!r}: the {name} holds {found}, half of a character that cannot be encoded"
+        raise BadRow(row, problem, "not text") from error
+    return value
+
+
+def _read_answer(row: Row, column: str | None, needs_answer: bool) -> str | None:
+    if needs_answer:
+        return _text(row, column, _value(row, column), "answer")
+    answer = row.values.get(column)
+    if answer is None:
+        return None
+    return _text(row, column, answer, "answer", may_be_empty=True) if answer != "" else None
+
+
+def _read_history(row: Row, columns: Columns) -> list[Message]:
+    column = columns.history
+    history = _value(row, column) if columns.history_required else row.values.get(column)
+    if history is None or history == "":
+        return []
+    messages = []
+    for number, pair in enumerate(_list(row, column, history, "history"), 1):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            problem = f"a history is a list of [question, answer] pairs, found {describe_value(pair)} as pair {number}"
+            raise BadRow(row, f"column {column!r}: {problem}", "wrong history")
+        for role, text, name in zip(("user", "assistant"), pair, ("question", "answer"), strict=True):
+            content = _text(row, column, text, f"{name} of history pair {number}")
+            messages.append({"role": role, "content": content})
+    return messages
+
+
+def _list(row: Row, column: str, value: Any, name: str) -> list[Any]:
+    """A list, or the JSON text of one, which is how a CSV file holds it."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            problem = f"the {name} is text that is not JSON ({error.msg}), found {describe_value(value)}"
+            raise BadRow(row, f"column {column!r}: {problem}", f"wrong {name}") from error
+    if not isinstance(value, list):
+        raise BadRow(
+            row, f"column {column!r}: the {name} must be a list, found {describe_value(value)}", f"wrong {name}"
+        )
+    return value
+
+
+def _read_messages(row: Row, column: str, needs_answer: bool) -> list[Message]:
+    items = _list(row, column, _value(row, column), "conversation")
+    messages = [_read_message(row, column, number, item) for number, item in enumerate(items, 1)]
+    _check_turns(row, column, [message["role"] for message in messages], needs_answer)
+    blank_answer = messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip()
+    if blank_answer and not needs_answer:
+        messages.pop()
+    for number, message in enumerate(messages, 1):
+        if message["role"] != "system":
+            _text(row, column, message["content"], f"{message['role']} content of message {number}")
+    return messages
+
+
+def _read_message(row: Row, column: str, number: int, item: Any) -> Message:
+    keys = isinstance(item, dict) and next(
+        (keys for keys in _MESSAGE_KEYS if keys[0] in item and keys[1] in item), None
+    )
+    if not keys:
+        problem = f"message {number} must have 'role' and 'content', found {describe_value(item)}"
+        raise BadRow(row, f"column {column!r}: {problem}", "wrong message")
+    role, content = item[keys[0]], item[keys[1]]
+    if not isinstance(role, str) or role not in ROLES:
+        problem = f"the role of message {number} must be one of {quoted(ROLES)}, found {describe_value(role)}"
+        raise BadRow(row, f"column {column!r}: {problem}", "unknown role")
+    content = _text(row, column, content, f"content of message {number}", may_be_empty=True)
+    return {"role": ROLES[role], "content": content}
+
+
+def _check_turns(row: Row, column: str, roles: list[str], needs_answer: bool) -> None:
+    """After an optional system message, user and assistant take turns; `needs_answer`: the assistant is last."""
+    first = 1 if roles[:1] == ["system"] else 0
+    problem = None
+    for number, role in enumerate(roles[first:]):
+        expected = ("user", "assistant")[number % 2]
+        if role != expected:
+            problem = f"message {first + number + 1} has the role {role!r} where {expected!r} must follow"
+            break
+    else:
+        if len(roles) == first:
+            problem = f"the conversation has no question, found {describe_value(roles)} as its roles"
+        elif needs_answer and roles[-1] != "assistant":
+            problem = f"the last message must be the assistant's answer, found one of the role {roles[-1]!r}"
+    if problem:
+        raise BadRow(row, f"column {column!r}: {problem}", "roles out of turn")

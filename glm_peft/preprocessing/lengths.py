@@ -1,0 +1,101 @@
+"""How long prompts and answers are in tokens, what was cut off, and which limits would have held them."""
+
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from glm_peft.preprocessing.collators import IGNORED_LABEL
+from glm_peft.preprocessing.conversations import Split
+
+_PERCENTILES = (50, 90, 99, 100)
+_SHOWN_ROWS = 5
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """
+    Lengths in tokens, special tokens included, before anything was cut.
+
+    `percentiles` are the lengths that hold 50, 90, 99 and 100 % of the texts; `limit` is the value of `flag`, and
+    `truncated` the number of texts that are longer.
+    """
+
+    name: str
+    flag: str
+    limit: int
+    percentiles: tuple[int, ...]
+    truncated: int
+
+    @property
+    def suggestion(self) -> int:
+        """The smallest limit that holds 99 % of the texts."""
+        return self.percentiles[2]
+
+
+@dataclass(frozen=True)
+class LengthReport:
+    """What became of the rows of a split; `str()` gives it as a block of text for the log."""
+
+    split: Split
+    examples: int
+    lengths: tuple[Lengths, ...]
+
+    def __str__(self) -> str:
+        lines = [self._headline(), *_left_out_lines(self.split)]
+        lines.append(f"  {'tokens':<8}{'50 %':>8}{'90 %':>8}{'99 %':>8}{'max':>8}  {'limit':<30}truncated")
+        lines += [_table_line(lengths, self.examples) for lengths in self.lengths]
+        fitting = " ".join(f"{lengths.flag} {lengths.suggestion}" for lengths in self.lengths)
+        lines.append(f"  99 % would be held by {fitting}")
+        return "\n".join(lines)
+
+    def _headline(self) -> str:
+        split = self.split
+        stopped = f" (reading stopped at {split.limit})" if split.limit else ""
+        unanswered = sum(conversation.answer is None for conversation in split)
+        without = f", {unanswered} rows without an answer to compare with" if unanswered else ""
+        return (
+            f"{split.name}: {split.rows_read} rows read from {split.source}{stopped}, "
+            f"{len(split.left_out)} left out, {self.examples} examples{without}"
+        )
+
+
+def summarize_lengths(name: str, flag: str, limit: int, lengths: list[int]) -> Lengths:
+    """Percentiles (nearest rank: each is a length that occurs) of lengths in tokens, and how many pass `limit`."""
+    array = np.asarray(lengths)
+    percentiles = np.percentile(array, _PERCENTILES, method="inverted_cdf")
+    return Lengths(name, flag, limit, tuple(int(value) for value in percentiles), int((array > limit).sum()))
+
+
+def measure_lengths(dataset: Any) -> list[list[int]]:
+    """Tokens of each prompt, and of each answer where there are labels."""
+    totals = dataset["length"][:]
+    if "labels" not in dataset.column_names:
+        return [totals]
+    answers = [sum(label != IGNORED_LABEL for label in labels) for labels in dataset["labels"]]
+    return [[total - answer for total, answer in zip(totals, answers, strict=True)], answers]
+
+
+def limit_report(report: LengthReport, lengths: list[list[int]], data_args: Any) -> LengthReport:
+    """A report on whole texts, with the limits that the flags give."""
+    limits = [getattr(data_args, measured.flag.removeprefix("--")) for measured in report.lengths]
+    measured = zip(report.lengths, limits, lengths, strict=True)
+    return replace(report, lengths=tuple(summarize_lengths(x.name, x.flag, limit, own) for x, limit, own in measured))
+
+
+def _left_out_lines(split: Split) -> list[str]:
+    lines = []
+    for kind, group in groupby(sorted(split.left_out, key=lambda bad_row: bad_row.kind), lambda bad_row: bad_row.kind):
+        numbers = [bad_row.row.number for bad_row in group]
+        more = ", …" if len(numbers) > _SHOWN_ROWS else ""
+        unit = split.left_out[0].row.unit + ("s" if len(numbers) > 1 else "")
+        first = ", ".join(str(number) for number in numbers[:_SHOWN_ROWS])
+        lines.append(f"  left out, {kind}: {len(numbers)} ({unit} {first}{more})")
+    return lines
+
+
+def _table_line(lengths: Lengths, examples: int) -> str:
+    counts = "".join(f"{value:>8}" for value in lengths.percentiles)
+    share = f" ({100 * lengths.truncated / examples:.1f} %)" if lengths.truncated else ""
+    return f"  {lengths.name:<8}{counts}  {f'{lengths.flag} {lengths.limit}':<30}{lengths.truncated}{share}"

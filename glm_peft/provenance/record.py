@@ -1,0 +1,181 @@
+"""
+What is written down of a training run beside its adapter: `provenance.json`, which PEFT leaves alone.
+
+It holds names of files and folders, never their paths, and no names of users or machines.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import logging
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from glm_peft.arguments.splits import file_of
+from glm_peft.models.loading import find_generation
+from glm_peft.models.tokenization_common import read_json_beside
+from glm_peft.models.unwrapping import base_of
+from glm_peft.provenance.data_language import languages_of_splits
+from glm_peft.provenance.fingerprints import (
+    describe_config,
+    digest_config,
+    digest_rows,
+    digest_tokenizer,
+    sample_weights,
+)
+from glm_peft.provenance.hardware import describe_hardware, measure_cost
+from glm_peft.provenance.licences import read_licence
+from glm_peft.provenance.recipe import describe_flags, describe_recipe, public_name, select_scores
+from glm_peft.reporting.file_names import PROVENANCE_NAME
+from glm_peft.reporting.files import digest_file, write_atomically
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("glm_peft", "torch", "transformers", "peft", "accelerate", "tokenizers", "sentencepiece", "bitsandbytes")
+_WEIGHTS = ("adapter_model.*", "pytorch_model*", "model*.safetensors")
+_COMMIT = re.compile(r"[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})")
+
+
+def describe_origin(
+    answering: tuple[Any, ...], protocol: str, splits: Mapping[str, Any], arguments: tuple[Any, ...]
+) -> dict[str, Any]:
+    """
+    Everything that is known of a training run before its first step; nothing but in the main process.
+
+    Args:
+        answering: model, tokenizer and chat format.
+        protocol: of the scores.
+        splits: the conversations by split.
+        arguments: those of the model, of the data and of the training.
+    """
+    if not PartialState().is_main_process:
+        return {}
+    model, tokenizer, chat_format = answering
+    model_args, data_args, training_args = arguments
+    record = {
+        "base": describe_base(base_of(model).config, find_generation(model_args), tokenizer, model),
+        "chat_format": chat_format.name,
+        "metric_protocol": protocol,
+        "recipe": describe_recipe(model_args, data_args, training_args),
+        "flags": describe_flags(*arguments),
+        "data": describe_data(data_args, splits),
+        "languages": languages_of_splits(splits),
+        "hardware": describe_hardware(training_args),
+        "card_language": getattr(training_args, "card_language", None),
+    }
+    licence, hub_id = read_licence(model_args), getattr(training_args, "base_model_id", None)
+    record["base"] |= ({"licence": licence} if licence else {}) | ({"hub_id": hub_id} if hub_id else {})
+    if training_args.resume_from_checkpoint:
+        record["resumed"] = True
+    if model_args.adapter_name_or_path:
+        record["continued_from"] = describe_weights(model_args.adapter_name_or_path)
+    return record
+
+
+def describe_base(
+    config: PreTrainedConfig,
+    generation: str | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: PreTrainedModel | PeftModel | None = None,
+) -> dict[str, Any]:
+    """Name, revision and fingerprints of a base; those of its tokenizer and weights where they are given."""
+    found = _COMMIT.search(str(config.name_or_path))
+    fields = describe_config(config)
+    base = {
+        "name": public_name(config.name_or_path),
+        "revision": found["commit"] if found else getattr(config, "_commit_hash", None),
+        "generation": generation,
+        "config_sha256": digest_config(fields),
+        "config": fields,
+    }
+    if tokenizer is not None:
+        base["tokenizer_sha256"] = digest_tokenizer(tokenizer)
+    if model is not None:
+        base["weights_sample"] = sample_weights(model)
+    return base
+
+
+def describe_data(data_args: Any, splits: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each split that is used: the file's or data set's name, its digest where it is a file, and the rows used."""
+    described = {}
+    for name, split in splits.items():
+        file = file_of(data_args, name)
+        if file:
+            source = {"file": Path(file).name, "sha256": digest_file(file)}
+        else:
+            source = {"dataset": public_name(data_args.dataset_name), "config": data_args.dataset_config_name}
+            source |= {"rows_sha256": digest_rows(conversation.messages for conversation in split)}
+        described[name] = source | {"rows": len(split)}
+    return described
+
+
+def describe_weights(folder_or_id: str) -> dict[str, Any]:
+    """Name of an adapter or checkpoint, and the digests of its weights where it is a folder."""
+    files = sorted({file for name in _WEIGHTS for file in Path(folder_or_id).glob(name) if file.is_file()})
+    return {"name": public_name(folder_or_id), "sha256": {file.name: digest_file(file) for file in files}}
+
+
+def write_provenance(folder: str | Path, record: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> None:
+    """Write `provenance.json` with the scores, times, memory, versions and today's date, in the main process."""
+    if not PartialState().is_main_process:
+        return
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    results = results or {}
+    whole = {**record, "scores": select_scores(results), "measured": measure_cost(results)}
+    whole |= {"versions": _describe_versions(), "date": today}
+    text = json.dumps(whole, indent=2, ensure_ascii=False, default=str)
+    write_atomically(Path(folder) / PROVENANCE_NAME, text + "\n")
+
+
+class ProvenanceWriter(TrainerCallback):
+    """Writes `provenance.json` into every checkpoint, as training may go on from one."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.record = record
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a checkpoint was written, which is worth more than its record."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not state.is_world_process_zero or not folder.is_dir():
+            return
+        try:
+            write_provenance(folder, self.record)
+        except OSError as error:
+            logger.warning("%s cannot be written into %s (%s).", PROVENANCE_NAME, folder, error.strerror)
+
+
+def read_provenance(adapter_name_or_path: str) -> dict[str, Any]:
+    """The record of an adapter in a folder or on the Hub; empty where there is none or it cannot be read."""
+    try:
+        record = read_json_beside(adapter_name_or_path, PROVENANCE_NAME)
+    except (OSError, ValueError) as error:
+        logger.warning(
+            "%s in %s cannot be read (%s), so nothing is known of the base that the adapter was trained on.",
+            PROVENANCE_NAME,
+            adapter_name_or_path,
+            type(error).__name__,
+        )
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _describe_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """What a record should hold, or nothing where it holds something else."""
+    return value if isinstance(value, dict) else {}

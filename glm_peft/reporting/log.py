@@ -1,0 +1,33 @@
+"""Set up the log of a command on stderr."""
+
+import logging
+
+import transformers
+from transformers import TrainingArguments
+from transformers.training_args import trainer_log_levels
+
+logger = logging.getLogger(__name__)
+
+
+def set_up_logging(level: int | None = None, is_main_process: bool = True) -> None:
+    """
+    The log on stderr.
+
+    Args:
+        level: the least that is told. `None`: of this package information and of libraries warnings; errors alone in
+            processes other than the main one.
+        is_main_process: the others show no progress bars.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    usual = (logging.INFO, logging.WARNING) if is_main_process else (logging.ERROR, logging.ERROR)
+    own, of_libraries = usual if level is None else (level, level)
+    logging.getLogger("glm_peft").setLevel(own)
+    transformers.utils.logging.set_verbosity(of_libraries)
+    if not is_main_process:
+        transformers.utils.logging.disable_progress_bar()
+
+
+def choose_level(training_args: TrainingArguments) -> int | None:
+    """That of `--log_level` in the process that logs, and of `--log_level_replica` in others; `None` for passive."""
+    name = training_args.log_level if training_args.should_log else training_args.log_level_replica
+    return None if name == "passive" else trainer_log_levels[name]

@@ -1,0 +1,91 @@
+"""Tell in the log what a training run is made of before it starts."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from peft import PeftModel, PeftType
+from transformers import PreTrainedModel, TrainingArguments
+
+from glm_peft.preprocessing.batching import Batching
+from glm_peft.preprocessing.lengths import LengthReport
+from glm_peft.reporting.log import logger
+from glm_peft.reporting.results import describe_device, describe_precision, format_bytes
+
+
+def log_run(
+    model: PreTrainedModel | PeftModel,
+    arguments: tuple[Any, Any],
+    reports: Mapping[str, LengthReport],
+    batching: Batching | None,
+) -> None:
+    """
+    What is trained, on what, with which data and in which steps, and where the results will be.
+
+    Args:
+        arguments: those of the model and of the training.
+        reports: of each split that is used.
+        batching: of training; `None` where there is none.
+    """
+    model_args, training_args = arguments
+    trainable, total = _count_parameters(model)
+    start = model_args.adapter_name_or_path
+    lines = [
+        f"base: {model_args.model_name_or_path} ({model.config.model_type})",
+        f"precision: {_describe_precision(model, model_args, training_args)}",
+        f"device: {describe_device(training_args.device)}, {training_args.world_size} process(es)",
+        f"adapter: {_describe_adapter(model)}",
+        *([f"continued from: {start}"] if start else []),
+        f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.4f} %)",
+        "data: " + ", ".join(f"{report.examples:,} {name} examples" for name, report in reports.items()),
+        *(_training_lines(training_args, len(batching.examples)) if batching else []),
+        f"results: {training_args.output_dir}",
+    ]
+    logger.info("The run\n  %s", "\n  ".join(lines))
+
+
+def count_steps(training_args: TrainingArguments, rows: int) -> tuple[int, float]:
+    """Steps of the optimizer and epochs that training on so many rows takes, counted as the trainer does."""
+    batches = math.ceil(rows / training_args.train_batch_size / training_args.world_size)
+    steps = max(math.ceil(batches / training_args.gradient_accumulation_steps), 1)
+    if training_args.max_steps > 0:
+        return training_args.max_steps, training_args.max_steps / steps
+    return math.ceil(training_args.num_train_epochs * steps), training_args.num_train_epochs
+
+
+def _describe_precision(model: PreTrainedModel | PeftModel, model_args: Any, training_args: TrainingArguments) -> str:
+    mixed = next((f"; trained in {name}" for name in ("bf16", "fp16") if getattr(training_args, name)), "")
+    return describe_precision(model.dtype, model_args.quantization_bit) + mixed
+
+
+def _training_lines(training_args: TrainingArguments, rows: int) -> list[str]:
+    batch, accumulated = training_args.train_batch_size, training_args.gradient_accumulation_steps
+    steps, epochs = count_steps(training_args, rows)
+    parts = f"{batch} in a batch x {accumulated} accumulated x {training_args.world_size} process(es)"
+    return [
+        f"step: {batch * accumulated * training_args.world_size} examples ({parts})",
+        f"training: {steps:,} steps, {epochs:.4g} epochs of {rows:,} rows",
+        f"learning rate: {training_args.learning_rate:g}, {training_args.lr_scheduler_type.value}, "
+        f"{training_args.get_warmup_steps(steps)} steps of warm-up",
+    ]
+
+
+def _count_parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:
+    """Those that are trained, and all."""
+    if isinstance(model, PeftModel):
+        return model.get_nb_trainable_parameters()
+    sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
+    return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+
+
+def _describe_adapter(model: PreTrainedModel | PeftModel) -> str:
+    if not isinstance(model, PeftModel):
+        return f"none, the base itself is trained in {model.dtype}"
+    config = model.active_peft_config
+    if config.peft_type != PeftType.PREFIX_TUNING:
+        return config.peft_type.value.lower()
+    size = config.num_virtual_tokens * config.num_layers * 2 * config.token_dim
+    return (
+        f"{config.num_virtual_tokens} virtual tokens{', projected' if config.prefix_projection else ''}; "
+        f"{size:,} numbers in float32, {format_bytes(4 * size)}"
+    )
