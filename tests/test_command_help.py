@@ -58,7 +58,8 @@ def test_help_names_every_argument_of_the_command_without_importing_torch(comman
     [("-m glm_peft.predict --help", (0, 141)), ("-m glm_peft.convert --help", (0, 141)), ("-c {script}", (141,))],
 )
 def test_a_reader_that_has_read_enough_ends_a_command_quietly(words: str, code: tuple[int, ...]):
-    script = "from glm_peft.reporting.exits import exit_with_user_errors as e\nwith e():\n for n in range(99999): print(n)"
+    script = "from glm_peft.reporting.exits import exit_with_user_errors\n"
+    script += "with exit_with_user_errors():\n for n in range(99999): print(n)"
     typed = [sys.executable, *(word.format(script=script) for word in words.split())]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
