@@ -109,10 +109,10 @@ def log_settings(settings: GenerationSettings, features: GenerationFeatures, par
     logger.info("%d rows%s; %s", len(features.prompts), done, describe_settings(settings))
 
 
-if __name__ == "__main__":
-    main()
-
-
 def join_processes() -> PartialState:
     """This process's place among those that a launcher started; on CPUs where there is no GPU, or none is wanted."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+
+
+if __name__ == "__main__":
+    main()

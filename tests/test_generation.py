@@ -400,7 +400,7 @@ import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 import glm_peft
-from glm_peft.chat_formats import get_chat_format
+from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.prediction.generation import generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
 folder, prompts, target = sys.argv[1:]

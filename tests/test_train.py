@@ -46,7 +46,7 @@ STOCK_ANSWERS = """
 import json, sys, torch, glm_peft
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from glm_peft.chat_formats import get_chat_format
+from glm_peft.models.chat_formats import get_chat_format
 
 def answers(model, tokenizer, chat_format, questions):
     stops = chat_format.stop_token_ids(tokenizer)
