@@ -28,6 +28,7 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports setup.cfg --no-cache
 
 clean:
 	rm -rf output build dist *.egg-info .pytest_cache .ruff_cache

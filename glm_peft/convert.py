@@ -10,8 +10,6 @@ adds a LoRA, AdaLoRA or (IA)³ adapter into the weights of its base.
 """
 
 import logging
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from peft import PeftType, PrefixTuningConfig, TaskType
@@ -26,6 +24,8 @@ from glm_peft.adapters.merging import merge_adapter
 from glm_peft.adapters.published_checkpoints import read_published_prefix, rotate_prefix_keys, write_published_prefix
 from glm_peft.adapters.trained_state import tidy_weights
 from glm_peft.arguments.conversion import parse_convert_arguments
+from glm_peft.arguments.fields import changed
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.models.loading import find_generation, load_base_model, load_config
 from glm_peft.provenance.record import describe_base, describe_weights, write_provenance
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging()
     if arguments.verify and arguments.direction == "merge":
         raise UserError("--verify compares a prefix with its published checkpoint: leave it out of merge.")
-    model_args = SimpleNamespace(model_name_or_path=arguments.base, chat_format=arguments.chat_format)
+    model_args = ModelArguments(arguments.base, chat_format=arguments.chat_format)
     if arguments.direction == "import":
         import_checkpoint(arguments.source, model_args, arguments.output_dir)
         checkpoint, adapter = arguments.source, arguments.output_dir
@@ -59,12 +59,12 @@ def main(argv: list[str] | None = None) -> None:
         verify(checkpoint, model_args, adapter)
 
 
-def import_checkpoint(checkpoint: str, model_args: Any, output_dir: str) -> None:
+def import_checkpoint(checkpoint: str, model_args: ModelArguments, output_dir: str) -> None:
     """
     Write a published prefix as an adapter, without loading the base.
 
     Args:
-        model_args: `model_name_or_path` and `chat_format` of the base.
+        model_args: which base, and its chat format.
 
     Raises:
         UserError: there is no prefix in the checkpoint, it cannot be read, or it is another base's.
@@ -90,12 +90,12 @@ def import_checkpoint(checkpoint: str, model_args: Any, output_dir: str) -> None
     logger.info("%d virtual tokens from %s, as an adapter in %s", len(weight), checkpoint, folder)
 
 
-def export_adapter(adapter: str, model_args: Any, output_dir: str) -> None:
+def export_adapter(adapter: str, model_args: ModelArguments, output_dir: str) -> None:
     """
     Write an adapter's prefix as the published scripts save one without projection.
 
     Args:
-        model_args: `model_name_or_path` and `chat_format` of the base.
+        model_args: which base, and its chat format.
 
     Raises:
         UserError: there is no prefix adapter, it cannot be read, or it is another base's.
@@ -114,17 +114,17 @@ def export_adapter(adapter: str, model_args: Any, output_dir: str) -> None:
     logger.info("%d virtual tokens from %s, as a published checkpoint in %s", len(weight), adapter, folder)
 
 
-def check_base(source: str, model_args: Any, config: PreTrainedConfig) -> str | None:
+def check_base(source: str, model_args: ModelArguments, config: PreTrainedConfig) -> str | None:
     """The generation of the base, where it is known, once it was compared with the one that the prefix is for."""
     origin, generation = read_origin(source), find_generation(model_args)
-    check_generation(source, origin, model_args.model_name_or_path, generation)
-    check_model_type(source, origin, config)
-    check_config(source, origin, config)
+    check_generation(origin, model_args.model_name_or_path, generation)
+    check_model_type(origin, config)
+    check_config(origin, config)
     return generation
 
 
 @torch.no_grad()
-def verify(checkpoint: str, model_args: Any, adapter: str) -> None:
+def verify(checkpoint: str, model_args: ModelArguments, adapter: str) -> None:
     """
     Compare the logits of the published arithmetic (text counted from 0, keys not rotated) with the adapter's.
 
@@ -132,7 +132,7 @@ def verify(checkpoint: str, model_args: Any, adapter: str) -> None:
         UserError: they differ.
     """
     base = model_args.model_name_or_path
-    model = load_base_model(SimpleNamespace(**vars(model_args), dtype="float32"))
+    model = load_base_model(changed(model_args, dtype="float32"))
     ids = _some_ids(model.config).to(model.device)
     expected = _published_logits(model, read_published_prefix(checkpoint).weight.to(model.device), ids)
     adapted = load_adapter(model, adapter, allow_other_base=True).eval()

@@ -1,14 +1,17 @@
 """Conversations → features: the same prompt ids for training, evaluation and prediction."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import generate_random_fingerprint
+from transformers import PreTrainedTokenizerBase
 
+from glm_peft.arguments.data import DataArguments
 from glm_peft.errors import UserError
+from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.preprocessing.collators import IGNORED_LABEL
 from glm_peft.preprocessing.conversations import Conversation, Message, Split, paused_collection
 from glm_peft.preprocessing.lengths import LengthReport, summarize_lengths
@@ -35,7 +38,7 @@ class GenerationFeatures:
 
 
 def build_training_features(
-    split: Split, chat_format: Any, tokenizer: Any, data_args: Any
+    split: Split, chat_format: ChatFormat, tokenizer: PreTrainedTokenizerBase, data_args: DataArguments
 ) -> tuple[Dataset, LengthReport]:
     """
     One example for each answer that is trained on: the prompt exactly as prediction would have it, then the answer.
@@ -58,7 +61,9 @@ def build_training_features(
     return _with_report(dataset, split, data_args, limit)
 
 
-def build_generation_features(split: Split, chat_format: Any, tokenizer: Any, data_args: Any) -> GenerationFeatures:
+def build_generation_features(
+    split: Split, chat_format: ChatFormat, tokenizer: PreTrainedTokenizerBase, data_args: DataArguments
+) -> GenerationFeatures:
     """
     One prompt for each conversation, without its last answer.
 
@@ -74,7 +79,49 @@ def build_generation_features(split: Split, chat_format: Any, tokenizer: Any, da
     return GenerationFeatures(dataset, prompts, [conversation.answer for conversation in split], report)
 
 
-def describe_example(tokenizer: Any, feature: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class EncodedSplits:
+    """
+    The splits of a run as the model is given them.
+
+    Args:
+        examples: prompts with answers, for training and for the loss in evaluation; by split, without `test`.
+        prompts: prompts alone, of the splits whose answers are generated.
+        reports: rows and lengths of every split.
+    """
+
+    examples: dict[str, Dataset]
+    prompts: dict[str, GenerationFeatures]
+    reports: dict[str, LengthReport]
+
+
+def encode_splits(
+    splits: Mapping[str, Split],
+    chat_format: ChatFormat,
+    tokenizer: PreTrainedTokenizerBase,
+    data_args: DataArguments,
+    with_prompts: bool,
+) -> EncodedSplits:
+    """
+    Encode every split for what it is used for.
+
+    Args:
+        with_prompts: whether answers are generated in evaluation; in the test split they always are.
+
+    Raises:
+        UserError: the chat format refuses a conversation; the message names the row.
+    """
+    examples, prompts, reports = {}, {}, {}
+    for name, split in splits.items():
+        if name == "test" or (with_prompts and name != "train"):
+            prompts[name] = build_generation_features(split, chat_format, tokenizer, data_args)
+            reports[name] = prompts[name].report
+        if name != "test":
+            examples[name], reports[name] = build_training_features(split, chat_format, tokenizer, data_args)
+    return EncodedSplits(examples, prompts, reports)
+
+
+def describe_example(tokenizer: PreTrainedTokenizerBase, feature: dict[str, Any]) -> str:
     """
     An example for the log: every token with its id, and which carry loss.
 
@@ -92,7 +139,7 @@ def describe_example(tokenizer: Any, feature: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
+def _token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     tokens = tokenizer.convert_ids_to_tokens(ids)
     if not getattr(tokenizer, "is_fast", False):
         return tokens
@@ -116,7 +163,7 @@ def _trained_turns(conversation: Conversation, train_on: str) -> list[tuple[list
 
 
 def _as_rows(
-    split: Split, data_args: Any, turns_of: Callable[[Conversation], list[tuple[list[Message], str]]]
+    split: Split, data_args: DataArguments, turns_of: Callable[[Conversation], list[tuple[list[Message], str]]]
 ) -> Dataset:
     """The turns as a data set, which can be handed to worker processes."""
     columns: dict[str, list[Any]] = {"messages": [], "answer": [], "where": []}
@@ -141,7 +188,7 @@ class _Encoder:
     """Encodes a batch of rows; `max_answer_length` is `None` where there are no answers."""
 
     chat_format: Any
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     max_prompt_length: int
     max_answer_length: int | None
 
@@ -172,7 +219,7 @@ class _Encoder:
         return encoded.ids, encoded.whole_length
 
 
-def _encode(rows: Dataset, encoder: _Encoder, features: Features, data_args: Any, name: str) -> Dataset:
+def _encode(rows: Dataset, encoder: _Encoder, features: Features, data_args: DataArguments, name: str) -> Dataset:
     # Encoded anew in memory each time: a random fingerprint spares hashing a tokenizer, which is not stable.
     with paused_collection():
         return rows.map(
@@ -188,7 +235,7 @@ def _encode(rows: Dataset, encoder: _Encoder, features: Features, data_args: Any
 
 
 def _with_report(
-    dataset: Dataset, split: Split, data_args: Any, max_answer_length: int | None
+    dataset: Dataset, split: Split, data_args: DataArguments, max_answer_length: int | None
 ) -> tuple[Dataset, LengthReport]:
     prompt_lengths = dataset["prompt_length"][:]
     lengths = [summarize_lengths("prompt", "--max_source_length", data_args.max_source_length, prompt_lengths)]

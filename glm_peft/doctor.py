@@ -18,12 +18,12 @@ from typing import Any
 import datasets
 from transformers import PreTrainedConfig
 
-from glm_peft.adapters.attention_check import check_attention
-from glm_peft.adapters.base_checks import check_tokenizer
-from glm_peft.adapters.loading import settle_adapter
+from glm_peft.adapters.assembly import OpenedBase, open_base
+from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.doctor import parse_doctor_arguments, wanted_splits
-from glm_peft.arguments.methods import PREFIX_TUNING, settle_method
-from glm_peft.arguments.training import DataArguments, ModelArguments, TrainingArguments
+from glm_peft.arguments.methods import PREFIX_TUNING
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.training import TrainArguments, TrainingArguments
 from glm_peft.data import build_generation_features, build_training_features, describe_example
 from glm_peft.errors import UserError
 from glm_peft.examination.data_checks import check_split, find_overlap
@@ -38,8 +38,6 @@ from glm_peft.examination.doctor_report import (
 )
 from glm_peft.examination.memory_estimate import Settings, measure_base
 from glm_peft.examination.weight_files import check_weight_files
-from glm_peft.models.chat_formats import get_chat_format
-from glm_peft.models.loading import check_pair, load_config, load_tokenizer
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.conversations import Conversation, Split, load_splits
@@ -82,8 +80,7 @@ class Examination:
         self.has_more = False  # not all problems were looked for
         self.splits: dict[str, Split] = {}
         self.features: dict[str, Any] = {}
-        self.encoding: tuple[Any, ...] | None = None
-        self.config: PreTrainedConfig | None = None
+        self.base: OpenedBase | None = None
         self.longest: tuple[int, int] | None = None
 
     def run(self) -> int:
@@ -98,33 +95,26 @@ class Examination:
         if "train" in self.features:
             self.examine_batches()
             self.show_example()
-        if self.config is not None:
+        if self.base:
             self.show_memory()
         return self.problems
 
     def examine_model(self) -> None:
         """Tokenizer and config can be read and belong together."""
         try:
-            settle_adapter(self.model_args, is_trainable=True)
-            tokenizer, config = load_tokenizer(self.model_args), load_config(self.model_args)
-            self.config = config
-            check_pair(tokenizer, config)
-            settle_method(self.model_args, self.data_args, self.training_args, config.model_type)
-            check_tokenizer(self.model_args.adapter_name_or_path, tokenizer)
-            chat_format = get_chat_format(tokenizer, self.model_args.chat_format)
+            self.base = open_base(self.model_args, is_trainable=True)
+            arguments = TrainArguments(self.model_args, self.data_args, self.training_args)
+            self.model_args, self.data_args, self.training_args = arguments.resolve(self.base.model_args)
         except UserError as error:
             self.report("Model", [str(error)])
             return
-        self.encoding = (chat_format, tokenizer)
         name = self.model_args.model_name_or_path
-        print_section("Model", f"  {name}: {config.model_type}, prompts of {chat_format.name}")
+        print_section("Model", f"  {name}: {self.base.config.model_type}, prompts of {self.base.chat_format.name}")
 
     def examine_start(self) -> None:
-        """What training would stop at before its first step: attention, weight files, the checkpoint to go on from."""
+        """What training would stop at before its first step: weight files, the checkpoint to go on from."""
         given = self.training_args.resume_from_checkpoint
         checks = [partial(check_weight_files, self.model_args.model_name_or_path)]
-        if self.config is not None:
-            checks.append(partial(check_attention, self.config, self.model_args.attn_implementation))
         if given not in _NEWEST_OR_NONE:
             checks.append(partial(choose_checkpoint, given, self.training_args.output_dir))
         problems = []
@@ -151,13 +141,13 @@ class Examination:
         elif split.left_out:
             self.report(f"Rows of {name} that cannot be used", list(map(str, split.left_out)))
         self.splits[name] = split
-        if self.encoding:
+        if self.base:
             self.examine_lengths(split)
         print_section(f"Remarks on {name}", format_findings(check_split(split)))
 
     def examine_lengths(self, split: Split) -> None:
         """Lengths in tokens, and the rows that the chat format or the limits refuse."""
-        unlimited = replace(self.data_args, **dict.fromkeys(_LENGTH_FLAGS, _UNLIMITED))
+        unlimited = replace(self.data_args, **dict.fromkeys(_LENGTHS, _UNLIMITED))
         try:
             dataset, report = self.encode(split, unlimited)
         except UserError:
@@ -195,8 +185,8 @@ class Examination:
     def encode(self, split: Split, data_args: DataArguments) -> tuple[Any, Any]:
         """The split's data set, as training would have it, and the report on its lengths."""
         if split.name != "test":
-            return build_training_features(split, *self.encoding, data_args)
-        features = build_generation_features(split, *self.encoding, data_args)
+            return build_training_features(split, self.base.chat_format, self.base.tokenizer, data_args)
+        features = build_generation_features(split, self.base.chat_format, self.base.tokenizer, data_args)
         return features.dataset, features.report
 
     def refused_rows(
@@ -215,10 +205,10 @@ class Examination:
 
     def examine_batches(self) -> None:
         """Whether rows can be packed as the flags ask, and how long the longest row of a batch is."""
-        arguments = (self.model_args, self.data_args, self.training_args)
-        collator = TrainingCollator(self.encoding[1], self.data_args.ignore_pad_token_for_loss)
+        arguments = TrainArguments(self.model_args, self.data_args, self.training_args)
+        collator = TrainingCollator(self.base.tokenizer, self.data_args.ignore_pad_token_for_loss)
         try:
-            batching = plan_batching(self.features["train"], collator, self.config, arguments)
+            batching = plan_batching(self.features["train"], collator, self.base.config, arguments)
         except UserError as error:
             self.report("Batches", [str(error)])
             return
@@ -227,7 +217,7 @@ class Examination:
 
     def show_example(self) -> None:
         """The first example of training, by what carries loss."""
-        description = describe_example(self.encoding[1], self.features["train"][0])
+        description = describe_example(self.base.tokenizer, self.features["train"][0])
         text = colour_example(description) if shows_colour(sys.stdout) else description
         print_section("The first example", text)
 
@@ -236,10 +226,9 @@ class Examination:
         if self.model_args.peft_type != PREFIX_TUNING:
             print_section("Memory of training", f"  It is not estimated for --peft_type {self.model_args.peft_type}.")
             return
-        settings = describe_settings(self.model_args, self.data_args, self.training_args, self.longest, self.config)
-        print_section(
-            "Memory of training (an estimate)", format_memory(self.config, settings, measure_base(self.config))
-        )
+        config = self.base.config
+        settings = describe_settings(self.model_args, self.data_args, self.training_args, self.longest, config)
+        print_section("Memory of training (an estimate)", format_memory(config, settings, measure_base(config)))
 
     def report(self, title: str, problems: list[str]) -> None:
         """Print and count what would make training fail."""
@@ -248,7 +237,7 @@ class Examination:
 
 
 _NEWEST_OR_NONE = (None, "last", "true", "false")
-_LENGTH_FLAGS = ("max_source_length", "max_target_length", "val_max_target_length")
+_LENGTHS = ("max_source_length", "max_target_length", "val_max_target_length")
 
 
 def measure_longest(rows: Any) -> tuple[int, int]:

@@ -19,11 +19,14 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from glm_peft.adapters.base_checks import check_tokenizer, check_weights, read_origin, settle_chat_format
+from glm_peft.adapters.assembly import open_base
+from glm_peft.adapters.base_checks import check_weights
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.inspection import InspectArguments, parse_inspect_arguments
-from glm_peft.arguments.training import DataArguments, ModelArguments
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.data import build_training_features
 from glm_peft.errors import UserError
 from glm_peft.examination.adapter_report import (
@@ -38,8 +41,7 @@ from glm_peft.examination.adapter_statistics import Prefix, compare_prefixes, me
 from glm_peft.examination.importance_plot import PLOT_NAME, plot_importance
 from glm_peft.examination.prefix_importance import Importance, Row, measure_importance, measure_losses, prune_prefix
 from glm_peft.examination.prefix_pruning import write_pruned_adapter
-from glm_peft.models.chat_formats import ChatFormat, get_chat_format
-from glm_peft.models.loading import check_pair, find_generation, load_base_model, load_tokenizer
+from glm_peft.models.loading import find_generation
 from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.provenance.recipe import public_name
 from glm_peft.provenance.record import describe_base, read_provenance
@@ -51,15 +53,6 @@ from glm_peft.reporting.results import print_section
 INSPECTION_NAME = "inspection.json"
 
 logger = logging.getLogger("glm_peft.inspect_adapter")
-
-_DATA_FIELDS = (
-    "prompt_column",
-    "response_column",
-    "history_column",
-    "source_prefix",
-    "max_source_length",
-    "max_target_length",
-)
 
 
 @exit_with_user_errors()
@@ -105,22 +98,16 @@ class Trial:
 
     def __init__(self, prefix: Prefix, arguments: InspectArguments) -> None:
         self.prefix, self.arguments = prefix, arguments
-        self.model_args = ModelArguments(
-            model_name_or_path=arguments.base,
-            adapter_name_or_path=prefix.source,
-            chat_format=arguments.chat_format,
-            dtype=arguments.dtype,
+        self.base = open_base(
+            ModelArguments(
+                model_name_or_path=arguments.base,
+                adapter_name_or_path=prefix.source,
+                chat_format=arguments.chat_format,
+                dtype=arguments.dtype,
+            )
         )
-        self.tokenizer, self.chat_format = self.load_encoding()
         self.rows = self.load_rows()
         self.model = self.load_model()
-
-    def load_encoding(self) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
-        """The tokenizer and the form of the prompts, as the adapter was trained with where that is recorded."""
-        settle_chat_format(self.prefix.source, read_origin(self.prefix.source), self.model_args)
-        tokenizer = load_tokenizer(self.model_args)
-        check_tokenizer(self.prefix.source, tokenizer)
-        return tokenizer, get_chat_format(tokenizer, self.model_args.chat_format)
 
     def load_rows(self) -> list[Row]:
         """The rows as training would have them."""
@@ -128,17 +115,16 @@ class Trial:
         data_args = DataArguments(
             validation_file=self.arguments.test_file,
             max_eval_samples=self.arguments.max_predict_samples,
-            **{name: getattr(self.arguments, name) for name in _DATA_FIELDS},
+            **{name: getattr(self.arguments, name) for name in _shared_flags(self.arguments)},
         )
         split = load_splits(data_args, ["validation"])["validation"]
-        dataset, _ = build_training_features(split, self.chat_format, self.tokenizer, data_args)
+        dataset, _ = build_training_features(split, self.base.chat_format, self.base.tokenizer, data_args)
         return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in dataset]
 
     def load_model(self) -> PreTrainedModel:
         """The base, once it was compared with the one that the adapter was trained on."""
-        model = load_base_model(self.model_args)
-        check_pair(self.tokenizer, model.config)
-        check_weights(self.prefix.source, read_origin(self.prefix.source), model, is_allowed=True)
+        model = self.base.load_model()
+        check_weights(self.base.adapter.origin, model, is_allowed=True)
         logger.info("Base %s on %s, %s; %d examples", self.arguments.base, model.device, model.dtype, len(self.rows))
         return model
 
@@ -179,11 +165,19 @@ class Trial:
         """What is written down of the pruning: the base, which virtual tokens, and the rows that decided."""
         file = self.arguments.test_file
         return {
-            "base": describe_base(self.model.config, find_generation(self.model_args), self.tokenizer, self.model),
-            "chat_format": self.chat_format.name,
+            "base": describe_base(
+                self.model.config, find_generation(self.base.model_args), self.base.tokenizer, self.model
+            ),
+            "chat_format": self.base.chat_format.name,
             "kept_virtual_tokens": kept,
             "pruned_on": {"file": Path(file).name, "sha256": digest_file(file), "examples": len(self.rows)},
         }
+
+
+def _shared_flags(arguments: InspectArguments) -> list[str]:
+    """The flags that say how rows are read and encoded, which the inspection shares with training."""
+    names = {*flags_with(DataArguments, "reads"), *flags_with(DataArguments, "encodes")}
+    return [name for name in vars(arguments) if name in names]
 
 
 def _without_nan(value: Any) -> Any:

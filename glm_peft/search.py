@@ -22,6 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from glm_peft.arguments.search import SearchArguments, Settings, parse_search_arguments
 from glm_peft.arguments.splits import validation_files
+from glm_peft.arguments.training import TrainArguments
 from glm_peft.errors import UserError
 from glm_peft.models.loading import load_config
 from glm_peft.reporting.exits import exit_with_user_errors
@@ -45,7 +46,6 @@ from glm_peft.trials.report import (
 from glm_peft.trials.space import check_space, draw_settings
 from glm_peft.trials.space_file import read_space
 from glm_peft.trials.trial import (
-    Arguments,
     SearchTrainer,
     TrialFailed,
     Workbench,
@@ -105,7 +105,7 @@ class Search:
         self.space = read_space(search_args.space)
         self.names = [parameter.name for parameter in self.space]
         arguments = parse_trial(settings, self.folder)
-        self.config = load_config(arguments[0])
+        self.config = load_config(arguments.model)
         with without_warnings():  # they were given once
             check_space(self.space, settings, search_args.metric, self.parse)
             self.arguments = settle_trial(arguments, self.config)
@@ -152,9 +152,9 @@ class Search:
         from glm_peft.trials.study import STUDY_NAME, RepeatableSampler, database_url, none_need_complete
 
         args = self.search_args
-        if args.stop_early and self.arguments[2].eval_strategy == "no":
+        if args.stop_early and self.arguments.training.eval_strategy == "no":
             logger.info("No trial ends early, as none is evaluated on its way: --eval_strategy steps would do that.")
-        workbench = Workbench(self.arguments, self.config)
+        workbench = Workbench(self.arguments)
         best = find_best(list(map(record_trial, study.get_trials(deepcopy=False))), self.minimize)
         # A trial's own arguments have it true: the bar is that of the search.
         is_shown = self.settings.get("disable_tqdm", ["false"])[-1].lower() != "true"
@@ -182,13 +182,13 @@ class Search:
                 catch=(TrialFailed,),
             )
 
-    def begin_trial(self, progress: "SearchProgress", trial: Any) -> Arguments:
+    def begin_trial(self, progress: "SearchProgress", trial: Any) -> TrainArguments:
         """The arguments of an Optuna trial, once its values are drawn and told."""
         settings = draw_settings(self.space, self.settings, lambda parameter: parameter.suggest(trial))
         progress.begin(trial.number, {name: trial.params[name] for name in self.names if name in trial.params})
         return self.parse(settings, trial.number)
 
-    def parse(self, settings: Settings, number: int = 0) -> Arguments:
+    def parse(self, settings: Settings, number: int = 0) -> TrainArguments:
         """The arguments of a trial with these settings, settled."""
         folder = self.folder / _TRIALS / str(number)
         return settle_trial(parse_trial(settings, folder, self.search_args.keep_checkpoints), self.config)
@@ -202,7 +202,7 @@ class Search:
             f"--{name}": " ".join(words) for name, words in fixed.items() if not name.startswith(_FREE_BEGIN)
         }
         described |= {f"{parameter.name} in the space": parameter.describe() for parameter in self.space}
-        data_args = self.arguments[1]
+        data_args = self.arguments.data
         files = {"train": data_args.train_file} | validation_files(data_args.validation_file)
         there = {name: file for name, file in files.items() if file and Path(file).is_file()}
         return described | {f"{name} rows of sha256": digest_file(file) for name, file in there.items()}
@@ -231,7 +231,7 @@ class Search:
 
     def write_best(self, best: TrialRecord) -> str:
         """Write the configuration of the best trial; what is said of it."""
-        device = "cpu" if self.arguments[2].device.type == "cpu" else "single_gpu"
+        device = "cpu" if self.arguments.training.device.type == "cpu" else "single_gpu"
         command = f"accelerate launch --quiet --config_file accelerate_configs/{device}.yaml "
         command += f"glm_peft/train.py {self.folder / BEST_NAME}"
         settings = draw_settings(self.space, self.settings, lambda parameter: best.values[parameter.name])

@@ -61,8 +61,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="default: both")
     parser.add_argument("--variants", nargs="+", choices=sorted({*TRAINING, *PREDICTION}), help="default: all")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    none = ("adapter_name_or_path", "encoder_hidden_size", "attn_implementation")
-    parser.set_defaults(prefix_projection=False, **dict.fromkeys(none))
     return parser.parse_args(argv)
 
 

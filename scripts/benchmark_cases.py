@@ -20,7 +20,8 @@ from glm_peft.adapters.compilation import compile_layers
 from glm_peft.adapters.label_loss import attach_label_loss
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
-from glm_peft.arguments.training import DataArguments
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.data import build_generation_features, build_training_features
 from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.models.loading import load_base_model, load_tokenizer
@@ -132,9 +133,15 @@ def measure_prediction(name: str, arguments: argparse.Namespace) -> dict[str, fl
     }
 
 
+def model_arguments(arguments: argparse.Namespace) -> ModelArguments:
+    """The base and the prefix, as the toolkit's commands name them."""
+    names = ("model_name_or_path", "num_virtual_tokens", "dtype", "quantization_bit")
+    return ModelArguments(**{name: getattr(arguments, name) for name in names})
+
+
 def load_setting(arguments: argparse.Namespace) -> SimpleNamespace:
     """Tokenizer, chat format and the encoded rows."""
-    tokenizer = load_tokenizer(arguments)
+    tokenizer = load_tokenizer(model_arguments(arguments))
     chat_format = get_chat_format(tokenizer, None)
     data_args = DataArguments(
         train_file=arguments.train_file,
@@ -171,7 +178,8 @@ def _stretched(example: dict[str, Any], length: float, most: int) -> dict[str, A
 def build_model(arguments: argparse.Namespace, variant: Training) -> PeftModel:
     """A fresh prefix on the base, with the savings of the variant."""
     torch.manual_seed(0)
-    model = create_adapter(load_base_model(arguments), arguments).train()
+    model_args = model_arguments(arguments)
+    model = create_adapter(load_base_model(model_args), model_args).train()
     base = model.get_base_model()
     if variant.prefix_attention:
         attach_prefix_attention(model)
@@ -200,7 +208,7 @@ def plan_batches(
         training = SimpleNamespace(train_batch_size=size, gradient_accumulation_steps=1, world_size=1)
         training.train_sampling_strategy, training.neftune_noise_alpha = "auto", None
         data = SimpleNamespace(packing=None)
-        planned = plan_batching(setting.examples, collate, model.config, (arguments, data, training))
+        planned = plan_batching(setting.examples, collate, model.config, (model_arguments(arguments), data, training))
         collate, layout = planned.collator, planned.reason
         if planned.order == GROUPING:
             order = group_by_length(torch.tensor(lengths), size, torch.Generator().manual_seed(0)).tolist()

@@ -78,7 +78,7 @@ class TellingTrainer(PrefixTrainer):
 def parse_on_cpus() -> tuple[Any, Any, Any]:
     """The arguments; accelerate then takes the processes for those of GPUs, as FSDP does not start otherwise."""
     arguments = parse_arguments()
-    assert arguments[2].world_size > 1
+    assert arguments.training.world_size > 1
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return arguments
 

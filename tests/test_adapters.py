@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import glm_peft  # noqa: F401
-from glm_peft.adapters.loading import create_adapter, load_adapter, settle_adapter
+from glm_peft.adapters.loading import create_adapter, load_adapter
 from glm_peft.adapters.published_checkpoints import read_published_prefix, rotate_prefix_keys
+from glm_peft.adapters.saved_adapter import resolve_adapter
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 
@@ -23,13 +24,9 @@ NAMES = ["chatglm-6b", "chatglm2-6b", "chatglm3-6b"]
 TAGS = ["prefix", "prefix_projection"]
 
 
-class Arguments:
+def make_arguments(**values) -> ModelArguments:
     """The model arguments that make an adapter."""
-
-    def __init__(self, **values):
-        self.num_virtual_tokens, self.prefix_projection = 4, False
-        self.encoder_hidden_size = self.adapter_name_or_path = None
-        self.__dict__.update(values)
+    return ModelArguments("base", **{"num_virtual_tokens": 4, **values})
 
 
 def load_base(folder: Path):
@@ -189,7 +186,7 @@ def test_a_published_prefix_of_another_base_is_refused_with_both_sizes(reference
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_sizes(reference_models, tmp_path):
-    create_adapter(load_base(reference_models / "chatglm-6b"), Arguments()).save_pretrained(tmp_path)
+    create_adapter(load_base(reference_models / "chatglm-6b"), make_arguments()).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="3 layers of 64 numbers .*chatglm-6b.*has 3 layers of 32"):
         load_adapter(load_base(reference_models / "chatglm2-6b"), str(tmp_path))
 
@@ -202,7 +199,7 @@ def test_a_folder_without_an_adapter_is_refused(reference_models, tmp_path):
 @pytest.mark.parametrize("name", [*NAMES, "glm-4-9b-chat"])
 def test_an_adapter_holds_its_prefix_and_nothing_of_the_base(name, reference_models, tmp_path):
     base = load_base(reference_models / name)
-    create_adapter(base, Arguments()).save_pretrained(tmp_path)
+    create_adapter(base, make_arguments()).save_pretrained(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -216,7 +213,7 @@ def test_an_adapter_holds_its_prefix_and_nothing_of_the_base(name, reference_mod
 @torch.no_grad()
 def test_stock_peft_loads_what_was_saved(name, projection, reference_models, tmp_path):
     ids = torch.tensor([[7, 8, 9, 251, 254, 10]])
-    model = create_adapter(load_base(reference_models / name), Arguments(prefix_projection=projection)).eval()
+    model = create_adapter(load_base(reference_models / name), make_arguments(prefix_projection=projection)).eval()
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     model.save_pretrained(tmp_path)
     by_base = PeftModel.from_pretrained(load_base(reference_models / name), tmp_path).eval()
@@ -233,11 +230,11 @@ def test_stock_peft_loads_what_was_saved(name, projection, reference_models, tmp
 @pytest.mark.parametrize("projection", [False, True])
 def test_training_continues_from_the_saved_loss(name, projection, reference_models, tmp_path):
     ids = torch.tensor([[7, 8, 9, 251, 254, 10, 11]])
-    model = create_adapter(load_base(reference_models / name), Arguments(prefix_projection=projection)).eval()
+    model = create_adapter(load_base(reference_models / name), make_arguments(prefix_projection=projection)).eval()
     loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
     model.save_pretrained(tmp_path)
     base = load_base(reference_models / name)
-    continued = create_adapter(base, Arguments(adapter_name_or_path=str(tmp_path))).eval()
+    continued = create_adapter(base, make_arguments(adapter_name_or_path=str(tmp_path))).eval()
     again = continued(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
     torch.testing.assert_close(again, loss)
     again.backward()
@@ -248,7 +245,7 @@ def test_training_continues_from_the_saved_loss(name, projection, reference_mode
 
 def test_training_continues_from_the_published_loss(published):
     base, checkpoint, expected = published
-    model = create_adapter(base, Arguments(adapter_name_or_path=str(checkpoint))).eval()
+    model = create_adapter(base, make_arguments(adapter_name_or_path=str(checkpoint))).eval()
     for i in range(3):
         ids, labels = expected[f"single{i}.input_ids"], expected[f"single{i}.labels"]
         loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
@@ -265,7 +262,7 @@ def model_arguments(base: Path, adapter: Path | None, **values) -> ModelArgument
 
 
 def settled(arguments: ModelArguments, is_trainable: bool = True) -> tuple:
-    settle_adapter(arguments, is_trainable)
+    arguments, _ = resolve_adapter(arguments, is_trainable)
     return arguments.num_virtual_tokens, arguments.prefix_projection, arguments.encoder_hidden_size
 
 
@@ -276,7 +273,7 @@ def test_without_an_adapter_the_prefix_has_the_usual_size(reference_models):
 @pytest.mark.parametrize("projection", [False, True])
 def test_an_adapter_says_how_the_prefix_goes_on(projection, reference_models, tmp_path):
     base = reference_models / "chatglm-6b"
-    create_adapter(load_base(base), Arguments(prefix_projection=projection)).save_pretrained(tmp_path)
+    create_adapter(load_base(base), make_arguments(prefix_projection=projection)).save_pretrained(tmp_path)
     assert settled(model_arguments(base, tmp_path)) == (4, False, None)
     assert settled(model_arguments(base, tmp_path, num_virtual_tokens=4, prefix_projection=False)) == (4, False, None)
     for values, said in (
@@ -290,7 +287,7 @@ def test_an_adapter_says_how_the_prefix_goes_on(projection, reference_models, tm
 
 def test_a_published_checkpoint_says_how_the_prefix_goes_on(published, reference_models):
     base, checkpoint, _ = published
-    encoder = create_adapter(base, Arguments(adapter_name_or_path=str(checkpoint))).prompt_encoder["default"]
+    encoder = create_adapter(base, make_arguments(adapter_name_or_path=str(checkpoint))).prompt_encoder["default"]
     width = encoder.transform[0].out_features if hasattr(encoder, "transform") else None
     folder = Path(base.config.name_or_path)
     assert settled(model_arguments(folder, checkpoint)) == (5, width is not None, width)
@@ -300,7 +297,7 @@ def test_a_published_checkpoint_says_how_the_prefix_goes_on(published, reference
 
 def test_in_prediction_the_length_alone_can_contradict(reference_models, tmp_path):
     base = reference_models / "chatglm2-6b"
-    create_adapter(load_base(base), Arguments(prefix_projection=True)).save_pretrained(tmp_path)
+    create_adapter(load_base(base), make_arguments(prefix_projection=True)).save_pretrained(tmp_path)
     assert settled(model_arguments(base, tmp_path, prefix_projection=True), is_trainable=False)[0] == 4
     with pytest.raises(UserError, match="--num_virtual_tokens 5 contradicts"):
         settled(model_arguments(base, tmp_path, num_virtual_tokens=5), is_trainable=False)
@@ -314,7 +311,7 @@ def test_another_width_of_the_projection_is_refused(reference_models):
 
 
 def test_sizes_of_another_base_are_refused_before_the_base_is_loaded(reference_models, tmp_path):
-    create_adapter(load_base(reference_models / "chatglm-6b"), Arguments()).save_pretrained(tmp_path)
+    create_adapter(load_base(reference_models / "chatglm-6b"), make_arguments()).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="3 layers of 64 numbers .*has 3 layers of 32"):
         settled(model_arguments(reference_models / "chatglm2-6b", tmp_path))
     checkpoint = tmp_path / "checkpoint"
@@ -350,7 +347,7 @@ def spoil_weights(folder: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["missing", "cut short", "empty", "another name", "too short", "not finite"])
 def test_spoilt_weights_of_an_adapter_are_refused(how, is_trainable, reference_models, tmp_path):
     base = load_base(reference_models / "chatglm2-6b")
-    create_adapter(base, Arguments()).save_pretrained(tmp_path)
+    create_adapter(base, make_arguments()).save_pretrained(tmp_path)
     spoil_weights(tmp_path, how)
     with pytest.raises(UserError, match=f"(?s)of the adapter {tmp_path} (cannot be read|has the sizes|holds numbers)"):
         load_adapter(load_base(reference_models / "chatglm2-6b"), str(tmp_path), is_trainable)
@@ -358,7 +355,7 @@ def test_spoilt_weights_of_an_adapter_are_refused(how, is_trainable, reference_m
 
 def test_code_in_the_weights_of_an_adapter_is_refused_and_not_run(reference_models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    create_adapter(load_base(reference_models / "chatglm2-6b"), Arguments()).save_pretrained(tmp_path)
+    create_adapter(load_base(reference_models / "chatglm2-6b"), make_arguments()).save_pretrained(tmp_path)
     spoil_weights(tmp_path, "missing")
     torch.save({"prompt_embeddings": torch.zeros(4, 192), "x": Bomb()}, "adapter_model.bin")
     with pytest.raises(UserError, match="cannot be read"):
@@ -382,7 +379,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(name, reference_models, tmp_pa
 
 def test_the_prefix_is_trained_in_float32_on_a_half_precision_base(reference_models):
     base = AutoModelForCausalLM.from_pretrained(reference_models / "chatglm2-6b", dtype=torch.bfloat16)
-    model = create_adapter(base, Arguments())
+    model = create_adapter(base, make_arguments())
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     assert trained.keys() == {"prompt_encoder.default.embedding.weight"}
     assert {value.dtype for value in trained.values()} == {torch.float32}

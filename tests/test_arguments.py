@@ -15,8 +15,10 @@ import pytest
 from data_fakes import DEFAULTS
 from transformers import Seq2SeqTrainingArguments
 
+from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.former_options import IGNORED, REFUSED, RENAMED
-from glm_peft.arguments.training import DataArguments, ModelArguments, TrainingArguments, parse_train_arguments
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
 from glm_peft.errors import UserError
 from glm_peft.metrics import PROTOCOLS
 from glm_peft.models.chat_formats import CHAT_FORMATS
@@ -74,7 +76,7 @@ def test_flags_win_over_the_file(config):
 
 def test_a_flag_wins_over_the_file_under_another_name_of_the_argument(config):
     file = config(NEEDED_YAML + "num_virtual_tokens: 64\n")
-    assert parse_train_arguments([file, "--pre_seq_len", "32"])[0].num_virtual_tokens == 32
+    assert parse_train_arguments([file, "--pre_seq_len", "32"]).model.num_virtual_tokens == 32
 
 
 def test_a_flag_can_set_a_stock_default_again(config):
@@ -198,21 +200,21 @@ def test_a_file_that_is_not_there_is_named():
 
 @pytest.mark.parametrize("words", [["--do_eval"], ["--do_eval", "true"], ["--do_eval=true"], ["--do-eval"]])
 def test_booleans_are_given_with_and_without_a_value(words):
-    assert parse(*words, validation_file="dev.json")[2].do_eval is True
+    assert parse(*words, validation_file="dev.json").training.do_eval is True
 
 
 def test_booleans_that_may_be_none_are_given_without_a_value():
-    training_args = parse("--disable_tqdm", "--activation_checkpointing")[2]
+    training_args = parse("--disable_tqdm", "--activation_checkpointing").training
     assert training_args.disable_tqdm is True and training_args.activation_checkpointing is True
 
 
 def test_a_true_default_can_be_switched_off():
-    assert parse("--no_ignore_pad_token_for_loss")[1].ignore_pad_token_for_loss is False
-    assert parse(ignore_pad_token_for_loss="false")[1].ignore_pad_token_for_loss is False
+    assert parse("--no_ignore_pad_token_for_loss").data.ignore_pad_token_for_loss is False
+    assert parse(ignore_pad_token_for_loss="false").data.ignore_pad_token_for_loss is False
 
 
 def test_the_last_of_equal_flags_counts():
-    assert parse("--max_steps", "1", "--max_steps", "2")[2].max_steps == 2
+    assert parse("--max_steps", "1", "--max_steps", "2").training.max_steps == 2
 
 
 @pytest.mark.parametrize(
@@ -342,7 +344,9 @@ def test_removed_options_are_really_gone_from_transformers():
 
 
 def test_activation_checkpointing_has_two_names(recwarn):
-    training_args = parse("--gradient_checkpointing", gradient_checkpointing_kwargs='{"use_reentrant": false}')[2]
+    training_args = parse(
+        "--gradient_checkpointing", gradient_checkpointing_kwargs='{"use_reentrant": false}'
+    ).training
     assert training_args.activation_checkpointing is training_args.gradient_checkpointing is True
     assert training_args.activation_checkpointing_kwargs == {"use_reentrant": False}
     assert [warning for warning in recwarn if "deprecated" in str(warning.message)] == []
@@ -392,33 +396,33 @@ def test_the_best_model_by_a_score_needs_generation():
     changes = {"validation_file": "dev.json", "eval_strategy": "steps", "save_strategy": "steps", "save_steps": "10"}
     changes |= {"load_best_model_at_end": "true", "metric_for_best_model": "rouge-l"}
     assert "--metric_for_best_model rouge-l is a score" in refusal(**changes)
-    assert parse("--predict_with_generate", **changes)[2].greater_is_better is True
-    assert parse(**{**changes, "metric_for_best_model": "loss"})[2].greater_is_better is False
+    assert parse("--predict_with_generate", **changes).training.greater_is_better is True
+    assert parse(**{**changes, "metric_for_best_model": "loss"}).training.greater_is_better is False
 
 
 def test_sampling_settings_without_sampling_are_dropped_with_a_warning(caplog):
-    training_args = parse(top_p="0.5")[2]
+    training_args = parse(top_p="0.5").training
     assert training_args.top_p is None and "--top_p has no effect without --do_sample." in caplog.text
 
 
 def test_a_way_between_processes_is_dropped_where_there_is_one(caplog):
-    training_args = parse(ddp_backend="gloo")[2]
+    training_args = parse(ddp_backend="gloo").training
     assert training_args.ddp_backend is None and "--ddp_backend gloo has no effect on one process." in caplog.text
 
 
 def test_a_data_set_stands_for_every_file():
-    data_args = parse("--do_eval", "--do_predict", train_file=None, dataset_name="some/data")[1]
+    data_args = parse("--do_eval", "--do_predict", train_file=None, dataset_name="some/data").data
     assert data_args.dataset_name == "some/data"
 
 
 def test_lengths_of_answers_default_to_those_of_training():
     _, data_args, training_args = parse(max_target_length="77")
     assert (data_args.val_max_target_length, training_args.max_new_tokens) == (77, 77)
-    assert parse(val_max_target_length="5", max_new_tokens="9")[2].max_new_tokens == 9
+    assert parse(val_max_target_length="5", max_new_tokens="9").training.max_new_tokens == 9
 
 
 def test_defaults_are_those_of_a_prefix():
-    training_args = parse()[2]
+    training_args = parse().training
     assert training_args.learning_rate == 5e-3
     assert (training_args.logging_nan_inf_filter, training_args.dataloader_pin_memory) == (False, False)
     assert (training_args.report_to, training_args.label_names) == ([], ["labels"])
@@ -439,7 +443,7 @@ def test_choices_are_those_of_the_module_that_reads_them(kind, name, choices):
 
 
 def test_training_arguments_can_be_saved_and_copied():
-    training_args = parse("--gradient_checkpointing")[2]
+    training_args = parse("--gradient_checkpointing").training
     assert pickle.loads(pickle.dumps(training_args)).to_dict() == training_args.to_dict()
     assert json.loads(training_args.to_json_string())["activation_checkpointing"] is True
     copy = replace(training_args, activation_checkpointing=False)
@@ -468,4 +472,4 @@ def test_a_service_to_report_to_whose_package_is_missing_is_refused(monkeypatch,
 @pytest.mark.parametrize("service", ["none", "all", "tensorboard"])
 def test_a_service_to_report_to_that_is_there_is_taken(monkeypatch, service):
     monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: True)
-    assert ("tensorboard" in parse("--report_to", service)[2].report_to) == (service != "none")
+    assert ("tensorboard" in parse("--report_to", service).training.report_to) == (service != "none")

@@ -3,20 +3,20 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.models.loading import check_pair, choose_dtype, load_base_model, load_config, load_tokenizer
 
 TOKENIZER_FILES = ("ice_text.model", "tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
 
-def arguments(folder: Path | str, **values: object) -> SimpleNamespace:
-    return SimpleNamespace(model_name_or_path=str(folder), chat_format=None, **values)
+def arguments(folder: Path | str, **values: object) -> ModelArguments:
+    return ModelArguments(str(folder), **values)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def change_config(folder: Path, **values: object) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def error_of(load: object, model_args: SimpleNamespace) -> str:
+def error_of(load: object, model_args: ModelArguments) -> str:
     with pytest.raises(UserError) as error:
         load(model_args)
     assert "\n" not in str(error.value)

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,10 @@ from peft import PrefixTuningConfig
 from safetensors.torch import load_file
 
 from glm_peft import train
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.prediction import parse_predict_arguments
-from glm_peft.arguments.training import parse_train_arguments
+from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
 from glm_peft.errors import UserError
 from glm_peft.metrics import compute_scores, score_pair
 from glm_peft.provenance.recipe import describe_flags
@@ -502,6 +503,14 @@ def test_the_recipe_is_launched_as_the_run_was(hardware, expected, adapter, tmp_
     assert expected in build_card(copy_of(adapter, tmp_path / "folder", hardware=hardware))
 
 
+def given_flags(**given: Any) -> DataArguments | ModelArguments | TrainingArguments:
+    """Arguments of the kind that has these flags, as the command line would have given them."""
+    kinds = (DataArguments, ModelArguments, TrainingArguments)
+    arguments = object.__new__(next(kind for kind in kinds if given.keys() <= kind.__dataclass_fields__.keys()))
+    object.__setattr__(arguments, "given", given)
+    return arguments
+
+
 @pytest.mark.parametrize(
     "name, value, told",
     [
@@ -517,12 +526,12 @@ def test_the_recipe_is_launched_as_the_run_was(hardware, expected, adapter, tmp_
     ],
 )
 def test_of_files_and_folders_only_the_names_are_told(name, value, told):
-    assert describe_flags(SimpleNamespace(given={name: value})) == {name: told}
+    assert describe_flags(given_flags(**{name: value})) == {name: told}
 
 
 def test_where_a_run_was_and_whom_it_told_is_not_told():
-    given = {"output_dir": "/x", "report_to": ["wandb"], "run_name": "mine", "hub_model_id": "me/x", "cache_dir": "/y"}
-    assert describe_flags(SimpleNamespace(given=given), SimpleNamespace()) == {}
+    given = {"output_dir": "/x", "report_to": ["wandb"], "run_name": "mine", "hub_model_id": "me/x"}
+    assert describe_flags(given_flags(**given), given_flags(cache_dir="/y")) == {}
 
 
 # Data and scores

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from glm_peft.arguments.command_help import COMMANDS, TRANSFORMERS_FLAGS, _command
+from glm_peft.arguments.command_help import COMMANDS, _command
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.inspection import InspectArguments
 from glm_peft.arguments.model import ModelArguments
@@ -17,6 +17,7 @@ from glm_peft.arguments.push import PushArguments
 from glm_peft.arguments.search import SearchArguments
 from glm_peft.arguments.training import TrainingArguments
 from glm_peft.arguments.training_defaults import TrainingDefaults
+from glm_peft.arguments.transformers_flags import MOST_USED
 from glm_peft.reporting.exits import exit_with_user_errors
 
 PROJECT = Path(__file__).parents[1]
@@ -75,7 +76,7 @@ def test_another_pipe_that_broke_is_no_reader_that_has_read_enough():
 
 
 def test_the_flags_of_transformers_that_help_names_exist():
-    named = " ".join(TRANSFORMERS_FLAGS.values()).split()
+    named = " ".join(MOST_USED.values()).split()
     assert set(named) - {field.name for field in fields(TrainingArguments)} == set()
 
 

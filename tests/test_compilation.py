@@ -15,8 +15,8 @@ from glm_peft.adapters.compilation import compile_layers
 from glm_peft.adapters.label_loss import attach_label_loss
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.prefix_attention import attach_prefix_attention, decoder_layers
+from glm_peft.arguments.model import ModelArguments
 
-ARGUMENTS = {"num_virtual_tokens": 5, "prefix_projection": False, "encoder_hidden_size": None}
 # What captures the graphs is tested; what a backend makes of them is torch's.
 OPTIONS = {"torch_compile": True, "torch_compile_backend": "aot_eager", "torch_compile_mode": None}
 
@@ -30,7 +30,7 @@ def fresh_compiler() -> None:
 def make_model(folder: Path, checkpointing: bool) -> PeftModel:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = create_adapter(base, SimpleNamespace(**ARGUMENTS, adapter_name_or_path=None)).train()
+    model = create_adapter(base, ModelArguments("base", num_virtual_tokens=5)).train()
     attach_prefix_attention(model)
     attach_label_loss(base)
     if checkpointing:

@@ -36,13 +36,15 @@ from transformers import (
 from glm_peft import predict, train
 from glm_peft.arguments.command_line import names_of_fields
 from glm_peft.arguments.conversion import parse_convert_arguments
+from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.doctor import parse_doctor_arguments
 from glm_peft.arguments.former_options import IGNORED, REFUSED, RENAMED
 from glm_peft.arguments.inspection import parse_inspect_arguments
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.prediction import PredictArguments, parse_predict_arguments
 from glm_peft.arguments.push import PushArguments, parse_push_arguments
 from glm_peft.arguments.search import SearchArguments, parse_search_arguments
-from glm_peft.arguments.training import DataArguments, ModelArguments, TrainingArguments, parse_train_arguments
+from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
 from glm_peft.arguments.training_defaults import TrainingDefaults
 from glm_peft.errors import UserError
 from glm_peft.examination.doctor_report import GB

@@ -129,4 +129,4 @@ def test_what_cannot_be_is_refused_in_one_sentence(more, message):
 @pytest.mark.parametrize("metric", ["b_loss", "eval_b_loss"])
 def test_a_metric_of_one_of_the_sets_is_taken(metric):
     words = ["--validation_file", "a=1.json,b=2.json", "--load_best_model_at_end", "--metric_for_best_model", metric]
-    assert parse_train_arguments([*EVALUATED, *words])[2].metric_for_best_model == metric
+    assert parse_train_arguments([*EVALUATED, *words]).training.metric_for_best_model == metric

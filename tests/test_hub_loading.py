@@ -18,7 +18,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
 from glm_peft import predict, push
-from glm_peft.adapters.loading import settle_adapter
+from glm_peft.adapters.saved_adapter import resolve_adapter
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.hub.download import fetch_adapter
 from glm_peft.models.loading import load_config, load_tokenizer
@@ -147,7 +148,7 @@ def test_a_reset_says_that_the_cache_is_used(hub: HubStandIn, tmp_path: Path, ca
 
 @pytest.mark.parametrize("what", ["reset", "lost", 503])
 def test_the_base_comes_from_the_cache_too(hub: HubStandIn, tmp_path: Path, what: int | str):
-    asked = SimpleNamespace(model_name_or_path=BASE, cache_dir=str(tmp_path))
+    asked = ModelArguments(BASE, cache_dir=str(tmp_path))
     expected = load_tokenizer(asked).get_vocab(), load_config(asked).to_dict()
     hub.faults.append(Fault("", what, times=10000))
     assert (load_tokenizer(asked).get_vocab(), load_config(asked).to_dict()) == expected
@@ -201,18 +202,12 @@ def test_what_cannot_be_had_is_told_in_one_sentence(hub, tmp_path, monkeypatch, 
 
 
 def test_an_adapter_of_another_base_is_refused_by_what_the_hub_says_of_it(hub, tiny_model_dirs, tmp_path):
-    asked = SimpleNamespace(
-        model_name_or_path=str(tiny_model_dirs["glm4"]),
-        adapter_name_or_path=ADAPTER,
-        adapter_revision=None,
-        cache_dir=str(tmp_path),
-        chat_format=None,
-        num_virtual_tokens=None,
-    )
+    base = str(tiny_model_dirs["glm4"])
+    asked = ModelArguments(base, adapter_name_or_path=ADAPTER, cache_dir=str(tmp_path))
     with pytest.raises(UserError, match=f"was trained on {BASE}, of the generation chatglm3, but .* is of glm4"):
-        settle_adapter(asked, is_trainable=False)
+        resolve_adapter(asked, is_trainable=False)
 
 
 def test_a_revision_without_an_adapter_is_refused():
     with pytest.raises(UserError, match="--adapter_revision is for --adapter_name_or_path, found v1"):
-        settle_adapter(SimpleNamespace(adapter_name_or_path=None, adapter_revision="v1"), is_trainable=False)
+        resolve_adapter(ModelArguments("base", adapter_revision="v1"), is_trainable=False)

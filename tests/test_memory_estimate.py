@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ import glm_peft  # noqa: F401  (registers the generations)
 from glm_peft.adapters import label_loss
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.examination import memory_estimate
 from glm_peft.examination.memory_estimate import (
     BaseSize,
@@ -53,7 +53,7 @@ def test_the_base_is_counted_as_it_is_loaded(tiny_model_dirs: dict[str, Path], g
 def test_a_quantized_base_is_counted_as_it_is_stored(tiny_model_dirs: dict[str, Path], bits: int):
     """Of the linear layers; the numbers that scale them are a few of a hundred more."""
     folder = tiny_model_dirs["chatglm2"]
-    model_args = SimpleNamespace(model_name_or_path=str(folder), dtype="float32", quantization_bit=bits)
+    model_args = ModelArguments(str(folder), dtype="float32", quantization_bit=bits)
     model = load_base_model(model_args, "cpu")
     head = model.get_output_embeddings()
     linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
@@ -71,11 +71,11 @@ def test_the_trained_numbers_are_those_of_the_adapter(
     tiny_model_dirs: dict[str, Path], generation: str, encoder_hidden_size: int | None
 ):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dirs[generation])
-    model_args = SimpleNamespace(
+    model_args = ModelArguments(
+        "base",
         num_virtual_tokens=8,
         prefix_projection=encoder_hidden_size is not None,
         encoder_hidden_size=encoder_hidden_size,
-        adapter_name_or_path=None,
     )
     trained, _ = create_adapter(model, model_args).get_nb_trainable_parameters()
     config = AutoConfig.from_pretrained(tiny_model_dirs[generation])
@@ -118,14 +118,11 @@ class LiveBytes(TorchDispatchMode):
 def make_model(folder: Path, settings: Settings) -> PeftModel:
     """In training, as `train.py` makes it."""
     attention = "eager" if settings.eager_attention else "sdpa"
-    model_args = SimpleNamespace(
-        model_name_or_path=str(folder),
+    model_args = ModelArguments(
+        str(folder),
         dtype=settings.dtype,
         attn_implementation=attention,
         num_virtual_tokens=settings.num_virtual_tokens,
-        prefix_projection=False,
-        encoder_hidden_size=None,
-        adapter_name_or_path=None,
     )
     model = create_adapter(load_base_model(model_args, "cpu"), model_args)
     attach_prefix_attention(model)

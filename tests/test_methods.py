@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +18,13 @@ from tiny_options import GENERATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glm_peft import convert, predict, train
+from glm_peft.adapters import assembly
 from glm_peft.adapters.loading import create_adapter, load_adapter
 from glm_peft.adapters.other_methods import TARGETS, attach_loss
-from glm_peft.arguments.methods import FULL, IN_EMBEDDINGS, METHODS, settle_method
-from glm_peft.arguments.training import DataArguments, ModelArguments, TrainingArguments
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.methods import FULL, IN_EMBEDDINGS, METHODS
+from glm_peft.arguments.model import ModelArguments, flags_of
+from glm_peft.arguments.training import TrainArguments, TrainingArguments
 from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.preprocessing import batching
@@ -46,7 +48,7 @@ def words(base: Path, output_dir: Path, method: str, *more: str) -> list[str]:
     """A training command with this method, at a rate that shows after a few steps."""
     found = training_words(base, output_dir, "--peft_type", method, *more)
     replaced = {"--learning_rate": str(RATES.get(method, 0.01))}
-    kept = ("--num_virtual_tokens",) if "num_virtual_tokens" not in METHODS[method].flags else ()
+    kept = ("--num_virtual_tokens",) if "num_virtual_tokens" not in flags_of(method) else ()
     for flag in (*replaced, *kept):
         place = found.index(flag)
         found[place : place + 2] = [flag, replaced[flag]] if flag in replaced else []
@@ -238,9 +240,8 @@ def test_padding_on_the_left_changes_no_loss(method, generation, tiny_model_dirs
 
 
 def fresh(base: Path, method: str, attached: bool = True) -> Any:
-    arguments = ModelArguments(str(base), peft_type=method)
-    if "num_virtual_tokens" in METHODS[method].flags:
-        arguments.num_virtual_tokens = 4
+    length = {"num_virtual_tokens": 4} if "num_virtual_tokens" in flags_of(method) else {}
+    arguments = ModelArguments(str(base), peft_type=method, **length)
     model = create_adapter(load(base).requires_grad_(False), arguments)
     if attached:
         attach_loss(model)
@@ -417,18 +418,18 @@ def test_flags_of_another_method_are_refused(peft_type, given, expected):
 def test_what_chatglm_6b_cannot_do_is_refused_before_anything_is_loaded(
     method, tiny_model_dirs, tmp_path, monkeypatch, capsys
 ):
-    for name in ("load_splits", "load_base_model"):
-        monkeypatch.setattr(train, name, lambda *args: pytest.fail("It was loaded."))
+    for room, name in ((train, "load_splits"), (assembly, "load_base_model")):
+        monkeypatch.setattr(room, name, lambda *args: pytest.fail("It was loaded."))
     with pytest.raises(SystemExit):
         run(words(tiny_model_dirs["chatglm"], tmp_path / "out", method))
     assert f"--peft_type {method} cannot tune ChatGLM-6B, which reads the positions" in capsys.readouterr().err
 
 
-def settled(method: str, *given: Any, **training: Any) -> tuple[DataArguments, TrainingArguments]:
-    data_args = DataArguments(*given)
+def settled(method: str, packing: bool | None = None, **training: Any) -> tuple[DataArguments, TrainingArguments]:
     training_args = TrainingArguments(output_dir="out", use_cpu=True, **training)
-    settle_method(ModelArguments("base", peft_type=method), data_args, training_args, "glm")
-    return data_args, training_args
+    model_args = ModelArguments("base", peft_type=method)
+    resolved = TrainArguments(model_args, DataArguments(packing=packing), training_args).resolve(model_args)
+    return resolved.data, resolved.training
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -440,9 +441,8 @@ def test_each_method_has_its_learning_rate_and_a_typed_one_stays(method):
 @pytest.mark.parametrize("method", IN_EMBEDDINGS)
 def test_rows_with_virtual_tokens_in_front_are_not_packed(method):
     assert settled(method)[0].packing is False
-    arguments = SimpleNamespace(peft_type=method), SimpleNamespace(packing=True)
     with pytest.raises(UserError, match="--packing puts several examples into a row"):
-        settle_method(*arguments, SimpleNamespace(learning_rate_is_given=True), "glm")
+        settled(method, packing=True)
 
 
 def test_a_trained_head_has_no_label_smoothing():

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.other_methods import attach_loss
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
-from glm_peft.arguments.training import ModelArguments
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.models.loading import load_base_model
 from glm_peft.models.unwrapping import has_prefix
 from glm_peft.training.operations import count_operations

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.packing import (
@@ -38,9 +39,7 @@ def examples() -> Dataset:
 def make_model(folder) -> PeftModel:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    arguments = SimpleNamespace(
-        num_virtual_tokens=5, prefix_projection=False, encoder_hidden_size=None, adapter_name_or_path=None
-    )
+    arguments = ModelArguments("base", num_virtual_tokens=5)
     model = create_adapter(base, arguments).train()
     attach_prefix_attention(model)
     return model

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import glm_peft.prediction.generation
 from glm_peft import predict
+from glm_peft.adapters import assembly
 from glm_peft.prediction.prediction_files import PARTIAL_NAME
 from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.file_names import PREDICTIONS_NAME
@@ -304,7 +305,7 @@ def test_an_output_folder_that_cannot_be_written_is_told_before_anything_is_load
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(predict, "load_tokenizer", lambda _: pytest.fail("something was loaded"))
+    monkeypatch.setattr(assembly, "load_tokenizer", lambda _: pytest.fail("something was loaded"))
     message = refusal(monkeypatch, capsys, workplace.on_file(tmp_path / "file"))
     assert message.startswith(f"--output_dir {tmp_path / 'file'} cannot be written to (")
 

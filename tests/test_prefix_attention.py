@@ -1,7 +1,5 @@
 """The prefix as an argument of attention gives, bit for bit, what stock PEFT gives with its cache."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from peft import PeftModel
@@ -10,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.prefix_attention import _widen, attach_prefix_attention
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 
 ROWS = [[7, 8, 9, 251, 254, 10, 11, 12], [20, 251, 254, 30, 31]]
@@ -19,9 +18,7 @@ PAD = 3
 def make_model(folder, implementation: str = "sdpa", prefix_projection: bool = False) -> PeftModel:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=implementation)
-    arguments = SimpleNamespace(
-        num_virtual_tokens=5, prefix_projection=prefix_projection, encoder_hidden_size=None, adapter_name_or_path=None
-    )
+    arguments = ModelArguments("base", num_virtual_tokens=5, prefix_projection=prefix_projection)
     return create_adapter(base, arguments).train()
 
 

@@ -1,7 +1,5 @@
 """A prefix that starts from text is that text in front of the prompt."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from peft import PeftModel
@@ -10,6 +8,7 @@ from transformers import AutoModelForCausalLM
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
 from glm_peft.adapters.prefix_initialization import initialize_from_text, initialize_normal
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 
 INSTRUCTION = [40, 41, 42, 43, 44, 45]
@@ -18,12 +17,7 @@ PROMPT = [7, 8, 9, 251, 254, 10, 11, 12]
 
 def make_model(folder, num_virtual_tokens: int = 6, prefix_projection: bool = False) -> PeftModel:
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    arguments = SimpleNamespace(
-        num_virtual_tokens=num_virtual_tokens,
-        prefix_projection=prefix_projection,
-        encoder_hidden_size=None,
-        adapter_name_or_path=None,
-    )
+    arguments = ModelArguments("base", num_virtual_tokens=num_virtual_tokens, prefix_projection=prefix_projection)
     return create_adapter(base, arguments).eval()
 
 

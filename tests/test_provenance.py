@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from tiny_options import GENERATIONS
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from glm_peft import convert, doctor, predict, train
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.models.loading import find_generation
 from glm_peft.provenance.fingerprints import describe_config, digest_tokenizer, sample_weights
 from glm_peft.provenance.recipe import public_name
@@ -201,7 +201,7 @@ def test_a_base_is_known_again_elsewhere_saved_by_transformers_and_in_another_pr
     assert digest_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "saved")) == digest_tokenizer(tokenizer)
     moved = copy_of(folder, tmp_path / "moved", transformers_version="4.30.2", torch_dtype="float16")
     assert describe_config(AutoConfig.from_pretrained(moved)) == describe_config(config)
-    arguments = [SimpleNamespace(model_name_or_path=str(path)) for path in (folder, tmp_path / "saved", moved)]
+    arguments = [ModelArguments(str(path)) for path in (folder, tmp_path / "saved", moved)]
     assert {find_generation(one) for one in arguments} == {generation.removesuffix("_0414")}
 
 

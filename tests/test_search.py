@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import torch
 from short_runs import PROJECT, run, training_words
 
 from glm_peft import search
+from glm_peft.adapters import assembly
 from glm_peft.arguments.training import TrainingArguments
 from glm_peft.models.loading import load_config
 from glm_peft.trials import trial as search_trial
@@ -383,16 +385,14 @@ def test_checkpoints_are_kept_only_if_asked_and_the_best_one_of_a_trial_counts(b
 def test_the_base_is_loaded_once_and_the_rows_are_encoded_once(base, tmp_path, monkeypatch):
     calls: list[str] = []
 
-    def count(name: str) -> None:
-        original = getattr(search_trial, name)
-        monkeypatch.setattr(
-            search_trial, name, lambda *args, **kwargs: (calls.append(name), original(*args, **kwargs))[1]
-        )
+    def count(module: ModuleType, name: str) -> None:
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: (calls.append(name), original(*args, **kwargs))[1])
 
-    count("load_base_model")
-    count("build_training_features")
+    count(assembly, "load_base_model")
+    count(search_trial, "encode_splits")
     search.main(search_words(base, tmp_path / "search", "--n_trials", "3"))
-    assert sorted(calls) == ["build_training_features"] * 2 + ["load_base_model"]
+    assert sorted(calls) == ["encode_splits", "load_base_model"]
 
 
 def test_lengths_may_be_searched_and_rows_are_encoded_for_each(base, tmp_path):
@@ -425,8 +425,8 @@ def test_trials_share_the_weights_of_the_base_and_leave_it_as_it_was(base, tmp_p
     )
     settings = {word[2:]: [words[number + 1]] for number, word in enumerate(words[:-1]) if word.startswith("--")}
     arguments = parse_trial(settings, tmp_path / "trial")
-    config = load_config(arguments[0])
-    bench = Workbench(settle_trial(arguments, config), config)
+    config = load_config(arguments.model)
+    bench = Workbench(settle_trial(arguments, config))
     before = {name: value.clone() for name, value in bench.base.state_dict().items()}
     losses = []
     for _ in range(2):

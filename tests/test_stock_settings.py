@@ -55,10 +55,10 @@ def test_what_can_work_is_taken(words):
 )
 def test_the_tokens_to_count_are_named_or_yes_or_no(given, expected):
     words = ["--include_num_input_tokens_seen", *filter(None, given)] if given else []
-    assert parse_train_arguments([*NEEDED, *words])[2].include_num_input_tokens_seen == expected
+    assert parse_train_arguments([*NEEDED, *words]).training.include_num_input_tokens_seen == expected
     assert TrainingArguments("out", include_num_input_tokens_seen=True).include_num_input_tokens_seen == "all"
 
 
 def test_a_checkpoint_on_sigterm_is_not_made_twice(caplog):
-    assert not parse_train_arguments([*NEEDED, "--enable_jit_checkpoint"])[2].enable_jit_checkpoint
+    assert not parse_train_arguments([*NEEDED, "--enable_jit_checkpoint"]).training.enable_jit_checkpoint
     assert "--enable_jit_checkpoint is left out" in caplog.text

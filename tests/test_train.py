@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glm_peft.prediction.generation
 from glm_peft import predict, train
+from glm_peft.adapters import assembly
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.trained_state import tidy_weights
 from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
@@ -155,7 +156,7 @@ def runs(tiny_model_dirs, tmp_path_factory, words, data_file) -> dict[str, Run]:
             return made.model
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "create_adapter", remember)
+            patch.setattr(assembly, "create_adapter", remember)
             run(*words(generation, folder, *tasks, "--max_steps", "30", "--save_steps", "30", "--learning_rate", "1"))
         finished[generation] = Run(tiny_model_dirs[generation], folder, made.model, made.prefix)
     return finished
@@ -566,6 +567,6 @@ def test_an_adapter_of_another_base_names_both(runs, words, tmp_path, capsys):
 
 def test_one_process_takes_one_of_several_gpus(words, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 2))
-    training_args = parse_train_arguments(words("glm4", tmp_path))[2]
+    training_args = parse_train_arguments(words("glm4", tmp_path)).training
     assert training_args._n_gpu == 1
     assert "accelerate launch --num_processes 2 uses all" in caplog.text

@@ -16,7 +16,7 @@ from transformers import Adafactor, AutoTokenizer
 from transformers.models.glm.modeling_glm import GlmMLP
 from watched_runs import WatchedRun, watch
 
-from glm_peft import train
+from glm_peft.adapters import assembly
 from glm_peft.adapters.prefix_attention import decoder_layers
 from glm_peft.models.loading import load_base_model
 from glm_peft.preprocessing.collators import TrainingCollator
@@ -179,7 +179,7 @@ def listen_to_embeddings(heard: list[tuple[bool, torch.Tensor, torch.Tensor]], *
 @pytest.mark.parametrize("generation", ["chatglm", "chatglm3"])
 def test_embeddings_have_neftune_s_noise_in_training_alone(tiny_model_dirs, tmp_path, generation, monkeypatch):
     heard: list[tuple[bool, torch.Tensor, torch.Tensor]] = []
-    monkeypatch.setattr(train, "load_base_model", partial(listen_to_embeddings, heard))
+    monkeypatch.setattr(assembly, "load_base_model", partial(listen_to_embeddings, heard))
     run = watch(tiny_model_dirs[generation], tmp_path, *UNPACKED, "--neftune_noise_alpha", "5", "--do_eval")
     noise = {True: [], False: []}
     for is_training, plain, states in heard:
@@ -252,7 +252,7 @@ def test_layers_that_a_device_map_spread_train_as_on_one_device(base, usual, tmp
         model.hf_device_map = places
         return model
 
-    monkeypatch.setattr(train, "load_base_model", load)
+    monkeypatch.setattr(assembly, "load_base_model", load)
     run = watch(base, tmp_path, *UNPACKED)
     assert run.trainer.is_model_parallel and not run.trainer.place_model_on_device
     assert torch.equal(run.prefix, usual.prefix)

@@ -1,18 +1,16 @@
 """Refuse an attention implementation that cannot carry a prefix."""
 
 from copy import deepcopy
-from types import SimpleNamespace
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 
-_SMALLEST_PREFIX = SimpleNamespace(
-    num_virtual_tokens=1, prefix_projection=False, encoder_hidden_size=None, adapter_name_or_path=None
-)
+_SMALLEST_PREFIX = ModelArguments("any", num_virtual_tokens=1)
 
 
 def check_attention(config: PreTrainedConfig, implementation: str | None) -> None:

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isclose
-from types import SimpleNamespace
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.models.generations import generation_of_name
 from glm_peft.models.loading import generation_by_fields, load_config
@@ -29,9 +29,13 @@ class Origin:
     """
     What is known of the base that an adapter was trained on; `None` or empty where nothing is.
 
-    `is_recorded` tells what training wrote down from what only the base's name says.
+    Args:
+        adapter: the folder or Hub id of the adapter.
+        base: the name of the base.
+        is_recorded: whether training wrote it down; otherwise only the base's name says it.
     """
 
+    adapter: str
     base: str | None = None
     generation: str | None = None
     is_recorded: bool = False
@@ -39,6 +43,11 @@ class Origin:
     tokenizer: str | None = None
     weights: Mapping[str, Any] = field(default_factory=dict)
     chat_format: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The beginning of every message about another base."""
+        return f"The prefix in {self.adapter} was trained on {self.base}"
 
 
 def read_origin(adapter_name_or_path: str) -> Origin:
@@ -48,6 +57,7 @@ def read_origin(adapter_name_or_path: str) -> Origin:
     if not isinstance(base, dict):
         return _read_recorded_name(adapter_name_or_path)
     return Origin(
+        adapter_name_or_path,
         base=_text(base.get("name")),
         generation=_text(base.get("generation")),
         is_recorded=True,
@@ -58,7 +68,7 @@ def read_origin(adapter_name_or_path: str) -> Origin:
     )
 
 
-def check_generation(adapter: str, origin: Origin, base: str, generation: str | None) -> None:
+def check_generation(origin: Origin, base: str, generation: str | None) -> None:
     """
     Refuse a base of another generation; where only a name tells the adapter's, warn.
 
@@ -68,7 +78,7 @@ def check_generation(adapter: str, origin: Origin, base: str, generation: str | 
     if None in (origin.generation, generation) or origin.generation == generation:
         return
     sentence = (
-        f"The prefix in {adapter} was trained on {origin.base}, of the generation {origin.generation}, but {base} is "
+        f"{origin.sentence}, of the generation {origin.generation}, but {base} is "
         f"of {generation}: load it on the base that it was trained on."
     )
     if origin.is_recorded:
@@ -76,17 +86,17 @@ def check_generation(adapter: str, origin: Origin, base: str, generation: str | 
     logger.warning(sentence)
 
 
-def check_model_type(adapter: str, origin: Origin, config: PreTrainedConfig) -> None:
+def check_model_type(origin: Origin, config: PreTrainedConfig) -> None:
     """Raise a `UserError` where the adapter was trained on another architecture."""
     trained_on = origin.config.get("model_type", config.model_type)
     if trained_on != config.model_type:
         raise UserError(
-            f"The prefix in {adapter} was trained on {origin.base}, of type {trained_on}, but {config.name_or_path} "
+            f"{origin.sentence}, of type {trained_on}, but {config.name_or_path} "
             f"is of {config.model_type}: load it on the base that it was trained on."
         )
 
 
-def check_config(adapter: str, origin: Origin, config: PreTrainedConfig) -> None:
+def check_config(origin: Origin, config: PreTrainedConfig) -> None:
     """Warn of a base with other numbers in its config."""
     own = describe_config(config)
     differing = [name for name in own.keys() | origin.config.keys() if own.get(name) != origin.config.get(name)]
@@ -95,13 +105,10 @@ def check_config(adapter: str, origin: Origin, config: PreTrainedConfig) -> None
     described = ", ".join(
         f"{name} {origin.config.get(name)} there, {own.get(name)} here" for name in sorted(differing)
     )
-    logger.warning(
-        f"The prefix in {adapter} was trained on {origin.base}, and the config of {config.name_or_path} differs "
-        f"({described}): {_ADVICE}."
-    )
+    logger.warning(f"{origin.sentence}, and the config of {config.name_or_path} differs ({described}): {_ADVICE}.")
 
 
-def check_weights(adapter: str, origin: Origin, model: PreTrainedModel, is_allowed: bool = False) -> None:
+def check_weights(origin: Origin, model: PreTrainedModel, is_allowed: bool = False) -> None:
     """
     Refuse a base with other weights, or warn where that is allowed; quantized ones are not compared.
 
@@ -116,41 +123,42 @@ def check_weights(adapter: str, origin: Origin, model: PreTrainedModel, is_allow
     ]
     if not differing:
         return
-    found = (
-        f"The prefix in {adapter} was trained on {origin.base}, and {model.config.name_or_path} has other weights "
-        f"(such as {min(differing)})"
-    )
+    found = f"{origin.sentence}, and {model.config.name_or_path} has other weights (such as {min(differing)})"
     if not is_allowed:
         raise UserError(f"{found}: load it on the base that it was trained on, or give --allow_other_base.")
     logger.warning(f"{found}: {_ADVICE}.")
 
 
-def check_tokenizer(adapter: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_tokenizer(origin: Origin, tokenizer: PreTrainedTokenizerBase) -> None:
     """Warn of a tokenizer with another vocabulary, other special ids or another way to cut a text."""
-    origin = read_origin(adapter) if adapter else Origin()
     if origin.tokenizer is None:
         return
     own = digest_tokenizer(tokenizer)
     if own != origin.tokenizer:
         logger.warning(
-            f"The prefix in {adapter} was trained with the tokenizer of {origin.base}, and that of "
+            f"The prefix in {origin.adapter} was trained with the tokenizer of {origin.base}, and that of "
             f"{tokenizer.name_or_path} gives other ids (sha256 {origin.tokenizer[:12]} there, {own[:12]} here): "
             f"{_ADVICE}."
         )
 
 
-def settle_chat_format(adapter: str, origin: Origin, model_args: Any) -> None:
-    """Take the chat format that the adapter was trained with where none is given; warn of another one."""
-    if origin.chat_format is None:
-        return
-    if model_args.chat_format is None:
-        logger.info("Prompts of %s, as %s was trained with", origin.chat_format, adapter)
-        model_args.chat_format = origin.chat_format
-    elif model_args.chat_format != origin.chat_format:
-        logger.warning(
-            f"The prefix in {adapter} was trained with --chat_format {origin.chat_format}, and "
-            f"{model_args.chat_format} is given: leave it out, or expect other answers than its scores promise."
-        )
+def resolve_chat_format(origin: Origin, given: str | None) -> str | None:
+    """
+    Return the chat format that is given, or else the one that the adapter was trained with; warn where they differ.
+
+    Args:
+        given: the value of `--chat_format`.
+    """
+    if origin.chat_format is None or given == origin.chat_format:
+        return given
+    if given is None:
+        logger.info("Prompts of %s, as %s was trained with", origin.chat_format, origin.adapter)
+        return origin.chat_format
+    logger.warning(
+        f"The prefix in {origin.adapter} was trained with --chat_format {origin.chat_format}, and {given} is given: "
+        "leave it out, or expect other answers than its scores promise."
+    )
+    return given
 
 
 def _read_recorded_name(adapter: str) -> Origin:
@@ -159,15 +167,15 @@ def _read_recorded_name(adapter: str) -> Origin:
         name = read_json_beside(adapter, "adapter_config.json").get("base_model_name_or_path")
         config = {} if name else read_json_beside(adapter, "config.json")
     except (OSError, ValueError, AttributeError):
-        return Origin()  # loading the adapter says what is wrong
+        return Origin(adapter)  # loading the adapter says what is wrong
     name = _text(name or config.get("_name_or_path"))
     generation = generation_of_name(name) or generation_by_fields(config)
-    return Origin(base=name, generation=generation, config=_read_config(adapter, generation) if config else {})
+    return Origin(adapter, name, generation=generation, config=_read_config(adapter, generation) if config else {})
 
 
 def _read_config(folder: str, generation: str | None) -> dict[str, Any]:
     try:
-        return describe_config(load_config(SimpleNamespace(model_name_or_path=folder, chat_format=generation)))
+        return describe_config(load_config(ModelArguments(folder, chat_format=generation)))
     except UserError:
         return {}  # it has no base's config in it
 

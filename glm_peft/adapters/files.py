@@ -1,22 +1,15 @@
 """Read an adapter's config and weights from its folder, and check them against the base."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import (
     PeftConfig,
-    PeftType,
     PrefixTuningConfig,
     load_peft_weights,
 )
 from transformers import PreTrainedConfig
 
-from glm_peft.adapters.published_checkpoints import (
-    is_published_checkpoint,
-    read_published_sizes,
-)
-from glm_peft.arguments.methods import CONTINUED, PREFIX_TUNING
 from glm_peft.errors import UserError
 
 _LONGEST = 200
@@ -47,43 +40,6 @@ def read_flat_prefix(adapter_name_or_path: str, config: PrefixTuningConfig) -> t
             f"{wanted} finite ones: copy it again, or take an earlier checkpoint."
         )
     return weight
-
-
-def check_adapter_kind(adapter: str, is_trainable: bool) -> None:
-    """Raise a `UserError` where there is no adapter of this name, or none that can be trained where it is to be."""
-    if is_published_checkpoint(adapter):
-        return
-    kind = _kind_of(adapter)
-    if is_trainable and kind not in CONTINUED:
-        raise UserError(
-            f"{adapter} is of the method {kind}, from which training cannot go on, as its files do not hold all of "
-            f"it: give one of {', '.join(CONTINUED)}, or start anew."
-        )
-
-
-def _kind_of(adapter: str) -> str:
-    if is_published_checkpoint(adapter):
-        return PREFIX_TUNING
-    return read_adapter_config(adapter).peft_type.value.lower()
-
-
-def _read_sizes(adapter: str, config: PreTrainedConfig, is_trainable: bool) -> dict[str, Any]:
-    """What a prefix for this base goes on with, by the names of the arguments; nothing for adapters of other kinds."""
-    if is_published_checkpoint(adapter):
-        num_virtual_tokens, width, encoder_hidden_size = read_published_sizes(adapter)
-        check_width(width, config, adapter)
-    else:
-        adapter_config, encoder_hidden_size = read_adapter_config(adapter), None
-        if adapter_config.peft_type == PeftType.PROMPT_TUNING and is_trainable:
-            return {"num_virtual_tokens": adapter_config.num_virtual_tokens}
-        if adapter_config.peft_type != PeftType.PREFIX_TUNING:
-            return {}
-        check_sizes(adapter_config, config, adapter)
-        num_virtual_tokens = adapter_config.num_virtual_tokens
-    sizes = {"num_virtual_tokens": num_virtual_tokens}
-    if is_trainable:
-        sizes |= {"prefix_projection": encoder_hidden_size is not None, "encoder_hidden_size": encoder_hidden_size}
-    return sizes
 
 
 def read_adapter_config(adapter_name_or_path: str) -> PeftConfig:

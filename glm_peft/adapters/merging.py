@@ -1,12 +1,12 @@
 """An adapter that is inside the base's layers, added into their weights: a model's folder that needs no PEFT."""
 
 import logging
-from types import SimpleNamespace
-from typing import Any
 
 from glm_peft.adapters.files import read_adapter_config
 from glm_peft.adapters.loading import load_adapter
+from glm_peft.arguments.fields import changed
 from glm_peft.arguments.methods import MERGED
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.models.loading import load_base_model, load_config, load_tokenizer
 from glm_peft.reporting.files import make_output_dir
@@ -14,12 +14,12 @@ from glm_peft.reporting.files import make_output_dir
 logger = logging.getLogger("glm_peft.adapters.merging")
 
 
-def merge_adapter(adapter: str, model_args: Any, output_dir: str) -> None:
+def merge_adapter(adapter: str, model_args: ModelArguments, output_dir: str) -> None:
     """
     Write the base with the adapter in its weights, in the base's own precision, and the base's tokenizer.
 
     Args:
-        model_args: `model_name_or_path` and `chat_format` of the base.
+        model_args: which base, and its chat format.
 
     Raises:
         UserError: the adapter has no place in the base's weights, cannot be read, or is another base's.
@@ -31,7 +31,7 @@ def merge_adapter(adapter: str, model_args: Any, output_dir: str) -> None:
             f"{', '.join(MERGED)}, or use it as it is."
         )
     # Added in float32, whatever the precision that the sum is kept in.
-    model = load_base_model(SimpleNamespace(**vars(model_args), dtype="float32"), "cpu")
+    model = load_base_model(changed(model_args, dtype="float32"), "cpu")
     merged = load_adapter(model, adapter).merge_and_unload()
     folder, dtype = make_output_dir(output_dir), load_config(model_args).dtype
     merged.to(dtype or model.dtype).save_pretrained(folder)

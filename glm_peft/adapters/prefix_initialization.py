@@ -1,16 +1,15 @@
 """Where a new prefix starts: random numbers of a chosen size, or the keys and values of a real instruction."""
 
-from typing import Any
-
 import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 
 
-def initialize_prefix(model: PeftModel, tokenizer: PreTrainedTokenizerBase, model_args: Any) -> None:
+def initialize_prefix(model: PeftModel, tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) -> None:
     """Start a new prefix as `prefix_init` says."""
     if model_args.prefix_init == "normal":
         initialize_normal(model, model_args.prefix_init_std)

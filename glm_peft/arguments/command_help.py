@@ -8,19 +8,11 @@ here, first of all, whether the process is one of its own commands with `--help`
 import sys
 from pathlib import Path
 
+from glm_peft.arguments.transformers_flags import MOST_USED
 from glm_peft.reporting.exits import exit_with_user_errors
 
 _PACKAGE = Path(__file__).absolute().parents[1]
 COMMANDS = ("convert", "doctor", "inspect_adapter", "predict", "push", "search", "train")
-TRANSFORMERS_FLAGS = {
-    "tasks": "do_train do_eval do_predict predict_with_generate output_dir resume_from_checkpoint seed",
-    "batches and steps": "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-    "max_steps num_train_epochs train_sampling_strategy",
-    "optimizer": "lr_scheduler_type warmup_steps weight_decay max_grad_norm optim bf16 fp16",
-    "evaluation and checkpoints": "eval_strategy eval_steps save_strategy save_steps save_total_limit "
-    "load_best_model_at_end metric_for_best_model",
-}
-"""The flags of transformers' own that are used most, by what they are for."""
 
 
 def show_help_if_asked() -> None:
@@ -72,5 +64,5 @@ def _show_help(command: str) -> None:
 
 
 def _transformers_flags() -> str:
-    groups = [f"- {name}: --{flags.replace(' ', ' --')}" for name, flags in TRANSFORMERS_FLAGS.items()]
+    groups = [f"- {name}: --{flags.replace(' ', ' --')}" for name, flags in MOST_USED.items()]
     return "\n".join(["Of transformers' own flags these are used most; --help_all explains every flag.", *groups])

@@ -1,6 +1,7 @@
 """`[CONFIG.yaml|CONFIG.json] [--flags]` → argument dataclasses; the flags win over the file."""
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import json
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Neither a negative number nor a text that happens to begin with a hyphen.
 _is_flag = re.compile(r"--?[A-Za-z]\w[\w-]*(=.*)?", re.DOTALL).fullmatch
 HELP_FLAGS = {"-h", "--help", "--help_all"}
+_OF_ARGPARSE = ("help", "aliases", "nargs", "const")
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -75,7 +77,8 @@ def parse_command(
     given = {name: value for name, value in vars(values).items() if value != defaults[name]}
     built = tuple(_build(dataclass_type, vars(values)) for dataclass_type in dataclass_types)
     for arguments in built:
-        arguments.given = {name: given[name] for name in vars(arguments) if name in given}
+        own = {name: given[name] for name in vars(arguments) if name in given}
+        object.__setattr__(arguments, "given", own)  # most of these dataclasses are frozen
     return built
 
 
@@ -209,6 +212,13 @@ class _Parser(HfArgumentParser):
                 action.nargs, action.const = "?", True  # those that may be None lack it
             if action.dest in {**REFUSED, **renamed}:
                 action.help = argparse.SUPPRESS
+
+    @staticmethod
+    def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+        """Add the flag of a field; argparse knows nothing of the facts that `option` takes beside its own words."""
+        own = copy.copy(field)
+        own.metadata = {name: field.metadata[name] for name in _OF_ARGPARSE if name in field.metadata}
+        HfArgumentParser._parse_dataclass_field(parser, own)
 
     def error(self, message: str) -> NoReturn:
         """Instead of leaving the program, hand on what is wrong without the name of the argument."""

@@ -6,7 +6,7 @@ from typing import Literal
 from glm_peft.arguments.fields import option, require_at_least_one
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataArguments:
     """
     The files, their columns, and how many tokens of a row are used.
@@ -17,45 +17,104 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    train_file: str | None = option(None, "Rows to train on (.json, .jsonl, .csv, .parquet). None: --dataset_name.")
+    train_file: str | None = option(
+        None,
+        "Rows to train on (.json, .jsonl, .csv, .parquet). None: --dataset_name.",
+        recipe="always",
+        prediction="refused",
+    )
     validation_file: str | None = option(
-        None, "Rows for --do_eval, in the same form; several as NAME=FILE,NAME=FILE. None: --dataset_name."
+        None,
+        "Rows for --do_eval, in the same form; several as NAME=FILE,NAME=FILE. None: --dataset_name.",
+        prediction="refused",
     )
-    test_file: str | None = option(None, "Rows for --do_predict; answers may be missing. None: --dataset_name.")
-    dataset_name: str | None = option(None, "Data set on the Hub for splits without a file. None: only files.")
-    dataset_config_name: str | None = option(None, "Configuration of --dataset_name. None: its default.")
+    test_file: str | None = option(
+        None,
+        "Rows for --do_predict; answers may be missing. None: --dataset_name.",
+        search="free",
+        prediction="Rows to answer (.json, .jsonl, .csv, .parquet); answers may be missing. None: --dataset_name.",
+    )
+    dataset_name: str | None = option(
+        None, "Data set on the Hub for splits without a file. None: only files.", recipe="always"
+    )
+    dataset_config_name: str | None = option(
+        None, "Configuration of --dataset_name. None: its default.", recipe="always"
+    )
     prompt_column: str | None = option(
-        None, "Column of the questions. None: content or prompt, or the messages of messages or conversations."
+        None,
+        "Column of the questions. None: content or prompt, or the messages of messages or conversations.",
+        recipe="changed",
+        public="text",
+        reads=True,
     )
-    response_column: str | None = option(None, "Column of the answers. None: summary or response.")
+    response_column: str | None = option(
+        None, "Column of the answers. None: summary or response.", recipe="changed", public="text", reads=True
+    )
     history_column: str | None = option(
-        None, "Column of earlier [question, answer] pairs. None: history, where the questions stand in prompt."
+        None,
+        "Column of earlier [question, answer] pairs. None: history, where the questions stand in prompt.",
+        recipe="changed",
+        public="text",
+        reads=True,
     )
-    source_prefix: str | None = option(None, "Text before every question. None: nothing.")
-    max_source_length: int = option(1024, "Most tokens of a prompt, special ones counted; longer ones are cut.")
-    max_target_length: int = option(128, "Most tokens of an answer, its end token counted; longer ones are cut.")
-    val_max_target_length: int | None = option(None, "The same in evaluation. None: --max_target_length.")
-    max_train_samples: int | None = option(None, "Use only so many rows to train on. None: all.")
-    max_eval_samples: int | None = option(None, "Use only so many rows to evaluate on. None: all.")
-    max_predict_samples: int | None = option(None, "Use only so many rows to predict. None: all.")
+    source_prefix: str | None = option(
+        None, "Text before every question. None: nothing.", recipe="changed", public="text", encodes=True
+    )
+    max_source_length: int = option(
+        1024, "Most tokens of a prompt, special ones counted; longer ones are cut.", recipe="always", encodes=True
+    )
+    max_target_length: int = option(
+        128,
+        "Most tokens of an answer, its end token counted; longer ones are cut.",
+        recipe="always",
+        encodes=True,
+        prediction="Most tokens of an answer where --max_new_tokens and --val_max_target_length are not given.",
+    )
+    val_max_target_length: int | None = option(
+        None,
+        "The same in evaluation. None: --max_target_length.",
+        encodes=True,
+        prediction="Another name for --max_new_tokens. None: --max_target_length.",
+    )
+    max_train_samples: int | None = option(
+        None, "Use only so many rows to train on. None: all.", recipe="changed", prediction="refused"
+    )
+    max_eval_samples: int | None = option(
+        None, "Use only so many rows to evaluate on. None: all.", prediction="refused"
+    )
+    max_predict_samples: int | None = option(None, "Use only so many rows to predict. None: all.", search="free")
     packing: bool | None = option(
         None,
         "Train on rows of several examples, which the batch size then counts. None: put the examples of a batch into "
         "fewer rows where that costs less than padding.",
+        recipe="changed",
+        prediction="refused",
     )
-    max_length: int = option(512, "Most tokens of a row with --packing.")
-    train_on: Literal["all", "last"] = option("all", "In rows of messages, train on every answer or on the last one.")
-    skip_bad_rows: bool = option(False, "Leave out and count rows that cannot be used, instead of stopping there.")
-    ignore_pad_token_for_loss: bool = option(True, "Whether padding has no part in the loss.")
-    preprocessing_num_workers: int | None = option(None, "Processes that encode rows. None: this one alone.")
-    overwrite_cache: bool = option(False, "Changes nothing: rows are encoded anew in every run.")
+    max_length: int = option(512, "Most tokens of a row with --packing.", recipe="changed", prediction="refused")
+    train_on: Literal["all", "last"] = option(
+        "all",
+        "In rows of messages, train on every answer or on the last one.",
+        recipe="changed",
+        encodes=True,
+        prediction="refused",
+    )
+    skip_bad_rows: bool = option(
+        False, "Leave out and count rows that cannot be used, instead of stopping there.", recipe="changed"
+    )
+    ignore_pad_token_for_loss: bool = option(True, "Whether padding has no part in the loss.", prediction="refused")
+    preprocessing_num_workers: int | None = option(
+        None, "Processes that encode rows. None: this one alone.", search="free"
+    )
+    overwrite_cache: bool = option(
+        False, "Changes nothing: rows are encoded anew in every run.", search="free", prediction="ignored"
+    )
     metric_protocol: Literal["thudm", "chatglm3"] | None = option(
         None, "How BLEU-4 is taken: over characters, times 100, or over words. None: as published for the chat format."
     )
 
     def __post_init__(self) -> None:
         if self.val_max_target_length is None:
-            self.val_max_target_length = self.max_target_length
+            object.__setattr__(self, "val_max_target_length", self.max_target_length)
         require_at_least_one(
             self,
             "max_source_length",

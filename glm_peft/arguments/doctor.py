@@ -10,7 +10,7 @@ from glm_peft.arguments.splits import expand_splits
 from glm_peft.errors import UserError
 
 if TYPE_CHECKING:  # its import takes seconds, which the help has no time for
-    from glm_peft.arguments.training import ExaminedArguments, TrainingArguments
+    from glm_peft.arguments.training import TrainArguments, TrainingArguments
 
 DOCTOR_WORDS = {
     "usage": "python -m glm_peft.doctor [CONFIG.yaml|CONFIG.json] [--flags]",
@@ -21,19 +21,19 @@ DOCTOR_WORDS = {
 
 def parse_doctor_arguments(
     argv: list[str] | None = None,
-) -> tuple[ModelArguments, DataArguments, "ExaminedArguments"]:
+) -> "TrainArguments":
     """
     The arguments of `python -m glm_peft.doctor [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
 
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
-    from glm_peft.arguments.training import ExaminedArguments
+    from glm_peft.arguments.training import ExaminedArguments, TrainArguments
 
     types = (ModelArguments, DataArguments, ExaminedArguments)
     argv = sys.argv[1:] if argv is None else argv
-    arguments = parse_command(argv, types, **DOCTOR_WORDS)
-    if not wanted_splits(arguments[1], arguments[2]):
+    arguments = TrainArguments(*parse_command(argv, types, **DOCTOR_WORDS))
+    if not wanted_splits(arguments.data, arguments.training):
         raise UserError(
             "There is nothing to examine: give --train_file, --validation_file, --test_file or a data set."
         )

@@ -1,15 +1,61 @@
-"""Declare a flag as a dataclass field, and require that its value is in range."""
+"""Declare a flag as a dataclass field that states every fact about it, and require that values are in range."""
 
-from dataclasses import field
-from typing import Any
+import copy
+from collections.abc import Iterator
+from dataclasses import field, fields, replace
+from typing import Any, TypeVar
 
+from glm_peft.arguments.transformers_flags import FACTS
 from glm_peft.errors import UserError
 
+Arguments = TypeVar("Arguments")
 
-def option(default: Any, help: str, *aliases: str, **metadata: Any) -> Any:
-    """A dataclass field with a help text and other names for its flag."""
-    metadata |= {"help": help} | ({"aliases": [f"--{alias}" for alias in aliases]} if aliases else {})
+
+def option(default: Any, help: str, *aliases: str, **facts: Any) -> Any:
+    """
+    Declare a flag: a dataclass field with a help text and the facts that other rooms ask for.
+
+    Args:
+        default: the value where the flag is not given; a list or a dict is copied for each instance.
+        help: a fragment that says the effect, and what `None` means.
+        aliases: other names of the flag, such as that of the published scripts.
+        facts: what is true of the flag, by these names.
+            methods: the values of `--peft_type` that the flag belongs to; of all where it is missing.
+            recipe: whether the model card tells the value: "always", or "changed" where it is not the default.
+            public: how a record tells the value: "text" as it is, "never" not at all; of paths the last part where
+                it is missing.
+            prediction: what `glm_peft.predict` makes of it: "ignored", "refused", or the help text that it has there.
+            reads: whether it says which column of a row is read.
+            encodes: whether the token ids of a row depend on it.
+            search: "fixed" where no search may vary it, "free" where a search may also go on with another value.
+            nargs, const: for argparse.
+    """
+    metadata = {"help": help, **facts} | ({"aliases": [f"--{alias}" for alias in aliases]} if aliases else {})
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def flags_with(arguments: Any, fact: str, *values: Any) -> Iterator[str]:
+    """
+    Yield the names of the flags of which a fact is stated.
+
+    Args:
+        arguments: an argument dataclass, or an instance of one.
+        fact: the fact's name, see `option`.
+        values: those that count; any where none is given.
+    """
+    for one in fields(arguments):
+        stated = one.metadata.get(fact, FACTS.get(one.name, {}).get(fact))
+        if stated is not None and (not values or stated in values):
+            yield one.name
+
+
+def changed(arguments: Arguments, **values: Any) -> Arguments:
+    """Return a copy of frozen arguments with other values, which are checked as those of the command line are."""
+    new = replace(arguments, **values)
+    object.__setattr__(new, "given", getattr(arguments, "given", {}))
+    return new
 
 
 def require_at_least_one(arguments: Any, *names: str) -> None:

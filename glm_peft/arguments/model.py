@@ -1,16 +1,16 @@
 """Which base model and which adapter: the flags that every command has."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
-from glm_peft.arguments.fields import option, require, require_at_least_one
-from glm_peft.arguments.methods import FULL, METHODS, P_TUNING, PREFIX_TUNING, check_flags
+from glm_peft.arguments.fields import flags_with, option, require, require_at_least_one
+from glm_peft.arguments.methods import ADALORA, FULL, IA3, IN_EMBEDDINGS, LORA, METHODS, P_TUNING, PREFIX_TUNING
 from glm_peft.errors import UserError
 
 _NUM_VIRTUAL_TOKENS = 128
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelArguments:
     """
     The base model and the prefix.
@@ -25,12 +25,14 @@ class ModelArguments:
         "", "Base model: a folder in a published layout or a Hub id, such as THUDM/chatglm3-6b. Must be given."
     )
     model_revision: str = option("main", "Branch, tag or commit of the base model on the Hub.")
-    cache_dir: str | None = option(None, "Folder for downloaded models. None: the Hub's usual cache.")
+    cache_dir: str | None = option(None, "Folder for downloaded models. None: the Hub's usual cache.", public="never")
     adapter_name_or_path: str | None = option(
         None,
         "Adapter to go on from: a folder or a Hub id of a PEFT prefix, or a published P-Tuning v2 checkpoint. "
         "None: a new prefix.",
         "ptuning_checkpoint",
+        prediction="Adapter to answer with: a folder or a Hub id of a PEFT adapter, or a published P-Tuning v2 "
+        "checkpoint. None: the base alone.",
     )
     adapter_revision: str | None = option(
         None, "Branch, tag or commit of the adapter, where it is on the Hub. None: main."
@@ -39,74 +41,142 @@ class ModelArguments:
         False, "Use the adapter on a base with other weights than the one it was trained on, with a warning."
     )
     chat_format: Literal["chatglm", "chatglm2", "chatglm3", "glm4", "plain"] | None = option(
-        None, "Form of the prompts. None: what the model's files say, or an error where they do not say it."
+        None,
+        "Form of the prompts. None: what the model's files say, or an error where they do not say it.",
+        recipe="always",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Precision of the base; auto: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs."
+        "auto",
+        "Precision of the base; auto: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.",
+        recipe="changed",
     )
     quantization_bit: int | None = option(
-        None, "4 or 8: load the base quantized, which takes a quarter or half of the memory. None: not quantized."
+        None,
+        "4 or 8: load the base quantized, which takes a quarter or half of the memory. None: not quantized.",
+        recipe="always",
     )
     peft_type: Literal["prefix_tuning", "lora", "p_tuning", "prompt_tuning", "ia3", "adalora", "none"] | None = option(
-        None, "Method; none: train the base itself. None: prefix_tuning, or that of --adapter_name_or_path."
+        None,
+        "Method; none: train the base itself. None: prefix_tuning, or that of --adapter_name_or_path.",
+        recipe="always",
+        prediction="ignored",
     )
     attn_implementation: str | None = option(
         None, "Attention of the base: eager, sdpa, flash_attention_2 or flex_attention. None: the best at hand."
     )
     num_virtual_tokens: int | None = option(
-        None, "Length of the prefix in virtual tokens. None: 128, or that of --adapter_name_or_path.", "pre_seq_len"
+        None,
+        "Length of the prefix in virtual tokens. None: 128, or that of --adapter_name_or_path.",
+        "pre_seq_len",
+        methods=(PREFIX_TUNING, *IN_EMBEDDINGS),
+        recipe="always",
+        prediction="ignored",
     )
     prefix_projection: bool | None = option(
         None,
         "Train the prefix through a two-layer network, of which the result is kept. None: no, or as it was saved.",
+        methods=(PREFIX_TUNING,),
+        recipe="always",
+        prediction="ignored",
     )
     encoder_hidden_size: int | None = option(
-        None, "Width of the network of --prefix_projection. None: the hidden size of the base."
+        None,
+        "Width of the network of --prefix_projection. None: the hidden size of the base.",
+        methods=(PREFIX_TUNING, P_TUNING),
+        recipe="always",
+        prediction="ignored",
     )
     prefix_init: Literal["normal", "text"] | None = option(
         None,
         "Where a new prefix starts: normal, or text, the keys and values of --prefix_init_text. None: PEFT's own.",
+        methods=(PREFIX_TUNING,),
+        recipe="changed",
+        prediction="refused",
     )
     prefix_init_text: str | None = option(
-        None, "Instruction that the prefix starts as, cut or repeated to its length."
+        None,
+        "Instruction that the prefix starts as, cut or repeated to its length.",
+        methods=(PREFIX_TUNING,),
+        recipe="changed",
+        public="text",
+        prediction="refused",
     )
-    prefix_init_std: float = option(0.02, "Standard deviation of --prefix_init normal; PEFT's own is 1.")
-    prefix_dropout: float = option(0.0, "Share of the prefix's numbers dropped in training; published: 0.1.")
-    lora_rank: int | None = option(None, "Rank of --peft_type lora, or the average one of adalora. None: 8.")
-    lora_alpha: int | None = option(None, "Scale of LoRA's product, times the rank. None: twice the rank.")
-    lora_dropout: float = option(0.0, "Share of the inputs that LoRA drops in training.")
+    prefix_init_std: float = option(
+        0.02,
+        "Standard deviation of --prefix_init normal; PEFT's own is 1.",
+        methods=(PREFIX_TUNING,),
+        recipe="changed",
+        prediction="refused",
+    )
+    prefix_dropout: float = option(
+        0.0,
+        "Share of the prefix's numbers dropped in training; published: 0.1.",
+        methods=(PREFIX_TUNING,),
+        recipe="changed",
+        prediction="refused",
+    )
+    lora_rank: int | None = option(
+        None,
+        "Rank of --peft_type lora, or the average one of adalora. None: 8.",
+        methods=(LORA, ADALORA),
+        recipe="changed",
+        prediction="ignored",
+    )
+    lora_alpha: int | None = option(
+        None,
+        "Scale of LoRA's product, times the rank. None: twice the rank.",
+        methods=(LORA, ADALORA),
+        recipe="changed",
+        prediction="ignored",
+    )
+    lora_dropout: float = option(
+        0.0,
+        "Share of the inputs that LoRA drops in training.",
+        methods=(LORA, ADALORA),
+        recipe="changed",
+        prediction="ignored",
+    )
     target_modules: list[str] | None = option(
-        None, "Layers that LoRA or (IA)3 goes on, by the ends of their names. None: those of the generation."
+        None,
+        "Layers that LoRA or (IA)3 goes on, by the ends of their names. None: those of the generation.",
+        methods=(LORA, IA3, ADALORA),
+        recipe="changed",
+        prediction="ignored",
     )
-    save_tokenizer: bool = option(False, "Put the tokenizer's files beside the adapter.")
+    save_tokenizer: bool = option(False, "Put the tokenizer's files beside the adapter.", prediction="refused")
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
             raise UserError("--model_name_or_path is not given: name a folder or a Hub id of a ChatGLM model.")
-        self.quantization_bit = self.quantization_bit or None  # published scripts say 0 for none
+        self._fill_in(quantization_bit=self.quantization_bit or None)  # published scripts say 0 for none
         if self.quantization_bit not in (None, 4, 8):
             raise UserError(f"--quantization_bit must be 4 or 8, found {self.quantization_bit}.")
         require_at_least_one(self, "num_virtual_tokens", "encoder_hidden_size", "lora_rank", "lora_alpha")
         require(0 <= self.lora_dropout < 1, "--lora_dropout must be at least 0 and below 1", self.lora_dropout)
         self._check_start()
         if not self.adapter_name_or_path:  # otherwise the adapter decides what is not given
-            self._fill_in()
+            self._fill_in_defaults()
         if self.peft_type:
-            self.check_flags()
+            self._check_method()
         if self.encoder_hidden_size and not self.prefix_projection and self.peft_type != P_TUNING:
             raise UserError("--encoder_hidden_size is for --prefix_projection only: give both or neither.")
 
-    def check_flags(self) -> None:
-        """Raise a `UserError` where a flag of another method than `peft_type` is given."""
-        check_flags(self, {field.name: field.default for field in fields(self)})
+    @property
+    def keeps_tokenizer(self) -> bool:
+        """Whether the tokenizer's files belong to what a run leaves: a whole model is none without them."""
+        return self.save_tokenizer or self.peft_type == FULL
 
-    def _fill_in(self) -> None:
-        self.peft_type = self.peft_type or PREFIX_TUNING
-        self.prefix_projection = bool(self.prefix_projection)
-        if "num_virtual_tokens" in METHODS[self.peft_type].flags:
-            self.num_virtual_tokens = self.num_virtual_tokens or _NUM_VIRTUAL_TOKENS
-        if self.peft_type == FULL and self.dtype == "auto":
-            self.dtype = "float32"  # half precision rounds off the small steps of a whole model
+    def _fill_in(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # the only change that a frozen dataclass sees
+
+    def _fill_in_defaults(self) -> None:
+        method = self.peft_type or PREFIX_TUNING
+        self._fill_in(peft_type=method, prefix_projection=bool(self.prefix_projection))
+        if "num_virtual_tokens" in flags_of(method):
+            self._fill_in(num_virtual_tokens=self.num_virtual_tokens or _NUM_VIRTUAL_TOKENS)
+        if method == FULL and self.dtype == "auto":
+            self._fill_in(dtype="float32")  # half precision rounds off the small steps of a whole model
 
     def _check_start(self) -> None:
         if (self.prefix_init == "text") != (self.prefix_init_text is not None):
@@ -117,3 +187,29 @@ class ModelArguments:
             raise UserError("--prefix_init is for a new prefix: leave it out, or --adapter_name_or_path.")
         require(self.prefix_init_std > 0, "--prefix_init_std must be above 0", self.prefix_init_std)
         require(0 <= self.prefix_dropout < 1, "--prefix_dropout must be at least 0 and below 1", self.prefix_dropout)
+
+    def _check_method(self) -> None:
+        """Raise a `UserError` where a flag of another method than `peft_type` is given."""
+        defaults = {own.name: own.default for own in fields(self)}
+        given = (name for name in flags_with(self, "methods") if getattr(self, name) not in (defaults[name], False))
+        foreign = next((name for name in given if name not in flags_of(self.peft_type)), None)
+        if foreign:
+            owners = " or ".join(method for method in METHODS if foreign in flags_of(method))
+            raise UserError(
+                f"--{foreign} is for --peft_type {owners}, and this is {self.peft_type}: leave one of them out."
+            )
+        if self.peft_type == FULL and self.quantization_bit:
+            raise UserError(
+                "--peft_type none trains the base itself, which --quantization_bit would freeze: leave one of them "
+                "out."
+            )
+        if self.peft_type == FULL and self.adapter_name_or_path:
+            raise UserError(
+                "--peft_type none makes no adapter: leave out --adapter_name_or_path, or merge that adapter into the "
+                "base first, with python -m glm_peft.convert merge."
+            )
+
+
+def flags_of(method: str) -> list[str]:
+    """Return the names of the flags that belong to a method, a value of `--peft_type`."""
+    return [own.name for own in fields(ModelArguments) if method in own.metadata.get("methods", ())]

@@ -2,13 +2,11 @@
 
 import sys
 from argparse import SUPPRESS
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any
+from dataclasses import Field, dataclass, field, fields, make_dataclass
 
 from glm_peft.arguments.command_line import parse_command
 from glm_peft.arguments.data import DataArguments
-from glm_peft.arguments.fields import option
+from glm_peft.arguments.fields import flags_with, option
 from glm_peft.arguments.generation import GenerationArguments
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
@@ -18,43 +16,20 @@ PREDICTION_WORDS = {
     "description": "Answers to a file or to one prompt, by a base alone or with an adapter. Flags win over the file.",
 }
 
-# Of training, and accepted where they are as they are by themselves, as in a configuration of both.
-_REFUSED = (
-    "prefix_init",
-    "prefix_init_text",
-    "prefix_init_std",
-    "prefix_dropout",
-    "save_tokenizer",
-    "train_file",
-    "validation_file",
-    "max_train_samples",
-    "max_eval_samples",
-    "packing",
-    "max_length",
-    "train_on",
-    "ignore_pad_token_for_loss",
-)
-# The adapter says them, or they change nothing; commands of published scripts have them.
-_IGNORED = ("num_virtual_tokens", "prefix_projection", "encoder_hidden_size", "overwrite_cache")
-_IGNORED += ("peft_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules")
-_OTHER_HELP = {
-    **dict.fromkeys((*_REFUSED, *_IGNORED), SUPPRESS),
-    "adapter_name_or_path": "Adapter to answer with: a folder or a Hub id of a PEFT adapter, or a published P-Tuning "
-    "v2 checkpoint. None: the base alone.",
-    "test_file": "Rows to answer (.json, .jsonl, .csv, .parquet); answers may be missing. None: --dataset_name.",
-    "max_target_length": "Most tokens of an answer where --max_new_tokens and --val_max_target_length are not given.",
-    "val_max_target_length": "Another name for --max_new_tokens. None: --max_target_length.",
-}
 
-
-def _with_other_help(kind: type, help_texts: Mapping[str, str]) -> type:
-    """The dataclass with other help texts, or none, for some of its fields."""
+def _for_prediction(kind: type) -> type:
+    """Return the dataclass with the help texts that its flags have in prediction; what is for training is hidden."""
     changed = [
-        (own.name, own.type, field(default=own.default, metadata={**own.metadata, "help": help_texts[own.name]}))
+        (own.name, own.type, field(default=own.default, metadata={**own.metadata, "help": _help_of(own)}))
         for own in fields(kind)
-        if own.name in help_texts
+        if "prediction" in own.metadata
     ]
-    return make_dataclass(kind.__name__, changed, bases=(kind,))
+    return make_dataclass(kind.__name__, changed, bases=(kind,), frozen=True)
+
+
+def _help_of(own: Field) -> str:
+    stated = own.metadata["prediction"]
+    return SUPPRESS if stated in ("ignored", "refused") else stated
 
 
 @dataclass
@@ -90,8 +65,8 @@ class PredictArguments(GenerationArguments):
 
 
 PREDICTION_TYPES = (
-    _with_other_help(ModelArguments, _OTHER_HELP),
-    _with_other_help(DataArguments, _OTHER_HELP),
+    _for_prediction(ModelArguments),
+    _for_prediction(DataArguments),
     PredictArguments,
 )
 """What `python -m glm_peft.predict` takes; what is for training alone is not in its help."""
@@ -119,11 +94,12 @@ def parse_predict_arguments(
     return model_args, data_args, predict_args
 
 
-def _refuse_training(arguments: Any) -> None:
-    for own in fields(arguments):
-        value = getattr(arguments, own.name)
-        if own.name in _REFUSED and value != own.default:
-            raise UserError(f"--{own.name} {value} is for training and has no effect on prediction: leave it out.")
+def _refuse_training(arguments: ModelArguments | DataArguments) -> None:
+    """Refuse what only training reads; at its default it may stand in a configuration of both commands."""
+    for name in flags_with(arguments, "prediction", "refused"):
+        value = getattr(arguments, name)
+        if value != type(arguments).__dataclass_fields__[name].default:
+            raise UserError(f"--{name} {value} is for training and has no effect on prediction: leave it out.")
 
 
 def _check_task(data_args: DataArguments, predict_args: PredictArguments) -> None:

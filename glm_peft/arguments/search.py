@@ -66,7 +66,9 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
-    from glm_peft.arguments.training import DataArguments, ModelArguments, TrainingArguments
+    from glm_peft.arguments.data import DataArguments
+    from glm_peft.arguments.model import ModelArguments
+    from glm_peft.arguments.training import TrainingArguments
 
     argv = sys.argv[1:] if argv is None else argv
     types = (ModelArguments, DataArguments, TrainingArguments)

@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from glm_peft.arguments.data import DataArguments
 from glm_peft.errors import UserError
 
 VALIDATION = "validation"
@@ -33,13 +34,13 @@ def validation_files(validation_file: str | None) -> dict[str, str | None]:
     return {f"{VALIDATION}_{name}": file for name, _, file in pairs}
 
 
-def expand_splits(splits: list[str], data_args: Any) -> list[str]:
+def expand_splits(splits: list[str], data_args: DataArguments) -> list[str]:
     """The names of the splits, with those of `--validation_file` in the place of `validation`."""
     expanded = [validation_files(data_args.validation_file) if split == VALIDATION else [split] for split in splits]
     return list(chain.from_iterable(expanded))
 
 
-def file_of(data_args: Any, split: str) -> str | None:
+def file_of(data_args: DataArguments, split: str) -> str | None:
     """The file of a split, as `expand_splits` names it; `None` where its rows are of a data set on the Hub."""
     if split.startswith(VALIDATION):
         return validation_files(data_args.validation_file)[split]

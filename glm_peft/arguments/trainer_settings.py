@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import Trainer, get_scheduler
+from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
 
 from glm_peft.arguments.command_line import warn
 from glm_peft.errors import UserError
@@ -13,7 +13,7 @@ _COUNTS = {"true": "all", "false": "no"}
 _ANY_STEPS = 1000  # a schedule is made for as many, to see whether it has all that it needs
 
 
-def settle_stock_settings(args: Any) -> None:
+def settle_stock_settings(args: Seq2SeqTrainingArguments) -> None:
     """
     Refuse what would fail after the base is loaded, or have no effect; leave out what is done in any case.
 
@@ -54,7 +54,7 @@ def choose_count(given: Any) -> str:
     return _COUNTS.get(name, name)
 
 
-def _check_optimizer(args: Any) -> None:
+def _check_optimizer(args: Seq2SeqTrainingArguments) -> None:
     if args.optim in _AT_HAND:
         return
     try:
@@ -65,7 +65,7 @@ def _check_optimizer(args: Any) -> None:
         ) from error
 
 
-def _check_schedule(args: Any) -> None:
+def _check_schedule(args: Seq2SeqTrainingArguments) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
     steps = (args.get_warmup_steps(_ANY_STEPS), _ANY_STEPS)
     try:

@@ -1,8 +1,10 @@
 """Every argument of training: which model and prefix, which data, and how to train, score and generate."""
 
+import copy
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ from transformers import Seq2SeqTrainingArguments
 
 from glm_peft.arguments.command_line import parse_command, warn
 from glm_peft.arguments.data import DataArguments
-from glm_peft.arguments.fields import require, require_at_least_one
-from glm_peft.arguments.methods import METHODS, PREFIX_TUNING
+from glm_peft.arguments.fields import changed, require, require_at_least_one
+from glm_peft.arguments.methods import FULL, IN_EMBEDDINGS, METHODS, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.splits import check_metric
 from glm_peft.arguments.trainer_settings import choose_count, settle_stock_settings
@@ -75,6 +77,12 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
                 "give --predict_with_generate too, or use loss."
             )
 
+    @property
+    def wanted_splits(self) -> list[str]:
+        """The splits of data that the tasks need, of `train`, `validation` and `test`."""
+        wanted = {"train": self.do_train, "validation": self.do_eval, "test": self.do_predict}
+        return [name for name, is_wanted in wanted.items() if is_wanted]
+
     def _check_values(self) -> None:
         if not self.output_dir:
             raise UserError("--output_dir is not given: name a folder for the adapter and the results.")
@@ -129,7 +137,45 @@ class ExaminedArguments(TrainingArguments):
         super().__post_init__()
 
 
-def parse_train_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+@dataclass(frozen=True)
+class TrainArguments:
+    """All arguments of training; they unpack into those of the model, of the data and of the trainer."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.data, self.training))
+
+    def resolve(self, model_args: ModelArguments) -> "TrainArguments":
+        """
+        Return the arguments with what the method decides where nothing was given: learning rate and packing.
+
+        Args:
+            model_args: those of the model, with what the adapter to go on from decides.
+
+        Raises:
+            UserError: what is asked for cannot be done with this method.
+        """
+        method, data_args, training_args = model_args.peft_type, self.data, copy.copy(self.training)
+        if not training_args.learning_rate_is_given:
+            training_args.learning_rate = METHODS[method].learning_rate
+        if method in IN_EMBEDDINGS:
+            if data_args.packing:
+                raise UserError(
+                    f"--packing puts several examples into a row, and the virtual tokens of --peft_type {method} "
+                    "stand before the first one only: leave one of them out."
+                )
+            data_args = changed(data_args, packing=False)
+        if method == FULL and training_args.label_smoothing_factor:
+            raise UserError(
+                "--label_smoothing_factor needs a frozen head, which --peft_type none trains: leave it out."
+            )
+        return TrainArguments(model_args, data_args, training_args)
+
+
+def parse_train_arguments(argv: list[str] | None = None) -> TrainArguments:
     """
     The arguments of `glm_peft/train.py [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
 
@@ -147,7 +193,7 @@ def parse_train_arguments(argv: list[str] | None = None) -> tuple[ModelArguments
     if is_best_wanted or training_args.early_stopping_patience:
         check_metric(training_args.metric_for_best_model, data_args.validation_file)
     training_args.max_new_tokens = training_args.max_new_tokens or data_args.val_max_target_length
-    return model_args, data_args, training_args
+    return TrainArguments(model_args, data_args, training_args)
 
 
 def _check_tasks(data_args: DataArguments, training_args: TrainingArguments) -> None:

@@ -1,6 +1,6 @@
 """What of transformers' training arguments is other here, or is added: apart from them, as importing them is slow."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from glm_peft.arguments.fields import option
@@ -21,41 +21,50 @@ class TrainingDefaults(GenerationArguments):
     _argument_group_name = "training, evaluation and generation"
 
     learning_rate: float | None = option(
-        None, "Highest learning rate. None: that of --peft_type, such as 5e-3 for a prefix and 2e-4 for LoRA."
+        None,
+        "Highest learning rate. None: that of --peft_type, such as 5e-3 for a prefix and 2e-4 for LoRA.",
+        recipe="always",
     )
     logging_steps: float = option(10, "Log every so many steps, or, below 1, after each such share of all steps.")
     # On, it shows a loss that is not a number as 0.
     logging_nan_inf_filter: bool = option(False, "Hide losses that are not finite from the log.")
     log_level_replica: Literal["detail", "debug", "info", "warning", "error", "critical", "passive"] = option(
-        "error", "Least level of what the other processes log; that of the first one is log_level."
+        "error", "Least level of what the other processes log; that of the first one is log_level.", public="never"
     )
     # Declared again, as stock's is read as yes or no alone.
     include_num_input_tokens_seen: str = option(
         "no", "Log the tokens of training so far, and their rate: all, or non_padding.", nargs="?", const="all"
     )
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"],
-        metadata={"help": "Services to report to, such as tensorboard or wandb; none, or all that are installed."},
+    report_to: list[str] = option(
+        ["none"],
+        "Services to report to, such as tensorboard or wandb; none, or all that are installed.",
+        public="never",
     )
     card_language: Literal["en", "zh"] = option("en", "Language of the model card, README.md in output_dir.")
     base_model_id: str | None = option(
-        None, "With --push_to_hub: the base's Hub id, which the adapter names there. None: --model_name_or_path."
+        None,
+        "With --push_to_hub: the base's Hub id, which the adapter names there. None: --model_name_or_path.",
+        public="never",
     )
     early_stopping_patience: int | None = option(
         None, "End training after so many evaluations in a row without a better metric_for_best_model. None: never."
     )
     early_stopping_threshold: float = option(0.0, "By how much the metric must be better to count as better.")
     train_sampling_strategy: Literal["auto", "random", "sequential", "group_by_length", "batch_rebalance"] = option(
-        "auto", "Order of the examples; auto: random, or group_by_length where that costs less padding than packing."
+        "auto",
+        "Order of the examples; auto: random, or group_by_length where that costs less padding than packing.",
+        recipe="changed",
     )
     # Every trained parameter is used in every step: looking for others would cost time and memory.
     ddp_find_unused_parameters: bool | None = option(False, "Let DDP look for parameters without a gradient.")
-    label_names: list[str] = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Columns of a batch that hold labels."}
-    )
+    label_names: list[str] = option(["labels"], "Columns of a batch that hold labels.")
     # Declared again, as transformers 5.20 has only the old name: both mean the same here, whichever it is.
     activation_checkpointing: bool | None = option(
-        None, "Compute activations again in the backward pass: less memory, more time.", nargs="?", const=True
+        None,
+        "Compute activations again in the backward pass: less memory, more time.",
+        nargs="?",
+        const=True,
+        recipe="changed",
     )
     activation_checkpointing_kwargs: dict[str, Any] | str | None = option(
         None, "Keyword arguments for activation checkpointing, as JSON. None: use_reentrant is false."

@@ -1,7 +1,6 @@
 """What an adapter's numbers say without the base: sizes, norms, and how far two prefixes are from each other."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from transformers import PreTrainedConfig
 from glm_peft.adapters.base_checks import check_config, check_generation, check_model_type, read_origin
 from glm_peft.adapters.files import check_sizes, check_width, read_adapter_config, read_flat_prefix
 from glm_peft.adapters.published_checkpoints import is_published_checkpoint, read_published_prefix, rotate_prefix_keys
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.models.loading import find_generation, load_config
 
@@ -74,11 +74,11 @@ def read_prefix(adapter: str, base: str | None = None, chat_format: str | None =
 def _read_base_config(adapter: str, base: str, chat_format: str | None) -> PreTrainedConfig:
     """The base's config, once it was compared with what is known of the adapter's."""
     origin = read_origin(adapter)
-    model_args = SimpleNamespace(model_name_or_path=base, chat_format=chat_format or origin.chat_format)
+    model_args = ModelArguments(base, chat_format=chat_format or origin.chat_format)
     config = load_config(model_args)
-    check_generation(adapter, origin, base, find_generation(model_args))
-    check_model_type(adapter, origin, config)
-    check_config(adapter, origin, config)
+    check_generation(origin, base, find_generation(model_args))
+    check_model_type(origin, config)
+    check_config(origin, config)
     return config
 
 
@@ -87,7 +87,7 @@ def _read_published(checkpoint: str, config: PreTrainedConfig | None, chat_forma
     if config is None:
         generation = chat_format or origin.generation
         try:
-            config = load_config(SimpleNamespace(model_name_or_path=checkpoint, chat_format=generation))
+            config = load_config(ModelArguments(checkpoint, chat_format=generation))
         except UserError as error:
             raise UserError(
                 f"{checkpoint} does not say of itself how many layers its prefix is for and how their positions are "

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import glm_peft.models  # noqa: F401  (registers the generations)
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.hub.connection import set_up_connection
 from glm_peft.models.generations import CHATGLM, CHATGLM2, CHATGLM3, GLM4
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 _MODEL_TYPES = ("chatglm", "glm", "glm4")
 
 
-def load_tokenizer(model_args: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     """
     The base's tokenizer, which pads on the left.
 
@@ -56,7 +57,7 @@ def load_tokenizer(model_args: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_config(model_args: Any) -> PreTrainedConfig:
+def load_config(model_args: ModelArguments) -> PreTrainedConfig:
     """
     The base's config, in the fields of its network.
 
@@ -64,7 +65,7 @@ def load_config(model_args: Any) -> PreTrainedConfig:
         UserError: there is no such folder or Hub id, or it is of no generation that glm_peft knows.
     """
     # Only here do the later generations differ for the network: in what rope_ratio means.
-    chat_format = getattr(model_args, "chat_format", None)
+    chat_format = model_args.chat_format
     generation = {"generation": chat_format} if chat_format in (CHATGLM2, CHATGLM3, GLM4) else {}
     model_type = _load(PreTrainedConfig.get_config_dict, model_args)[0].get("model_type")
     if model_type not in _MODEL_TYPES:
@@ -76,24 +77,27 @@ def load_config(model_args: Any) -> PreTrainedConfig:
     return _load(AutoConfig.from_pretrained, model_args, **generation)
 
 
-def load_base_model(model_args: Any, device: torch.device | str | None = None) -> PreTrainedModel:
+def load_base_model(
+    model_args: ModelArguments, device: torch.device | str | None = None, runs_on: torch.device | None = None
+) -> PreTrainedModel:
     """
     The base in evaluation mode, without gradients.
 
     Args:
-        model_args: `model_name_or_path`, `dtype`, `quantization_bit`, `attn_implementation` and the Hub's arguments.
+        model_args: which base, and in which precision.
         device: where it goes; a GPU if there is one, otherwise the CPU, where `None`.
+        runs_on: the device that `--dtype auto` is for, where a backend moves the base there later.
 
     Raises:
         UserError: the weights cannot be read, or are not all there.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = choose_dtype(getattr(model_args, "dtype", "auto"), device)
+    dtype = choose_dtype(model_args.dtype, runs_on or device)
     kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "output_loading_info": True}
     kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
-    if getattr(model_args, "attn_implementation", None):
+    if model_args.attn_implementation:
         kwargs["attn_implementation"] = model_args.attn_implementation
-    if getattr(model_args, "quantization_bit", None):
+    if model_args.quantization_bit:
         kwargs["quantization_config"] = _quantization_config(model_args.quantization_bit, dtype)
     config = load_config(model_args)
     try:
@@ -166,14 +170,13 @@ def _quantization_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def hub_arguments(model_args: Any) -> dict[str, Any]:
+def hub_arguments(model_args: ModelArguments) -> dict[str, Any]:
     """Where on the Hub, and in which cache, the base's files are looked for."""
-    names = {"cache_dir": "cache_dir", "model_revision": "revision"}
-    values = {name: getattr(model_args, field, None) for field, name in names.items()}
+    values = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _load(read: Callable[..., Any], model_args: Any, **kwargs: Any) -> Any:
+def _load(read: Callable[..., Any], model_args: ModelArguments, **kwargs: Any) -> Any:
     """What `from_pretrained` or the like reads, with everything that can be wrong there told in one sentence."""
     set_up_connection()
     try:
@@ -197,12 +200,12 @@ def _advice(error: Exception) -> str:
     return "give a folder in the published layout or a Hub id, with all its files"
 
 
-def find_generation(model_args: Any) -> str | None:
+def find_generation(model_args: ModelArguments) -> str | None:
     """
     The generation of a base by its files, or by `chat_format` where they do not say it; `None` where nothing does.
 
     Args:
-        model_args: `model_name_or_path`, and maybe `model_revision`, `cache_dir` and `chat_format`.
+        model_args: which base, and the chat format that is taken for it where nothing else says it.
     """
     name, hub = model_args.model_name_or_path, hub_arguments(model_args)
     try:
@@ -210,7 +213,7 @@ def find_generation(model_args: Any) -> str | None:
         said = recorded_generation(read_json_beside(name, "tokenizer_config.json", **hub), config)
     except (OSError, ValueError):
         return None  # loading the base says what is wrong
-    chat_format = getattr(model_args, "chat_format", None)
+    chat_format = model_args.chat_format
     return said or generation_by_fields(config) or (None if chat_format == "plain" else chat_format)
 
 

@@ -3,8 +3,10 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -21,7 +23,18 @@ from glm_peft.prediction.prediction_files import RESULTS_NAME, PartialPrediction
 from glm_peft.reporting.file_names import PREDICTIONS_NAME
 from glm_peft.reporting.files import write_atomically
 
-Answering = tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, ChatFormat]
+
+@dataclass(frozen=True)
+class Answering:
+    """What answers a prompt: a model with its adapter, where it has one, its tokenizer, and the form of prompts."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    chat_format: ChatFormat
+
+    def generate(self, features: GenerationFeatures, settings: GenerationSettings, **options: Any) -> list[str]:
+        """Generate an answer to every prompt, see `generate_answers`."""
+        return generate_answers(self.model, self.tokenizer, self.chat_format, features, settings, **options)
 
 
 def choose_protocol(chat_format: ChatFormat, metric_protocol: str | None) -> str:
@@ -44,7 +57,7 @@ def evaluate_answers(
     answering: Answering, features: GenerationFeatures, settings: GenerationSettings, protocol: str
 ) -> dict[str, float]:
     """Generate an answer to every prompt and score the answers."""
-    return score_answers(features.references, generate_answers(*answering, features, settings), protocol)
+    return score_answers(features.references, answering.generate(features, settings), protocol)
 
 
 def make_scorers(
@@ -70,7 +83,6 @@ def predict(
     Generate an answer to every prompt; write `generated_predictions.jsonl` and `predict_results.json`.
 
     Args:
-        answering: model, tokenizer and chat format.
         partial: keeps each batch on the disk as soon as it is there, and knows the answers of a stopped run.
 
     Returns:
@@ -86,7 +98,7 @@ def predict(
             partial.add(batch.rows, batch.answers)
 
     start = time.perf_counter()
-    answers = generate_answers(*answering, features, settings, on_batch=keep, known_answers=known)
+    answers = answering.generate(features, settings, on_batch=keep, known_answers=known)
     speed = _measure_speed(len(answers), len(known), num_tokens, time.perf_counter() - start)
     scores = score_answers(features.references, answers, protocol)
     results = {"metric_protocol": protocol, **scores} if scores else {}

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from glm_peft.adapters.trained_state import gather_trained
-from glm_peft.arguments.training import ModelArguments
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.data import GenerationFeatures
 from glm_peft.prediction.generation_settings import GenerationSettings
 

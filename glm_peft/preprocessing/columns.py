@@ -3,8 +3,8 @@
 import difflib
 import logging
 from dataclasses import dataclass
-from typing import Any
 
+from glm_peft.arguments.data import DataArguments
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.records import Row, quoted
 
@@ -25,7 +25,7 @@ class Columns:
     history_required: bool = False
 
 
-def find_columns(row: Row, data_args: Any, needs_answer: bool) -> Columns:
+def find_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> Columns:
     """
     Which columns to read: those of the flags, else the well-known names that the file's first row has.
 
@@ -40,7 +40,7 @@ def find_columns(row: Row, data_args: Any, needs_answer: bool) -> Columns:
     return columns
 
 
-def _flagged_columns(row: Row, data_args: Any, needs_answer: bool) -> Columns:
+def _flagged_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> Columns:
     prompt, response = data_args.prompt_column, data_args.response_column
     if not prompt or (needs_answer and not response):
         missing = "--response_column" if prompt else "--prompt_column"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.splits import expand_splits, file_of
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.columns import Columns, describe_missing_column, find_columns
@@ -71,7 +72,7 @@ class Split:
         return iter(self.conversations)
 
 
-def load_splits(data_args: Any, splits: list[str]) -> dict[str, Split]:
+def load_splits(data_args: DataArguments, splits: list[str]) -> dict[str, Split]:
     """
     Read the wanted splits from their files, or from the Hub data set where no file is given for a split.
 
@@ -100,7 +101,7 @@ def paused_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _load_split(data_args: Any, name: str) -> Split:
+def _load_split(data_args: DataArguments, name: str) -> Split:
     file = file_of(data_args, name)
     if file is None and data_args.dataset_name is None:
         raise UserError(f"There is no {name} data: give --{name}_file or --dataset_name.")
@@ -115,7 +116,7 @@ def _load_split(data_args: Any, name: str) -> Split:
     return split
 
 
-def _conversations(rows: Iterator[Row], split: Split, data_args: Any) -> Iterator[Conversation]:
+def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) -> Iterator[Conversation]:
     columns, needs_answer = None, split.name != "test"
     for row in rows:
         try:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from glm_peft.arguments.data import DataArguments
 from glm_peft.preprocessing.collators import IGNORED_LABEL
 from glm_peft.preprocessing.conversations import Split
 
@@ -77,7 +78,7 @@ def measure_lengths(dataset: Any) -> list[list[int]]:
     return [[total - answer for total, answer in zip(totals, answers, strict=True)], answers]
 
 
-def limit_report(report: LengthReport, lengths: list[list[int]], data_args: Any) -> LengthReport:
+def limit_report(report: LengthReport, lengths: list[list[int]], data_args: DataArguments) -> LengthReport:
     """A report on whole texts, with the limits that the flags give."""
     limits = [getattr(data_args, measured.flag.removeprefix("--")) for measured in report.lengths]
     measured = zip(report.lengths, limits, lengths, strict=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 RUNTIMES = {"train_runtime": "train", "eval_runtime": "evaluate", "predict_runtime": "predict"}
 """Of the results: whose seconds they are."""
@@ -17,7 +18,7 @@ _OFFLOAD = tuple(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE" for part in ("PAR
 _CPU_NAME = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
 
 
-def describe_hardware(training_args: Any) -> dict[str, Any]:
+def describe_hardware(training_args: TrainingArguments) -> dict[str, Any]:
     """Name and kind of the device, number of processes, and what joins them, such as `MULTI_GPU` or `FSDP`."""
     device = training_args.device
     engine = training_args.distributed_state.distributed_type.value

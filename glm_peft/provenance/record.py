@@ -18,10 +18,14 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.splits import file_of
+from glm_peft.arguments.training import TrainArguments
+from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.loading import find_generation
 from glm_peft.models.tokenization_common import read_json_beside
 from glm_peft.models.unwrapping import base_of
+from glm_peft.preprocessing.conversations import Split
 from glm_peft.provenance.data_language import languages_of_splits
 from glm_peft.provenance.fingerprints import (
     describe_config,
@@ -44,33 +48,36 @@ _COMMIT = re.compile(r"[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})")
 
 
 def describe_origin(
-    answering: tuple[Any, ...], protocol: str, splits: Mapping[str, Any], arguments: tuple[Any, ...]
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_format: ChatFormat,
+    protocol: str,
+    splits: Mapping[str, Split],
+    arguments: TrainArguments,
 ) -> dict[str, Any]:
     """
     Everything that is known of a training run before its first step; nothing but in the main process.
 
     Args:
-        answering: model, tokenizer and chat format.
         protocol: of the scores.
         splits: the conversations by split.
-        arguments: those of the model, of the data and of the training.
+        arguments: as they were resolved.
     """
     if not PartialState().is_main_process:
         return {}
-    model, tokenizer, chat_format = answering
     model_args, data_args, training_args = arguments
     record = {
         "base": describe_base(base_of(model).config, find_generation(model_args), tokenizer, model),
         "chat_format": chat_format.name,
         "metric_protocol": protocol,
-        "recipe": describe_recipe(model_args, data_args, training_args),
+        "recipe": describe_recipe(arguments),
         "flags": describe_flags(*arguments),
         "data": describe_data(data_args, splits),
         "languages": languages_of_splits(splits),
         "hardware": describe_hardware(training_args),
-        "card_language": getattr(training_args, "card_language", None),
+        "card_language": training_args.card_language,
     }
-    licence, hub_id = read_licence(model_args), getattr(training_args, "base_model_id", None)
+    licence, hub_id = read_licence(model_args), training_args.base_model_id
     record["base"] |= ({"licence": licence} if licence else {}) | ({"hub_id": hub_id} if hub_id else {})
     if training_args.resume_from_checkpoint:
         record["resumed"] = True
@@ -102,7 +109,7 @@ def describe_base(
     return base
 
 
-def describe_data(data_args: Any, splits: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict[str, dict[str, Any]]:
     """Of each split that is used: the file's or data set's name, its digest where it is a file, and the rows used."""
     described = {}
     for name, split in splits.items():

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from peft import PeftModel, PeftType
 from transformers import PreTrainedModel, TrainingArguments
 
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.training import TrainArguments
 from glm_peft.preprocessing.batching import Batching
 from glm_peft.preprocessing.lengths import LengthReport
 from glm_peft.reporting.log import logger
@@ -15,7 +16,7 @@ from glm_peft.reporting.results import describe_device, describe_precision, form
 
 def log_run(
     model: PreTrainedModel | PeftModel,
-    arguments: tuple[Any, Any],
+    arguments: TrainArguments,
     reports: Mapping[str, LengthReport],
     batching: Batching | None,
 ) -> None:
@@ -23,11 +24,10 @@ def log_run(
     What is trained, on what, with which data and in which steps, and where the results will be.
 
     Args:
-        arguments: those of the model and of the training.
         reports: of each split that is used.
         batching: of training; `None` where there is none.
     """
-    model_args, training_args = arguments
+    model_args, training_args = arguments.model, arguments.training
     trainable, total = _count_parameters(model)
     start = model_args.adapter_name_or_path
     lines = [
@@ -53,7 +53,9 @@ def count_steps(training_args: TrainingArguments, rows: int) -> tuple[int, float
     return math.ceil(training_args.num_train_epochs * steps), training_args.num_train_epochs
 
 
-def _describe_precision(model: PreTrainedModel | PeftModel, model_args: Any, training_args: TrainingArguments) -> str:
+def _describe_precision(
+    model: PreTrainedModel | PeftModel, model_args: ModelArguments, training_args: TrainingArguments
+) -> str:
     mixed = next((f"; trained in {name}" for name in ("bf16", "fp16") if getattr(training_args, name)), "")
     return describe_precision(model.dtype, model_args.quantization_bit) + mixed
 

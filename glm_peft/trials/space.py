@@ -10,8 +10,9 @@ from itertools import product
 from typing import Any, get_args, get_type_hints
 
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.methods import METHODS, P_TUNING, PREFIX_TUNING
-from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.model import ModelArguments, flags_of
 from glm_peft.arguments.search import Settings
 from glm_peft.errors import UserError
 
@@ -19,7 +20,7 @@ Value = bool | int | float | str | None
 
 _LAST = 9
 SWITCHES = ("peft_type", "prefix_init", "prefix_projection")  # they decide which others have an effect
-_OF_METHODS = {name for method in METHODS.values() for name in method.flags}
+_OF_METHODS = set(flags_with(ModelArguments, "methods"))
 _OF_ROWS = {"source_prefix", "max_source_length", "max_target_length", "packing", "max_length", "train_on"}
 _OF_THE_SEARCH = {"output_dir", "seed", "predict_with_generate", "load_best_model_at_end", "metric_for_best_model"}
 _OF_THE_SEARCH |= {"greater_is_better", "resume_from_checkpoint", "use_cpu", "disable_tqdm", "run_name"}
@@ -102,7 +103,7 @@ def has_effect(name: str, settings: Mapping[str, Sequence[str]]) -> bool:
         return [word.lower() for word in settings.get(other, ())] == [value]
 
     method = settings.get("peft_type", [PREFIX_TUNING])[0]
-    if name in _OF_METHODS and method in METHODS and name not in METHODS[method].flags:
+    if name in _OF_METHODS and method in METHODS and name not in flags_of(method):
         return False  # a method that does not exist is refused by training's own parser
     if name == "encoder_hidden_size":
         return method == P_TUNING or is_set("prefix_projection", "true")

@@ -8,6 +8,7 @@ import copy
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,23 +19,17 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend, TrainOutput
 
-from glm_peft.adapters.attention_check import check_attention
-from glm_peft.adapters.base_checks import check_tokenizer
-from glm_peft.adapters.compilation import compile_layers
-from glm_peft.adapters.loading import create_adapter, settle_adapter
-from glm_peft.adapters.other_methods import RankAllocation, attach_loss
-from glm_peft.adapters.prefix_attention import attach_prefix_attention
-from glm_peft.adapters.prefix_initialization import initialize_prefix
-from glm_peft.arguments.methods import ADALORA, FULL, PREFIX_TUNING, settle_method
+from glm_peft.adapters.assembly import check_trainable, open_base, put_trainable_adapter_on
+from glm_peft.adapters.other_methods import RankAllocation
+from glm_peft.adapters.saved_adapter import resolve_adapter
+from glm_peft.arguments.fields import flags_with
+from glm_peft.arguments.methods import ADALORA, FULL
 from glm_peft.arguments.search import Settings, as_command_line
 from glm_peft.arguments.splits import evaluation_sets
-from glm_peft.arguments.training import parse_train_arguments
-from glm_peft.data import build_generation_features, build_training_features
+from glm_peft.arguments.training import TrainArguments, parse_train_arguments
+from glm_peft.data import EncodedSplits, encode_splits
 from glm_peft.errors import UserError
-from glm_peft.models.chat_formats import get_chat_format
-from glm_peft.models.loading import check_pair, load_base_model, load_tokenizer
-from glm_peft.models.unwrapping import base_of, has_prefix
-from glm_peft.prediction.evaluation import choose_protocol, make_scorers
+from glm_peft.prediction.evaluation import Answering, choose_protocol, make_scorers
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import TrainingCollator
@@ -44,15 +39,12 @@ from glm_peft.training.batching_trainer import BatchingTrainer
 from glm_peft.training.cpu_memory import keep_freed_memory
 from glm_peft.training.trainer import PrefixTrainer
 
-Arguments = tuple[Any, Any, Any]
-"""Those of the model, of the data and of training."""
 Objective = Callable[[dict[str, float]], float]
 
-_ENCODED_BY = ("source_prefix", "max_source_length", "max_target_length", "val_max_target_length", "train_on")
 _SHARED_STATES = ("state", "quant_state")  # of bitsandbytes' layers: numbers outside parameters and buffers
 
 
-def parse_trial(settings: Settings, output_dir: str | Path, keep_checkpoints: bool = False) -> Arguments:
+def parse_trial(settings: Settings, output_dir: str | Path, keep_checkpoints: bool = False) -> TrainArguments:
     """
     The arguments of a trial, which trains and evaluates, and keeps no checkpoints if not asked.
 
@@ -67,7 +59,7 @@ def parse_trial(settings: Settings, output_dir: str | Path, keep_checkpoints: bo
     return parse_train_arguments(as_command_line(settings | own))
 
 
-def settle_trial(arguments: Arguments, config: PreTrainedConfig) -> Arguments:
+def settle_trial(arguments: TrainArguments, config: PreTrainedConfig) -> TrainArguments:
     """
     The same arguments with everything settled that a method or an adapter decides.
 
@@ -77,12 +69,9 @@ def settle_trial(arguments: Arguments, config: PreTrainedConfig) -> Arguments:
     Raises:
         UserError: training would refuse them for this base.
     """
-    model_args, data_args, training_args = arguments
-    settle_adapter(model_args, is_trainable=True)
-    settle_method(model_args, data_args, training_args, config.model_type)
-    if model_args.peft_type == PREFIX_TUNING:
-        check_attention(config, model_args.attn_implementation)
-    return arguments
+    model_args, _ = resolve_adapter(arguments.model, is_trainable=True)
+    check_trainable(model_args, config)
+    return arguments.resolve(model_args)
 
 
 class Workbench:
@@ -91,34 +80,27 @@ class Workbench:
 
     Args:
         arguments: of the model, the data and training, as they are without what is searched.
-        config: of the base.
     """
 
-    def __init__(self, arguments: Arguments, config: PreTrainedConfig) -> None:
-        model_args, data_args, training_args = arguments
-        keep_freed_memory(training_args.device)
-        self.tokenizer, self.config = load_tokenizer(model_args), config
-        check_pair(self.tokenizer, self.config)
-        check_tokenizer(model_args.adapter_name_or_path, self.tokenizer)
-        self.chat_format = get_chat_format(self.tokenizer, model_args.chat_format)
-        self.splits = load_splits(data_args, ["train", "validation"])
-        self.base = load_base_model(model_args, training_args.device)
-        self._encoded: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    def __init__(self, arguments: TrainArguments) -> None:
+        keep_freed_memory(arguments.training.device)
+        self.base = open_base(arguments.model, is_trainable=True)
+        self.splits = load_splits(arguments.data, ["train", "validation"])
+        self.model = self.base.load_model(arguments.training.device)
+        self._encoded: tuple[tuple[Any, ...], EncodedSplits | None] = ((), None)
 
-    def encode(self, data_args: Any, with_prompts: bool) -> dict[str, Any]:
+    def encode(self, data_args: Any, with_prompts: bool) -> EncodedSplits:
         """
         The examples of each split, and `prompts` by split where wanted; those of the trial before where equal.
         """
-        key = (with_prompts, *(getattr(data_args, name) for name in _ENCODED_BY))
+        key = (with_prompts, *(getattr(data_args, name) for name in flags_with(data_args, "encodes")))
         if self._encoded[0] != key:
-            encode = (self.chat_format, self.tokenizer, data_args)
-            features = {name: build_training_features(split, *encode)[0] for name, split in self.splits.items()}
-            asked = [name for name in self.splits if with_prompts and name != "train"]
-            features["prompts"] = {name: build_generation_features(self.splits[name], *encode) for name in asked}
+            encoding = (self.base.chat_format, self.base.tokenizer, data_args)
+            features = encode_splits(self.splits, *encoding, with_prompts)
             self._encoded = (key, features)
         return self._encoded[1]
 
-    def make_trainer(self, arguments: Arguments) -> "TrialTrainer":
+    def make_trainer(self, arguments: TrainArguments) -> "TrialTrainer":
         """
         A trainer with a fresh adapter.
 
@@ -127,42 +109,36 @@ class Workbench:
         """
         model_args, data_args, training_args = arguments
         features = self.encode(data_args, training_args.predict_with_generate)
-        collator = TrainingCollator(self.tokenizer, data_args.ignore_pad_token_for_loss)
-        batching = plan_batching(features["train"], collator, self.config, arguments)
+        collator = TrainingCollator(self.base.tokenizer, data_args.ignore_pad_token_for_loss)
+        batching = plan_batching(features.examples["train"], collator, self.base.config, arguments)
         model = self.make_model(arguments)
         trainer = TrialTrainer(
             model,
             training_args,
             data_collator=collator,
             batching=batching,
-            eval_dataset=evaluation_sets(features),
-            score_answers=self.make_scorers(model, features["prompts"], data_args, training_args),
+            eval_dataset=evaluation_sets(features.examples),
+            score_answers=self.make_scorers(model, features.prompts, data_args, training_args),
         )
         trainer.remove_callback(PrinterCallback)
         if model_args.peft_type == ADALORA:
             trainer.add_callback(RankAllocation(model))
         return trainer
 
-    def make_model(self, arguments: Arguments) -> nn.Module:
+    def make_model(self, arguments: TrainArguments) -> nn.Module:
         """A fresh adapter on the base."""
-        model_args, _, training_args = arguments
-        transformers.set_seed(training_args.seed)
-        base = copy.deepcopy(self.base) if model_args.peft_type == FULL else share_weights(self.base)
-        model = create_adapter(base, model_args)
-        if has_prefix(model):
-            initialize_prefix(model, self.tokenizer, model_args)
-            attach_prefix_attention(model, model_args.prefix_dropout)
-        attach_loss(model, training_args.label_smoothing_factor)
-        compile_layers(base_of(model), training_args)
-        return model
+        transformers.set_seed(arguments.training.seed)
+        is_full = arguments.model.peft_type == FULL
+        model = copy.deepcopy(self.model) if is_full else share_weights(self.model)
+        return put_trainable_adapter_on(model, replace(self.base, model_args=arguments.model), arguments.training)
 
     def make_scorers(
         self, model: nn.Module, prompts: dict[str, Any], data_args: Any, training_args: Any
     ) -> dict[str, Callable[[], dict[str, float]]]:
         """What generates and scores answers, by split, where that is wanted."""
         settings = GenerationSettings.from_arguments(training_args, data_args)
-        protocol = choose_protocol(self.chat_format, data_args.metric_protocol)
-        return make_scorers((model, self.tokenizer, self.chat_format), prompts, settings, protocol)
+        protocol = choose_protocol(self.base.chat_format, data_args.metric_protocol)
+        return make_scorers(Answering(model, self.base.tokenizer, self.base.chat_format), prompts, settings, protocol)
 
 
 def share_weights(base: PreTrainedModel) -> PreTrainedModel:
@@ -226,15 +202,18 @@ class SearchTrainer(BatchingTrainer):
     def __init__(
         self,
         workbench: Workbench,
-        arguments: Arguments,
-        make_arguments: Callable[[Any], Arguments],
+        arguments: TrainArguments,
+        make_arguments: Callable[[Any], TrainArguments],
         objective: Objective,
         keep_checkpoints: bool = False,
         progress: TrainerCallback | None = None,
     ) -> None:
         # Stock asks for rows of evaluation, and for a model at once.
-        rows = evaluation_sets(workbench.encode(arguments[1], arguments[2].predict_with_generate))
-        super().__init__(args=arguments[2], model_init=lambda: workbench.make_model(arguments), eval_dataset=rows)
+        encoded = workbench.encode(arguments.data, arguments.training.predict_with_generate)
+        rows = evaluation_sets(encoded.examples)
+        super().__init__(
+            args=arguments.training, model_init=lambda: workbench.make_model(arguments), eval_dataset=rows
+        )
         self.remove_callback(PrinterCallback)
         self.workbench, self.make_arguments, self.trial_objective = workbench, make_arguments, objective
         self.keep_checkpoints, self.progress = keep_checkpoints, progress
@@ -274,7 +253,7 @@ class SearchTrainer(BatchingTrainer):
             trial.set_user_attr("metrics", select_scores(metrics))
         finally:
             if not self.keep_checkpoints:
-                shutil.rmtree(arguments[2].output_dir, ignore_errors=True)
+                shutil.rmtree(arguments.training.output_dir, ignore_errors=True)
 
 
 def compute_objective(metrics: dict[str, float], metric: str) -> float:

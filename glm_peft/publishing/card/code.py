@@ -35,7 +35,7 @@ settings = GenerationSettings(max_new_tokens={length})
 print(generate_answers(model, tokenizer, chat_format, {{"input_ids": [prompt.ids]}}, settings)[0])"""
 _TOOLKIT_IMPORTS = (
     "from glm_peft.adapters.loading import load_adapter",  # the first one, which a whole model does without
-    "from glm_peft.arguments.training import ModelArguments",
+    "from glm_peft.arguments.model import ModelArguments",
     "from glm_peft.models.loading import load_base_model, load_tokenizer",
     "from glm_peft.models.chat_formats import get_chat_format",
     "from glm_peft.prediction.generation import generate_answers",

@@ -7,28 +7,28 @@ loaded.
 """
 
 import os
-from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, parse_flag_from_env
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from glm_peft.arguments.methods import ADALORA
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.training import TrainingArguments
 from glm_peft.errors import UserError
-from glm_peft.models.loading import choose_dtype
 
 _CPU_CONFIG = "accelerate_configs/cpu_2_processes.yaml"
 _WHOLE_CONFIG = "accelerate_configs/multi_gpu.yaml"
 _NO_FSDP = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.DEEPSPEED)
 
 
-def settle_engine(model_args: Any, training_args: Any) -> torch.device:
+def settle_engine(model_args: ModelArguments, training_args: TrainingArguments) -> torch.device:
     """
     Raise a `UserError` where the engine that was asked for cannot run, or cannot do what else is asked for.
 
     Args:
-        model_args: `ModelArguments`; `dtype` is settled here where the base is not loaded onto the device it runs on.
-        training_args: `TrainingArguments`.
+        model_args: the method and the quantization.
+        training_args: the backend, and what else is asked for.
 
     Returns:
         Where the base is to be loaded: onto CPUs where the engine then gives each GPU its part.
@@ -48,13 +48,11 @@ def settle_engine(model_args: Any, training_args: Any) -> torch.device:
         )
     if stage == 3 or version:
         _check_parts(f"ZeRO-{stage}" if stage else "FSDP", model_args)
-        if model_args.dtype == "auto":
-            model_args.dtype = str(choose_dtype("auto", training_args.device)).removeprefix("torch.")
         return torch.device("cpu")
     return training_args.device
 
 
-def engine_name(training_args: Any) -> str:
+def engine_name(training_args: TrainingArguments) -> str:
     """`zero2`, `zero3` and so on, `fsdp2`, `ddp`, or `one process`."""
     stage, version = zero_stage(training_args), fsdp_version(training_args)
     if stage or version:
@@ -62,20 +60,20 @@ def engine_name(training_args: Any) -> str:
     return "ddp" if training_args.world_size > 1 else "one process"
 
 
-def zero_stage(training_args: Any) -> int:
+def zero_stage(training_args: TrainingArguments) -> int:
     """Of DeepSpeed; 0 without it."""
     plugin = training_args.deepspeed_plugin
     return int(plugin.zero_stage) if plugin is not None else 0
 
 
-def fsdp_version(training_args: Any) -> int:
+def fsdp_version(training_args: TrainingArguments) -> int:
     """1 or 2; 0 without FSDP."""
     if training_args.fsdp_plugin_args is not None:
         return int(training_args.fsdp_plugin_args.get("fsdp_version", 2))
     return int(os.environ.get("FSDP_VERSION", "1")) if parse_flag_from_env("ACCELERATE_USE_FSDP") else 0
 
 
-def _check_in_use(training_args: Any) -> None:
+def _check_in_use(training_args: TrainingArguments) -> None:
     """The engine that was asked for is the one that accelerate chose, and all processes train together."""
     in_use = training_args.distributed_state.distributed_type
     if zero_stage(training_args) and (in_use != DistributedType.DEEPSPEED or _are_alone(training_args)):
@@ -96,11 +94,11 @@ def _check_in_use(training_args: Any) -> None:
         )
 
 
-def _are_alone(training_args: Any) -> bool:
+def _are_alone(training_args: TrainingArguments) -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and training_args.world_size == 1
 
 
-def _check_fsdp(version: int, model_args: Any, training_args: Any) -> None:
+def _check_fsdp(version: int, model_args: ModelArguments, training_args: TrainingArguments) -> None:
     if version == 1:
         raise UserError(
             "FSDP version 1 flattens what is trained and what is frozen into one, and a prefix cannot be told from it "
@@ -115,7 +113,7 @@ def _check_fsdp(version: int, model_args: Any, training_args: Any) -> None:
         raise UserError("--optim adafactor cannot work on a prefix in parts, as FSDP2 has it: use adamw_torch or sgd.")
 
 
-def _check_zero(stage: int, model_args: Any, training_args: Any) -> None:
+def _check_zero(stage: int, model_args: ModelArguments, training_args: TrainingArguments) -> None:
     if stage < 3 and not training_args.do_train and training_args.do_eval:
         raise UserError(
             f"ZeRO-{stage} is an engine of training alone, and --do_train is not given: evaluate with {_WHOLE_CONFIG}."
@@ -126,7 +124,7 @@ def _check_zero(stage: int, model_args: Any, training_args: Any) -> None:
         )
 
 
-def _check_parts(engine: str, model_args: Any) -> None:
+def _check_parts(engine: str, model_args: ModelArguments) -> None:
     """What fails where each process holds a part of the parameters."""
     if model_args.quantization_bit:
         raise UserError(

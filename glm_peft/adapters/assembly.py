@@ -1,0 +1,107 @@
+"""Put a base model and its adapter together, the same way for every command."""
+
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from glm_peft.adapters.attention_check import check_attention
+from glm_peft.adapters.base_checks import check_tokenizer
+from glm_peft.adapters.compilation import compile_layers
+from glm_peft.adapters.loading import create_adapter, load_adapter
+from glm_peft.adapters.other_methods import attach_loss
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.adapters.prefix_initialization import initialize_prefix
+from glm_peft.adapters.saved_adapter import SavedAdapter, resolve_adapter
+from glm_peft.arguments.methods import PREFIX_TUNING, check_generation_of_method
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.training import TrainingArguments
+from glm_peft.models.chat_formats import ChatFormat, get_chat_format
+from glm_peft.models.loading import check_pair, load_base_model, load_config, load_tokenizer
+from glm_peft.models.unwrapping import base_of, has_prefix
+
+
+@dataclass(frozen=True)
+class OpenedBase:
+    """
+    A base model of which everything is known but its weights, and the adapter to put on it.
+
+    Args:
+        model_args: the arguments, with everything decided that the adapter decides.
+        adapter: what the adapter's files say; `None` where none is named.
+        config: of the base.
+        tokenizer: of the base, which pads on the left.
+        chat_format: the form of the prompts.
+    """
+
+    model_args: ModelArguments
+    adapter: SavedAdapter | None
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    chat_format: ChatFormat
+
+    def load_model(
+        self, device: torch.device | str | None = None, runs_on: torch.device | None = None
+    ) -> PreTrainedModel:
+        """Load the weights of the base, frozen, see `load_base_model`."""
+        return load_base_model(self.model_args, device, runs_on)
+
+
+def open_base(model_args: ModelArguments, is_trainable: bool = False) -> OpenedBase:
+    """
+    Read what belongs to a base and its adapter, and check that it goes together, before any weight is loaded.
+
+    Args:
+        is_trainable: whether the adapter is to be trained.
+
+    Raises:
+        UserError: a file is not there or cannot be read, or base, tokenizer, adapter and method do not go together.
+    """
+    model_args, adapter = resolve_adapter(model_args, is_trainable)
+    tokenizer, config = load_tokenizer(model_args), load_config(model_args)
+    check_pair(tokenizer, config)
+    if adapter:
+        check_tokenizer(adapter.origin, tokenizer)
+    if is_trainable:
+        check_trainable(model_args, config)
+    return OpenedBase(model_args, adapter, config, tokenizer, get_chat_format(tokenizer, model_args.chat_format))
+
+
+def check_trainable(model_args: ModelArguments, config: PreTrainedConfig) -> None:
+    """Raise a `UserError` where the method cannot tune this base, or its attention cannot carry a prefix."""
+    check_generation_of_method(model_args.peft_type, config.model_type)
+    if model_args.peft_type == PREFIX_TUNING:
+        check_attention(config, model_args.attn_implementation)
+
+
+def put_adapter_on(model: PreTrainedModel, base: OpenedBase) -> PreTrainedModel | PeftModel:
+    """
+    Put the adapter on the base for answering; without one the base answers alone.
+
+    Raises:
+        UserError: the adapter cannot be read, or is of another base.
+    """
+    if base.adapter is None:
+        return model
+    return load_adapter(model, base.adapter, allow_other_base=base.model_args.allow_other_base)
+
+
+def put_trainable_adapter_on(
+    model: PreTrainedModel, base: OpenedBase, training_args: TrainingArguments
+) -> PreTrainedModel | PeftModel:
+    """
+    Put an adapter on the base for training: a new one where its arguments say it starts, or the saved one.
+
+    Attention carries the prefix, the loss is computed in chunks, and the layers are compiled where that is asked for.
+
+    Raises:
+        UserError: the adapter to go on from cannot be read or is of another base, or no layer is there to adapt.
+    """
+    adapted = create_adapter(model, base.model_args, base.adapter)
+    if has_prefix(adapted):
+        initialize_prefix(adapted, base.tokenizer, base.model_args)
+        attach_prefix_attention(adapted, base.model_args.prefix_dropout)
+    attach_loss(adapted, training_args.label_smoothing_factor)
+    compile_layers(base_of(adapted), training_args)
+    return adapted

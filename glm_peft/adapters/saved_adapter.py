@@ -1,0 +1,150 @@
+"""What the files of a saved adapter say of it: read once, and resolved into the arguments of a command."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftConfig, PeftType
+from transformers import PreTrainedConfig
+
+from glm_peft.adapters.base_checks import (
+    Origin,
+    check_generation,
+    check_model_type,
+    read_origin,
+    resolve_chat_format,
+)
+from glm_peft.adapters.files import check_sizes, check_width, read_adapter_config
+from glm_peft.adapters.published_checkpoints import is_published_checkpoint, read_published_sizes
+from glm_peft.arguments.fields import changed, require
+from glm_peft.arguments.methods import CONTINUED, LORA, PREFIX_TUNING
+from glm_peft.arguments.model import ModelArguments, flags_of
+from glm_peft.errors import UserError
+from glm_peft.hub.connection import set_up_connection
+from glm_peft.hub.download import fetch_adapter
+from glm_peft.models.loading import find_generation, load_config
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """
+    An adapter in a folder or on the Hub, before its weights are read.
+
+    Args:
+        source: the folder, or a Hub id that names no adapter in a form that is known here.
+        method: the value of `--peft_type`.
+        config: PEFT's; `None` for a published P-Tuning v2 checkpoint.
+        origin: what is known of the base that it was trained on.
+    """
+
+    source: str
+    method: str
+    config: PeftConfig | None
+    origin: Origin
+
+
+def read_saved_adapter(name_or_path: str, revision: str | None = None, cache_dir: str | None = None) -> SavedAdapter:
+    """
+    Read what an adapter's files say of it, out of a folder or, downloaded first, the Hub.
+
+    Args:
+        revision: branch, tag or commit on the Hub; `None` for main.
+        cache_dir: folder of downloads; `None` for the Hub's usual cache.
+
+    Raises:
+        UserError: there is no adapter of this name, or its config cannot be read.
+    """
+    source = fetch_adapter(name_or_path, revision, cache_dir)
+    config = None if is_published_checkpoint(source) else read_adapter_config(source)
+    method = PREFIX_TUNING if config is None else config.peft_type.value.lower()
+    return SavedAdapter(source, method, config, read_origin(source))
+
+
+def resolve_adapter(model_args: ModelArguments, is_trainable: bool) -> tuple[ModelArguments, SavedAdapter | None]:
+    """
+    Let the adapter to load, if one is named, decide what is not given: method, prefix length, projection, prompts.
+
+    Args:
+        is_trainable: whether training goes on from the adapter; otherwise a projection has no meaning.
+
+    Returns:
+        The arguments with everything decided, and the adapter.
+
+    Raises:
+        UserError: there is no such adapter, what is given contradicts it, or the base is of another generation.
+    """
+    set_up_connection()
+    if not model_args.adapter_name_or_path:
+        require(
+            not model_args.adapter_revision,
+            "--adapter_revision is for --adapter_name_or_path",
+            model_args.adapter_revision,
+        )
+        return model_args, None
+    adapter = read_saved_adapter(model_args.adapter_name_or_path, model_args.adapter_revision, model_args.cache_dir)
+    check_generation(adapter.origin, model_args.model_name_or_path, find_generation(model_args))
+    chat_format = resolve_chat_format(adapter.origin, model_args.chat_format)
+    decided: dict[str, Any] = {"adapter_name_or_path": adapter.source, "chat_format": chat_format}
+    if is_trainable:
+        decided["peft_type"] = _resolve_method(adapter, model_args)
+    model_args = changed(model_args, **decided)
+    config = load_config(model_args)
+    check_model_type(adapter.origin, config)
+    sizes = _read_sizes(adapter, config, is_trainable)
+    _check_given_sizes(adapter, model_args, sizes)
+    return changed(model_args, **sizes), adapter
+
+
+def _resolve_method(adapter: SavedAdapter, model_args: ModelArguments) -> str:
+    """Return the method that training goes on with; its rank and its layers are the adapter's as well."""
+    check_continuable(adapter)
+    if model_args.peft_type not in (None, adapter.method):
+        raise UserError(
+            f"--peft_type {model_args.peft_type} contradicts --adapter_name_or_path {adapter.source}, which is a "
+            f"{adapter.method} adapter: leave one of the two out."
+        )
+    for name in flags_of(LORA):
+        if getattr(model_args, name):
+            raise UserError(f"--{name} is for a new adapter: leave it out, or --adapter_name_or_path.")
+    return adapter.method
+
+
+def check_continuable(adapter: SavedAdapter) -> None:
+    """Raise a `UserError` where the files of an adapter do not hold all that training needs to go on."""
+    if adapter.method not in CONTINUED:
+        raise UserError(
+            f"{adapter.source} is of the method {adapter.method}, from which training cannot go on, as its files do "
+            f"not hold all of it: give one of {', '.join(CONTINUED)}, or start anew."
+        )
+
+
+def _read_sizes(adapter: SavedAdapter, config: PreTrainedConfig, is_trainable: bool) -> dict[str, Any]:
+    """What a prefix for this base goes on with, by the names of the arguments; nothing for adapters of other kinds."""
+    if adapter.config is None:
+        num_virtual_tokens, width, encoder_hidden_size = read_published_sizes(adapter.source)
+        check_width(width, config, adapter.source)
+    else:
+        num_virtual_tokens, encoder_hidden_size = getattr(adapter.config, "num_virtual_tokens", None), None
+        if adapter.config.peft_type == PeftType.PROMPT_TUNING and is_trainable:
+            return {"num_virtual_tokens": num_virtual_tokens}
+        if adapter.config.peft_type != PeftType.PREFIX_TUNING:
+            return {}
+        check_sizes(adapter.config, config, adapter.source)
+    sizes: dict[str, Any] = {"num_virtual_tokens": num_virtual_tokens}
+    if is_trainable:
+        sizes |= {"prefix_projection": encoder_hidden_size is not None, "encoder_hidden_size": encoder_hidden_size}
+    return sizes
+
+
+def _check_given_sizes(adapter: SavedAdapter, model_args: ModelArguments, sizes: dict[str, Any]) -> None:
+    for name, found in sizes.items():
+        given = getattr(model_args, name)
+        if given not in (None, found):
+            projected = "" if name == "num_virtual_tokens" else " (of a projection PEFT keeps only the result)"
+            raise UserError(
+                f"--{name} {_as_typed(given)} contradicts --adapter_name_or_path {adapter.source}, whose prefix goes "
+                f"on with {name} {_as_typed(found)}{projected}: leave one of the two out."
+            )
+
+
+def _as_typed(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

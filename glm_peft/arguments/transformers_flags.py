@@ -1,0 +1,31 @@
+"""Facts about the flags of transformers' own, which are declared there: the same as `option` takes for ours."""
+
+_IN_CARD = "lr_scheduler_type warmup_steps per_device_train_batch_size gradient_accumulation_steps "
+_IN_CARD += "label_smoothing_factor seed"
+_IN_CARD_IF_CHANGED = "optim weight_decay max_grad_norm adam_beta1 adam_beta2 bf16 fp16 full_determinism"
+# They say where a run was and to whom it told of itself, and change nothing of its result.
+_NEVER_TOLD = "output_dir logging_dir run_name project push_to_hub resume_from_checkpoint "
+_NEVER_TOLD += "disable_tqdm log_level"
+NEVER_TOLD_KINDS = ("hub_", "trackio_")
+"""How the names of further flags begin that no record tells."""
+
+FACTS: dict[str, dict[str, str]] = {}
+"""By the name of the flag, and that of the fact."""
+
+for _fact, _value, _names in (
+    ("recipe", "always", _IN_CARD),
+    ("recipe", "changed", _IN_CARD_IF_CHANGED),
+    ("public", "never", _NEVER_TOLD),
+):
+    for _name in _names.split():
+        FACTS.setdefault(_name, {})[_fact] = _value
+
+MOST_USED = {
+    "tasks": "do_train do_eval do_predict predict_with_generate output_dir resume_from_checkpoint seed",
+    "batches and steps": "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
+    "max_steps num_train_epochs train_sampling_strategy",
+    "optimizer": "lr_scheduler_type warmup_steps weight_decay max_grad_norm optim bf16 fp16",
+    "evaluation and checkpoints": "eval_strategy eval_steps save_strategy save_steps save_total_limit "
+    "load_best_model_at_end metric_for_best_model",
+}
+"""The flags that are used most, by what they are for: the short help names them."""
