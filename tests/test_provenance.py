@@ -18,6 +18,7 @@ from tiny_options import GENERATIONS
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from glm_peft import convert, doctor, predict, train
+from glm_peft.adapters import assembly
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.models.loading import find_generation
 from glm_peft.provenance.fingerprints import describe_config, digest_tokenizer, sample_weights
@@ -328,9 +329,9 @@ def test_the_recorded_chat_format_is_taken_where_none_is_given(tiny_model_dirs, 
     base = without_names(tiny_model_dirs["chatglm3"], tmp_path / "base")
     place = Place(tmp_path, base, "--chat_format", "plain")
     chosen = []
-    get_chat_format = predict.get_chat_format
+    get_chat_format = assembly.get_chat_format
     monkeypatch.setattr(
-        predict, "get_chat_format", lambda *words: chosen.append(get_chat_format(*words)) or chosen[-1]
+        assembly, "get_chat_format", lambda *words: chosen.append(get_chat_format(*words)) or chosen[-1]
     )
     place.predict(base)
     assert [chat_format.name for chat_format in chosen] == ["plain"]
