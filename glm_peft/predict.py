@@ -39,10 +39,10 @@ def main() -> None:
     settings = GenerationSettings.from_arguments(predict_args, data_args)
     processes = join_processes()
     set_up_logging(is_main_process=processes.is_main_process)
+    base = open_base(model_args)
     if predict_args.prompt is None:
         make_output_dir(predict_args.output_dir)
         check_resumable(predict_args.output_dir, predict_args.resume)
-    base = open_base(model_args)
 
     # One prompt
     if predict_args.prompt is not None:

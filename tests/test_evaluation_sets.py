@@ -103,7 +103,8 @@ def test_the_trainer_gets_one_set_or_all_by_name():
 
 def test_the_doctor_examines_every_set():
     words = ["--model_name_or_path", "base", "--validation_file", "easy=a.json,hard=b.json"]
-    assert wanted_splits(*parse_doctor_arguments(words)[1:]) == ["validation_easy", "validation_hard"]
+    examined = parse_doctor_arguments(words)
+    assert wanted_splits(examined.data, examined.training) == ["validation_easy", "validation_hard"]
 
 
 @pytest.mark.parametrize(
