@@ -6,8 +6,11 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from glm_peft.arguments.command_line import Setting, names_of_fields, parse_command, read_config, read_flags
+from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import option, require_at_least_one
 from glm_peft.arguments.former_options import IGNORED, RENAMED
+from glm_peft.arguments.methods import METHODS
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 
 SEARCH_WORDS = {
@@ -18,6 +21,22 @@ SEARCH_WORDS = {
 
 Settings = dict[str, list[str]]
 """The words of each argument of training by its name, as they would follow its flag."""
+
+# What a search knows of training's flags; a name that ends in an underscore stands for all that begin so.
+SWITCHES = ("peft_type", "prefix_init", "prefix_projection")
+"""They decide which other arguments have an effect, and are drawn before them."""
+OF_METHODS = {name for method in METHODS.values() for name in method.flags}
+ENCODED_BY = ("source_prefix", "max_source_length", "max_target_length", "val_max_target_length", "train_on")
+"""What decides the token ids of the rows."""
+_SEARCHED_OF_ROWS = {"source_prefix", "max_source_length", "max_target_length", "packing", "max_length", "train_on"}
+_SHARED = {"output_dir", "seed", "predict_with_generate", "load_best_model_at_end", "metric_for_best_model"}
+_SHARED |= {"greater_is_better", "resume_from_checkpoint", "use_cpu", "disable_tqdm", "run_name"}
+_SHARED |= {"do_", "eval_", "save_", "push_", "hub_", "report_", "log_", "logging_"}
+# No trial depends on these.
+_WITHOUT_INFLUENCE = {"output_dir", "disable_tqdm", "do_train", "do_eval", "do_predict", "test_file"}
+_WITHOUT_INFLUENCE |= {"max_predict_samples", "resume_from_checkpoint", "preprocessing_num_workers"}
+_WITHOUT_INFLUENCE |= {"dataloader_num_workers", "overwrite_cache"}
+_WITHOUT_INFLUENCE |= {"save_", "log_", "logging_", "report_", "hub_"}
 
 
 @dataclass
@@ -66,7 +85,7 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
-    from glm_peft.arguments.training import DataArguments, ModelArguments, TrainingArguments
+    from glm_peft.arguments.training import TrainingArguments
 
     argv = sys.argv[1:] if argv is None else argv
     types = (ModelArguments, DataArguments, TrainingArguments)
@@ -85,6 +104,22 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
             "leave it out to compare the loss."
         )
     return search_args, read_training_settings(argv, (SearchArguments, *types))
+
+
+def is_searchable(name: str) -> bool:
+    """Return whether trials may differ in an argument of training."""
+    shared = {field.name for field in fields(ModelArguments)} - OF_METHODS - {"peft_type"}
+    shared |= {field.name for field in fields(DataArguments)} - _SEARCHED_OF_ROWS
+    return name not in shared and not _is_among(name, _SHARED)
+
+
+def may_change(name: str) -> bool:
+    """Return whether a search may be gone on with when this argument of training is another."""
+    return _is_among(name, _WITHOUT_INFLUENCE)
+
+
+def _is_among(name: str, names: set[str]) -> bool:
+    return name in names or name.startswith(tuple(each for each in names if each.endswith("_")))
 
 
 def read_training_settings(argv: list[str], types: tuple[type, ...]) -> Settings:
