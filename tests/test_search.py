@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,34 @@ def states_of(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calls() -> list[str]:
+    """What `whole` took long for."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory, calls: list[str]) -> Path:
     """The folder of a search that nothing stopped."""
     folder = tmp_path_factory.mktemp("whole") / "search"
-    search.main(search_words(base, folder, "--n_trials", str(TRIALS)))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("load_base_model", "build_training_features"):
+            patch.setattr(search_trial, name, counted(getattr(search_trial, name), calls))
+        search.main(search_words(base, folder, "--n_trials", str(TRIALS)))
     return folder
+
+
+def counted(function: Callable, calls: list[str]) -> Callable:
+    """The function, which leaves its name in `calls`."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(function.__name__)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def test_the_base_is_loaded_once_and_the_rows_are_encoded_once(whole, calls):
+    assert sorted(calls) == ["build_training_features"] * 2 + ["load_base_model"]
 
 
 def test_a_search_leaves_its_files_and_no_checkpoint(whole):
@@ -140,23 +164,11 @@ def test_training_by_the_best_configuration_gives_the_loss_of_the_trial(whole):
     assert (whole / "best" / "adapter_model.safetensors").is_file()
 
 
-def test_another_seed_tries_other_values(base, whole, tmp_path):
-    search.main(search_words(base, tmp_path / "other", "--n_trials", "1", "--sampler_seed", "1", steps=FEW_STEPS))
-    assert trials_of(tmp_path / "other")[0].params != trials_of(whole)[0].params
-
-
-def test_a_search_goes_on_to_as_many_trials_in_all_and_loads_nothing_when_it_is_done(
-    base, whole, tmp_path, monkeypatch, capsys
-):
-    folder = tmp_path / "search"
-    search.main(search_words(base, folder, "--n_trials", "2"))
-    search.main(search_words(base, folder, "--n_trials", str(TRIALS)))
-    assert without_times(trials_of(folder)) == without_times(trials_of(whole))
-    (folder / "best.yaml").unlink()
+def test_a_search_that_is_done_loads_nothing_and_tells_all_again(base, whole, monkeypatch, capsys):
+    (whole / "best.yaml").unlink()
     monkeypatch.setattr(trials_search, "Workbench", None)
-    capsys.readouterr()
-    search.main(search_words(base, folder, "--n_trials", str(TRIALS)))
-    assert (folder / "best.yaml").is_file() and f"{TRIALS} trials, the best first" in capsys.readouterr().out
+    search.main(search_words(base, whole, "--n_trials", str(TRIALS)))
+    assert (whole / "best.yaml").is_file() and f"{TRIALS} trials, the best first" in capsys.readouterr().out
 
 
 def in_trial(patch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
@@ -171,30 +183,49 @@ def in_trial(patch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) ->
     patch.setattr(PrefixTrainer, "training_step", acting)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_with_what_is_known_and_the_trial_is_done_again(
-    base, whole, tmp_path, monkeypatch, capfd, number, code
-):
-    folder, former = tmp_path / "search", signal.signal(signal.SIGINT, signal.default_int_handler)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
-        in_trial(patch, 2, lambda: os.kill(os.getpid(), number))
-        search.main(search_words(base, folder, "--n_trials", str(TRIALS)))
+@pytest.fixture
+def usual_ctrl_c() -> Iterator[None]:
+    """Ctrl-C as it is in a terminal, wherever the tests run."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
     assert signal.signal(signal.SIGINT, former) == signal.default_int_handler
-    captured = capfd.readouterr()
-    assert end.value.code == code and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert captured.err.splitlines()[-1].startswith(f"stopped: 2 of {TRIALS} trials are in {folder}; the same command")
-    assert "checkpoint" not in captured.err and "2 trials, the best first" in captured.out
-    assert states_of(folder) == ["COMPLETE", "COMPLETE", "FAIL"] and len(trials_of(folder)) == 2
-    assert not list(folder.glob("trials/*"))
-    search.main(search_words(base, folder, "--n_trials", str(TRIALS)))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_ends_it_with_what_is_known_and_the_trial_is_done_again(
+    base, whole, tmp_path, monkeypatch, capfd, usual_ctrl_c
+):
+    folder = tmp_path / "search"
+    search.main(search_words(base, folder, "--n_trials", "1"))
+    words = search_words(base, folder, "--n_trials", str(TRIALS))
+    # A trial that was stopped has a number of its own.
+    for number, stopped, done in ((signal.SIGINT, 2, 2), (signal.SIGTERM, 4, 3)):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+            in_trial(patch, stopped, partial(os.kill, os.getpid(), number))
+            search.main(words)
+        captured = capfd.readouterr()
+        assert end.value.code == 128 + number
+        assert captured.err.splitlines()[-1].startswith(
+            f"stopped: {done} of {TRIALS} trials are in {folder}; the same"
+        )
+        assert "checkpoint" not in captured.err and f"{done} trials, the best first" in captured.out
+        assert states_of(folder)[stopped] == "FAIL" and len(trials_of(folder)) == done
+        assert not list(folder.glob("trials/*"))
+    search.main(words)
     assert without_times(trials_of(folder)) == without_times(trials_of(whole))
 
 
-KILLED = """import os, signal, sys
-import pytest
-from test_search import in_trial
+KILLED = """\
+import os, signal, sys
 from glm_peft import search
-in_trial(pytest.MonkeyPatch(), 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+from glm_peft.training.trainer import PrefixTrainer
+
+step = PrefixTrainer.training_step
+def training_step(trainer, *args):
+    if trainer.args.output_dir.endswith("1") and trainer.state.global_step == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(trainer, *args)
+PrefixTrainer.training_step = training_step
 search.main(sys.argv[1:])
 """
 
@@ -202,10 +233,9 @@ search.main(sys.argv[1:])
 def test_a_killed_trial_is_not_counted_and_does_not_stay_running(base, whole, tmp_path):
     folder = tmp_path / "search"
     words = search_words(base, folder, "--n_trials", "2")
-    places = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
-    command = [sys.executable, "-c", KILLED, *words]
-    assert subprocess.run(command, env=os.environ | places, capture_output=True).returncode == -signal.SIGKILL
-    assert states_of(folder) == ["COMPLETE", "RUNNING"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL and states_of(folder) == ["COMPLETE", "RUNNING"]
     search.main(words)
     assert states_of(folder) == ["COMPLETE", "FAIL", "COMPLETE"]
     assert without_times(trials_of(folder)) == without_times(trials_of(whole))[:2]
@@ -234,22 +264,21 @@ def test_the_file_of_another_search_is_refused(base, whole, capsys):
     search_words(base, whole)  # the space is as it was
 
 
-def test_rows_that_changed_make_another_search(base, tmp_path, capsys):
+def test_a_search_that_tried_nothing_yet_may_still_change_and_another_seed_tries_other_values(
+    base, whole, tmp_path, capsys
+):
     words = search_words(base, tmp_path / "search", "--n_trials", "1", steps=FEW_STEPS)
-    search.main(words)
-    rows = tmp_path / "rows.json"
-    rows.write_text(rows.read_text(encoding="utf-8").replace("裤", "裙"), encoding="utf-8")
-    assert "with train rows of sha256" in refusal(words, capsys)
-
-
-def test_a_search_that_tried_nothing_yet_may_still_change(base, tmp_path, capsys):
-    words = search_words(base, tmp_path / "search", "--n_trials", "1", steps=FEW_STEPS)
-    rows = (tmp_path / "rows.json").read_text(encoding="utf-8")
-    (tmp_path / "rows.json").write_text(rows.replace("summary", "summry"), encoding="utf-8")
+    file = tmp_path / "rows.json"
+    rows = file.read_text(encoding="utf-8")
+    file.write_text(rows.replace("summary", "summry"), encoding="utf-8")
     assert "summary" in refusal(words, capsys)
-    (tmp_path / "rows.json").write_text(rows, encoding="utf-8")
-    search.main([*words, "--weight_decay", "0.1"])
-    assert len(trials_of(tmp_path / "search")) == 1
+    file.write_text(rows, encoding="utf-8")
+    other = [*words, "--sampler_seed", "1"]
+    search.main(other)
+    (trial,) = trials_of(tmp_path / "search")
+    assert trial.params != trials_of(whole)[0].params
+    file.write_text(rows.replace("裤", "裙"), encoding="utf-8")
+    assert "with train rows of sha256" in refusal(other, capsys)  # what was tried is of other rows
 
 
 def test_a_file_that_is_none_of_a_search_is_refused(base, tmp_path, capsys):
@@ -349,21 +378,6 @@ def test_checkpoints_are_kept_only_if_asked_and_the_best_one_of_a_trial_counts(b
     search.main(search_words(base, tmp_path / "kept", *more, "--n_trials", "1", "--keep_checkpoints", space=space))
     kept = sorted(path.relative_to(tmp_path / "kept").as_posix() for path in (tmp_path / "kept").rglob("checkpoint-*"))
     assert kept == ["trials/0/checkpoint-2", "trials/0/checkpoint-4"]
-
-
-def test_the_base_is_loaded_once_and_the_rows_are_encoded_once(base, tmp_path, monkeypatch):
-    calls: list[str] = []
-
-    def count(name: str) -> None:
-        original = getattr(search_trial, name)
-        monkeypatch.setattr(
-            search_trial, name, lambda *args, **kwargs: (calls.append(name), original(*args, **kwargs))[1]
-        )
-
-    count("load_base_model")
-    count("build_training_features")
-    search.main(search_words(base, tmp_path / "search", "--n_trials", "2", steps=FEW_STEPS))
-    assert sorted(calls) == ["build_training_features"] * 2 + ["load_base_model"]
 
 
 def test_lengths_may_be_searched_and_rows_are_encoded_for_each(base, tmp_path):

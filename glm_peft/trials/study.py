@@ -53,8 +53,8 @@ def open_study(folder: Path, direction: str, search: Mapping[str, Any]) -> optun
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = folder / DATABASE_NAME
-    names = {"storage": f"sqlite:///{path.absolute()}", "study_name": STUDY_NAME}
     try:
+        names = {"storage": optuna.storages.get_storage(f"sqlite:///{path.absolute()}"), "study_name": STUDY_NAME}
         study = optuna.create_study(direction=direction, load_if_exists=True, **names)
         if not counted_trials(study):  # what it was begun with may have been a mistake
             optuna.delete_study(**names)
