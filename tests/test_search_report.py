@@ -1,53 +1,72 @@
-"""What a search tells of its trials: order, table, picture, configuration of the best; and what is tried next."""
+"""What a search tells of its trials: order, table, pictures, configuration of the best; and what is tried next."""
 
 import optuna
 import pytest
 import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
 
 from glm_peft.arguments.command_line import read_config
-from glm_peft.trials.plot import _label_choices, find_limits, plot_search
 from glm_peft.trials.report import (
-    COMPLETE,
-    FAILED,
-    PRUNED,
-    TrialRecord,
+    _find_limits,
     find_best,
     format_trials,
+    plot_search,
     rank_trials,
+    tabulate_trials,
     write_best,
 )
-from glm_peft.trials.space import Parameter
-from glm_peft.trials.study import RepeatableSampler
+from glm_peft.trials.study import reseed
+
+LONG = "很长" * 20
+DISTRIBUTIONS = {"rate": FloatDistribution(0.1, 10.0, log=True), "text": CategoricalDistribution(["a", LONG])}
+COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
 
-def trial(number: int, value: float | None, state: str = COMPLETE, **values: object) -> TrialRecord:
-    reason = "out of memory" if state == FAILED else None
-    return TrialRecord(number, state, value, values, {10: value} if value else {}, {}, 1.0, reason)
+def study_of(*trials: tuple[TrialState, float | None, dict[str, object]], direction: str = "minimize") -> optuna.Study:
+    """A study with these ends, results and values; those without a reason to fail were stopped."""
+    study = optuna.create_study(direction=direction)
+    for state, value, values in trials:
+        reason = {"reason": values["reason"]} if "reason" in values else {}
+        params = {name: values[name] for name in DISTRIBUTIONS if name in values}
+        distributions = {name: DISTRIBUTIONS[name] for name in params}
+        steps = {} if value is None else {10: value}
+        trial = create_trial(
+            state=state,
+            value=value,
+            params=params,
+            distributions=distributions,
+            user_attrs=reason,
+            intermediate_values=steps,
+        )
+        study.add_trial(trial)
+    return study
 
 
-TRIALS = [
-    trial(0, 3.0, rate=0.1),
-    trial(1, 2.0, rate=0.2),
-    trial(2, None, FAILED, rate=9.0),
-    trial(3, 1.0, PRUNED, rate=0.3),
-]
-TRIALS += [trial(4, 2.0, rate=0.4, text="很长" * 20)]
+TRIALS = [(COMPLETE, 3.0, {"rate": 0.1}), (COMPLETE, 2.0, {"rate": 0.2})]
+TRIALS += [(FAIL, None, {"rate": 9.0, "reason": "out of memory"}), (PRUNED, 1.0, {"rate": 0.3})]
+TRIALS += [(FAIL, None, {"rate": 0.5}), (COMPLETE, 2.0, {"rate": 0.4, "text": LONG})]
 
 
 def test_the_complete_trials_stand_first_and_the_earlier_of_equal_ones():
-    assert [record.trial for record in rank_trials(TRIALS, minimize=True)] == [1, 4, 0, 3, 2]
-    assert [record.trial for record in rank_trials(TRIALS, minimize=False)] == [0, 1, 4, 3, 2]
-    assert find_best(TRIALS, minimize=True).trial == 1 and find_best(TRIALS[2:4], minimize=True) is None
+    study = study_of(*TRIALS)
+    ranked = rank_trials(tabulate_trials(study), minimize=True)
+    assert list(ranked["number"]) == [1, 5, 0, 3, 2] and find_best(study, ranked).number == 1
+    assert list(rank_trials(tabulate_trials(study), minimize=False)["number"]) == [0, 1, 5, 3, 2]
+    without = study_of(*TRIALS[2:4])
+    assert find_best(without, rank_trials(tabulate_trials(without), minimize=True)) is None
 
 
 def test_the_table_has_a_line_for_each_trial_and_the_reason_of_a_failure():
-    lines = format_trials(rank_trials(TRIALS, minimize=True), "eval_loss", ["rate", "text"]).splitlines()
+    ranked = rank_trials(tabulate_trials(study_of(*TRIALS)), minimize=True)
+    lines = format_trials(ranked, "eval_loss", ["rate", "text", "never"]).splitlines()
     assert lines[0].split() == ["trial", "eval_loss", "rate", "text", "end"]
-    assert [line.split()[0] for line in lines[1:6]] == ["1", "4", "0", "3", "2"]
-    assert lines[4].endswith("ended early at step 10") and lines[5].split() == ["2", "9", "failed"]
-    assert lines[2].split()[3] == "很长" * 5 + "很…"
-    assert lines[2].index("complete") + 11 == lines[0].index("end")  # a Chinese character takes two columns
-    assert lines[6] == "  trial 2 failed: out of memory"
+    assert [line.split()[0] for line in lines[1:6]] == ["1", "5", "0", "3", "2"]
+    assert lines[4].split() == ["3", "1", "0.3", "ended", "early"] and lines[5].split() == ["2", "9", "failed"]
+    assert lines[2].split()[3].startswith("很长" * 5) and LONG not in lines[2]
+    wide = sum(character in LONG for character in lines[2])  # a Chinese character takes two columns
+    assert len(lines[2]) + wide == len(lines[0])
+    assert lines[6] == "trial 2 failed: out of memory"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +76,7 @@ def test_the_table_has_a_line_for_each_trial_and_the_reason_of_a_failure():
         ["null"],
         [""],
         ["1e-3"],
+        ["0.004841234567890123"],
         ["true"],
         ["a, b"],
         ["a: b"],
@@ -65,48 +85,35 @@ def test_the_table_has_a_line_for_each_trial_and_the_reason_of_a_failure():
         ['{"a": 1}'],
         ["a", "no", "1"],
         ["-1"],
+        [LONG * 9],
     ],
 )
 def test_the_configuration_of_the_best_is_read_as_it_was_given(tmp_path, words):
-    path = write_best(tmp_path, TRIALS[1], "eval_loss", {"run_name": words}, "train it")
-    settings = {setting.name: setting.values for setting in read_config(str(path))}
+    write_best(tmp_path, study_of(*TRIALS).best_trial, "eval_loss", {"run_name": words}, "train it")
+    settings = {setting.name: setting.values for setting in read_config(str(tmp_path / "best.yaml"))}
     assert settings["run_name"] == words and settings["output_dir"] == [str(tmp_path / "best")]
-    assert yaml.safe_load(path.read_text(encoding="utf-8"))["do_train"] is True
+    assert yaml.safe_load((tmp_path / "best.yaml").read_text(encoding="utf-8"))["do_train"] is True
 
 
-def test_the_picture_is_drawn_of_trials_with_a_result_only(tmp_path):
-    space = [Parameter("rate", "", low=0.1, high=1.0, log=True), Parameter("text", "", choices=("a", "很长" * 20))]
-    assert plot_search(TRIALS[2:3], space, "eval_loss", True, tmp_path / "none.png") is None
-    assert not (tmp_path / "none.png").exists()
-    path = plot_search(TRIALS, space, "eval_loss", True, tmp_path / "search.png")
-    assert path.read_bytes()[:4] == b"\x89PNG"
-
-
-def test_results_that_are_far_off_do_not_press_the_others_together():
-    low, high = find_limits([2.0, 2.1, 2.2, 2.3, 900.0], minimize=True)
-    assert low < 2.0 and 2.3 < high < 3.5
-    low, high = find_limits([60.0, 58.0, 55.0, 0.0], minimize=False)
-    assert 40 < low < 55 and high > 60
-    low, high = find_limits([2.0], minimize=True)
-    assert low < 2.0 < high
+@pytest.mark.parametrize("trials", [TRIALS, TRIALS[:1]])
+def test_pictures_are_drawn_however_few_trials_there_are(tmp_path, trials, recwarn):
+    for path in plot_search(study_of(*trials), "eval_loss", tmp_path):
+        assert path.read_bytes()[:4] == b"\x89PNG"
+    assert {path.name for path in tmp_path.iterdir()} == {"history.png", "parameters.png"} and not recwarn.list
 
 
 @pytest.mark.parametrize(
-    ("choices", "labels"),
+    ("values", "direction", "low", "high"),
     [
-        ((2, 4, None), ["2", "4", "not given"]),
-        (("写广告", "short"), ["1", "2"]),
-        (("a text that is long", "b"), ["1", "2"]),
-        (tuple(range(20)), ["1", "4", "7", "10", "13", "16", "19"]),
+        ([2.1, 2.0, 2.2, 2.3, 900.0], "minimize", 2.0, 2.5),
+        ([60.0, 58.0, 56.0, 0.0], "maximize", 52.0, 60.0),
+        ([2.0, 2.0, 2.0, 3.0], "minimize", 2.0, 3.0),
+        ([2.0], "minimize", 2.0, 2.0),
     ],
 )
-def test_labels_of_choices_have_room(choices, labels):
-    from matplotlib.figure import Figure
-
-    axes = Figure().subplots()
-    _label_choices(axes, Parameter("name", "", choices=choices))
-    assert [label.get_text() for label in axes.get_xticklabels()] == labels
-    assert axes.get_xlabel().endswith("(number in the list)") == (labels[0] == "1")
+def test_results_that_are_far_off_do_not_press_the_others_together(values, direction, low, high):
+    study = study_of(*((COMPLETE, value, {"rate": 1.0}) for value in values), direction=direction)
+    assert _find_limits(study) == pytest.approx((low, high))
 
 
 def values_of(study: optuna.Study) -> list[dict[str, float]]:
@@ -117,12 +124,15 @@ def test_values_depend_on_the_seed_and_the_trials_before_and_not_on_the_process(
     def objective(trial: optuna.Trial) -> float:
         return trial.suggest_float("x", -1, 1) ** 2 + trial.suggest_int("n", 1, 9)
 
-    studies = [optuna.create_study(sampler=RepeatableSampler(seed, 3, lambda *args: None)) for seed in (0, 0, 1)]
-    for study in studies:
-        study.optimize(objective, n_trials=4)
-    studies[0].optimize(objective, n_trials=4)
-    studies[1].sampler = RepeatableSampler(0, 3, lambda *args: None)  # as another process would
-    studies[1].optimize(objective, n_trials=4)
+    def go_on(study: optuna.Study, seed: int, trials: int) -> None:
+        reseed(study, seed, 3)
+        study.optimize(objective, n_trials=trials, callbacks=[lambda study, trial: reseed(study, seed, 3)])
+
+    studies = [optuna.create_study() for _ in range(3)]
+    go_on(studies[0], 0, 8)
+    go_on(studies[1], 0, 4)
+    go_on(studies[1], 0, 4)  # as another process would
+    go_on(studies[2], 1, 1)
     assert values_of(studies[0]) == values_of(studies[1])
     assert len({values["x"] for values in values_of(studies[0])}) == 8
     assert values_of(studies[2])[0] != values_of(studies[0])[0]

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import FixedTrial
 
 from glm_peft.arguments.search import as_command_line, parse_search_arguments
 from glm_peft.arguments.training import parse_train_arguments
@@ -29,7 +31,7 @@ def read(tmp_path: Path) -> Callable[[str], list[Parameter]]:
 
 def draw(space: list[Parameter], fixed: dict[str, list[str]] | None = None, **values: Any) -> dict[str, list[str]]:
     """The settings of a trial that are not the fixed ones of every test."""
-    settings = draw_settings(space, FIXED | (fixed or {}), lambda parameter: values[parameter.name])
+    settings = draw_settings(space, FIXED | (fixed or {}), FixedTrial(values))
     return {name: words for name, words in settings.items() if name not in FIXED}
 
 
@@ -38,7 +40,7 @@ def test_values_have_the_types_of_their_arguments(read):
     text += (
         "prefix_init: [null, normal]\nlr_scheduler_type: [linear, no]\ntarget_modules: [[q_proj, v_proj], [o_proj]]"
     )
-    choices = {parameter.name: parameter.choices for parameter in read(text)}
+    choices = {parameter.name: parameter.distribution.choices for parameter in read(text)}
     assert choices == {
         "num_virtual_tokens": (16, 64),
         "learning_rate": (0.001, 1.0),
@@ -52,24 +54,26 @@ def test_values_have_the_types_of_their_arguments(read):
 
 def test_a_range_has_the_type_of_its_argument_and_reads_numbers_that_yaml_takes_for_text(read):
     text = "learning_rate: {low: 1e-4, high: 1e-1, log: true}\nnum_virtual_tokens: {low: 8, high: 64, step: 8}"
-    rate, length = read(text)
-    assert (rate.kind, rate.low, rate.high, rate.log, rate.step) == (float, 1e-4, 0.1, True, None)
-    assert (length.kind, length.low, length.high, length.log, length.step) == (int, 8, 64, False, 8)
-    assert all(type(number) is int for number in (length.low, length.high, length.step))
+    rate, length = (parameter.distribution for parameter in read(text))
+    assert rate == FloatDistribution(1e-4, 0.1, log=True)
+    assert length == IntDistribution(8, 64, step=8)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("learning_rat: [1]", "there is no such argument of training, the nearest is learning_rate"),
-        ("learning_rate: {low: 1, high: 0.1}", "low must be below high, found 1 and 0.1"),
-        ("learning_rate: {low: 0, high: 1, log: true}", "with log: true low must be above 0"),
-        ("learning_rate: {low: 1, high: 2, log: true, step: 1}", "there is no step, found low 1 and step 1"),
+        ("learning_rate: {low: 1, high: 0.1}", "low <= high must hold, but got (low=1.0, high=0.1)"),
+        ("learning_rate: {low: 0, high: 1, log: true}", "low > 0 must hold for log=True, but got (low=0.0, high=1.0)"),
+        (
+            "learning_rate: {low: 1, high: 2, log: true, step: 1}",
+            "parameter step is not supported when log is true",
+        ),
         ("learning_rate: {low: a, high: 1}", "low must be a number, found a"),
         ("learning_rate: {low: true, high: 2}", "low must be a number, found True"),
         ("learning_rate: {low: 0, high: .inf}", "high must be a number, found inf"),
         ("num_virtual_tokens: {low: 1.5, high: 4}", "low must be a whole number, found 1.5"),
-        ("num_virtual_tokens: {low: 1, high: 4, step: 0}", "step must be above 0, found 0"),
+        ("num_virtual_tokens: {low: 1, high: 4, step: 0}", "step > 0 must hold, but got step=0"),
         ("learning_rate: {low: 1, hihg: 2}", "hihg is not known, a range is {low: 1e-4, high: 1e-1}"),
         ("learning_rate: {low: 1}", "low or high is missing"),
         ("learning_rate: {low: 1, high: 2, log: maybe}", "log must be true or false, found maybe"),

@@ -58,10 +58,19 @@ class DataArguments:
         reads=True,
     )
     source_prefix: str | None = option(
-        None, "Text before every question. None: nothing.", recipe="changed", public="text", encodes=True
+        None,
+        "Text before every question. None: nothing.",
+        recipe="changed",
+        public="text",
+        encodes=True,
+        search="varied",
     )
     max_source_length: int = option(
-        1024, "Most tokens of a prompt, special ones counted; longer ones are cut.", recipe="always", encodes=True
+        1024,
+        "Most tokens of a prompt, special ones counted; longer ones are cut.",
+        recipe="always",
+        encodes=True,
+        search="varied",
     )
     max_target_length: int = option(
         128,
@@ -69,6 +78,7 @@ class DataArguments:
         recipe="always",
         encodes=True,
         prediction="Most tokens of an answer where --max_new_tokens and --val_max_target_length are not given.",
+        search="varied",
     )
     val_max_target_length: int | None = option(
         None,
@@ -89,14 +99,18 @@ class DataArguments:
         "fewer rows where that costs less than padding.",
         recipe="changed",
         prediction="refused",
+        search="varied",
     )
-    max_length: int = option(512, "Most tokens of a row with --packing.", recipe="changed", prediction="refused")
+    max_length: int = option(
+        512, "Most tokens of a row with --packing.", recipe="changed", prediction="refused", search="varied"
+    )
     train_on: Literal["all", "last"] = option(
         "all",
         "In rows of messages, train on every answer or on the last one.",
         recipe="changed",
         encodes=True,
         prediction="refused",
+        search="varied",
     )
     skip_bad_rows: bool = option(
         False, "Leave out and count rows that cannot be used, instead of stopping there.", recipe="changed"

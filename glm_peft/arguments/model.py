@@ -60,6 +60,7 @@ class ModelArguments:
         "Method; none: train the base itself. None: prefix_tuning, or that of --adapter_name_or_path.",
         recipe="always",
         prediction="ignored",
+        search="varied",
     )
     attn_implementation: str | None = option(
         None, "Attention of the base: eager, sdpa, flash_attention_2 or flex_attention. None: the best at hand."

@@ -6,8 +6,16 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from glm_peft.arguments.command_line import Setting, names_of_fields, parse_command, read_config, read_flags
-from glm_peft.arguments.fields import option, require_at_least_one
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.fields import flags_with, option, require_at_least_one
 from glm_peft.arguments.former_options import IGNORED, RENAMED
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.transformers_flags import (
+    SHARED_BY_TRIALS,
+    SHARED_BY_TRIALS_KINDS,
+    WITHOUT_INFLUENCE,
+    WITHOUT_INFLUENCE_KINDS,
+)
 from glm_peft.errors import UserError
 
 SEARCH_WORDS = {
@@ -19,8 +27,11 @@ SEARCH_WORDS = {
 Settings = dict[str, list[str]]
 """The words of each argument of training by its name, as they would follow its flag."""
 
+SWITCHES = ("peft_type", "prefix_init", "prefix_projection")
+"""They decide which other arguments have an effect, and are drawn before them."""
 
-@dataclass
+
+@dataclass(frozen=True)
 class SearchArguments:
     """
     What is searched, how long, and by which number trials are compared.
@@ -66,8 +77,6 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
-    from glm_peft.arguments.data import DataArguments
-    from glm_peft.arguments.model import ModelArguments
     from glm_peft.arguments.training import TrainingArguments
 
     argv = sys.argv[1:] if argv is None else argv
@@ -87,6 +96,20 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
             "leave it out to compare the loss."
         )
     return search_args, read_training_settings(argv, (SearchArguments, *types))
+
+
+def is_searchable(name: str) -> bool:
+    """Return whether trials may differ in an argument of training."""
+    for kind in (ModelArguments, DataArguments):
+        if name in kind.__dataclass_fields__:
+            return name in flags_with(kind, "methods") or name in flags_with(kind, "search", "varied")
+    return name not in SHARED_BY_TRIALS and not name.startswith(SHARED_BY_TRIALS_KINDS)
+
+
+def may_change(name: str) -> bool:
+    """Return whether a search may be gone on with when this argument of training is another."""
+    is_free = any(name in flags_with(kind, "search", "free") for kind in (ModelArguments, DataArguments))
+    return is_free or name in WITHOUT_INFLUENCE or name.startswith(WITHOUT_INFLUENCE_KINDS)
 
 
 def read_training_settings(argv: list[str], types: tuple[type, ...]) -> Settings:

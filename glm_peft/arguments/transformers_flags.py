@@ -9,6 +9,17 @@ _NEVER_TOLD += "disable_tqdm log_level"
 NEVER_TOLD_KINDS = ("hub_", "trackio_")
 """How the names of further flags begin that no record tells."""
 
+_SHARED = "output_dir seed predict_with_generate load_best_model_at_end metric_for_best_model greater_is_better "
+_SHARED += "resume_from_checkpoint use_cpu disable_tqdm run_name"
+SHARED_BY_TRIALS = frozenset(_SHARED.split())
+SHARED_BY_TRIALS_KINDS = ("do_", "eval_", "save_", "push_", "hub_", "report_", "log_", "logging_")
+"""What no search may vary: names, and how further names begin."""
+
+_NO_INFLUENCE = "output_dir disable_tqdm do_train do_eval do_predict resume_from_checkpoint dataloader_num_workers"
+WITHOUT_INFLUENCE = frozenset(_NO_INFLUENCE.split())
+WITHOUT_INFLUENCE_KINDS = ("save_", "log_", "logging_", "report_", "hub_")
+"""What no trial's result depends on, so that a search may go on with other values."""
+
 FACTS: dict[str, dict[str, str]] = {}
 """By the name of the flag, and that of the fact."""
 

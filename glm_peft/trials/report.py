@@ -1,198 +1,148 @@
-"""What a search tells: the table of its trials, their files, and the configuration of the best."""
+"""What a search tells: the table of its trials, its pictures, and the configuration of the best."""
 
-import csv
-import io
-import json
-import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import re
+import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
+import optuna
+import pandas
 import yaml
+from optuna.trial import FrozenTrial, TrialState
 
 from glm_peft.arguments.search import Settings
 from glm_peft.reporting.files import write_atomically
+from glm_peft.trials.study import REASON, counted_trials
 
-BEST_NAME, JSON_NAME, CSV_NAME = "best.yaml", "trials.json", "trials.csv"
-COMPLETE, PRUNED, FAILED, STOPPED = "complete", "ended early", "failed", "stopped"
+BEST_NAME, CSV_NAME = "best.yaml", "trials.csv"
+HISTORY_NAME, PARAMETERS_NAME = "history.png", "parameters.png"
 
-_WIDEST = 24  # columns of a value in the table
+_ATTRIBUTES = ("number", "state", "value", "params", "intermediate_values", "user_attrs", "duration")
+_STATES = {"COMPLETE": "complete", "PRUNED": "ended early", "FAIL": "failed"}
+_FAR = 2.0  # times from the best to the middle of the others: results that are farther off are drawn at the edge
+_DOTS_PER_INCH = 120
+_WIDEST = 24  # characters of a value in the table
+_is_number = re.compile(r"-?\d+(\.\d+)?").fullmatch
 
 
-@dataclass(frozen=True)
-class TrialRecord:
+def tabulate_trials(study: optuna.Study) -> pandas.DataFrame:
     """
-    One trial: its values by argument, what it is judged by (of the last evaluation, if it ended early), and its end.
+    Return Optuna's table of the trials that count, a row for each.
 
-    `evaluations` are by step of the optimizer, `seconds` None where it was killed, `reason` says why it failed.
+    Returns:
+        `number`, `state`, `value`, the arguments by their names, `intermediate_values_STEP`, the scores and the
+        `reason` of a failure, and `duration` in seconds.
     """
-
-    trial: int
-    state: str
-    value: float | None
-    values: dict[str, Any]
-    evaluations: dict[int, float]
-    metrics: dict[str, float]
-    seconds: float | None
-    reason: str | None = None
+    table = study.trials_dataframe(attrs=_ATTRIBUTES)
+    table = table[table["number"].isin([trial.number for trial in counted_trials(study)])]
+    table.columns = [name.removeprefix("params_").removeprefix("user_attrs_") for name in table.columns]
+    table["state"], table["duration"] = table["state"].map(_STATES), table["duration"].dt.total_seconds()
+    return table
 
 
-def record_trial(trial: Any) -> TrialRecord:
-    """What Optuna has of a trial."""
-    states = {"COMPLETE": COMPLETE, "PRUNED": PRUNED, "FAIL": FAILED if "reason" in trial.user_attrs else STOPPED}
-    evaluations = dict(sorted(trial.intermediate_values.items()))
-    seconds = trial.duration.total_seconds() if trial.duration else None
-    return TrialRecord(
-        trial.number,
-        states.get(trial.state.name, STOPPED),
-        trial.value if trial.state.name in ("COMPLETE", "PRUNED") else None,
-        dict(trial.params),
-        evaluations,
-        trial.user_attrs.get("metrics", {}),
-        seconds,
-        trial.user_attrs.get("reason"),
-    )
+def rank_trials(table: pandas.DataFrame, minimize: bool) -> pandas.DataFrame:
+    """Return the complete trials, the best first and the earlier first of equal ones, and then the others."""
+    # By the alphabet: complete, ended early, failed.
+    return table.sort_values(["state", "value", "number"], ascending=[True, minimize, True])
 
 
-def rank_trials(records: Sequence[TrialRecord], minimize: bool) -> list[TrialRecord]:
-    """The complete ones, the best first and the earlier first where two are equal; then those that ended early."""
-    states = (COMPLETE, PRUNED, FAILED, STOPPED)
-
-    def key(record: TrialRecord) -> tuple[int, float, int]:
-        value = record.value if record.value is not None else 0.0
-        return states.index(record.state), value if minimize else -value, record.trial
-
-    return sorted(records, key=key)
+def find_best(study: optuna.Study, ranked: pandas.DataFrame) -> FrozenTrial | None:
+    """Return the best of the complete trials, if there are any."""
+    is_there = len(ranked) > 0 and ranked["state"].iloc[0] == _STATES["COMPLETE"]
+    return study.trials[int(ranked["number"].iloc[0])] if is_there else None
 
 
-def find_best(records: Sequence[TrialRecord], minimize: bool) -> TrialRecord | None:
-    """The best of the complete ones."""
-    ranked = rank_trials(records, minimize)
-    return ranked[0] if ranked and ranked[0].state == COMPLETE else None
-
-
-def format_trials(ranked: Sequence[TrialRecord], metric: str, names: Sequence[str]) -> str:
+def format_trials(ranked: pandas.DataFrame, metric: str, names: Sequence[str]) -> str:
     """
-    The table, one trial in a line.
+    Format a table with one trial in a line, and the reasons of failures.
 
     Args:
         ranked: in the order of the lines.
         metric: heading of what they are judged by.
         names: of the arguments that are searched.
     """
-    rows = [["trial", metric, *names, "end"]]
-    for record in ranked:
-        cells = [format_value(record.values[name]) if name in record.values else "" for name in names]
-        rows.append([str(record.trial), _number(record.value), *cells, _describe_end(record)])
-    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    lines = ["  ".join([*map(_pad, row[:-1], widths), row[-1]]).rstrip() for row in rows]
-    reasons = [f"  trial {record.trial} failed: {record.reason}" for record in ranked if record.state == FAILED]
-    return "\n".join([*(f"  {line}" for line in lines), *reasons])
+    shown = ranked[["number", "value", *(name for name in names if name in ranked), "state"]]
+    shown = shown.rename(columns={"number": "trial", "value": metric, "state": "end"})
+    with pandas.option_context("display.unicode.east_asian_width", True):  # a Chinese character takes two columns
+        table = shown.to_string(index=False, na_rep="", float_format="{:.4g}".format, max_colwidth=_WIDEST)
+    failed = ranked.dropna(subset=[REASON]) if REASON in ranked else ranked[:0]
+    reasons = [f"trial {trial.number} failed: {trial.reason}" for trial in failed.itertuples()]
+    return "\n".join([table, *reasons])
 
 
-def format_value(value: Any) -> str:
-    """A value for a table or a picture: numbers with four digits, long texts cut."""
-    if value is None:
-        return "not given"
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    if _width(text) <= _WIDEST:
-        return text
-    kept = next(length for length in range(len(text), 0, -1) if _width(text[:length]) < _WIDEST)
-    return f"{text[:kept]}…"
-
-
-def write_trials(folder: Path, records: Sequence[TrialRecord], metric: str, names: Sequence[str]) -> None:
-    """`trials.json` with everything, and `trials.csv` with a column for each argument, both in order of the trials."""
-    text = json.dumps(
-        {"metric": metric, "trials": [asdict(record) for record in records]}, ensure_ascii=False, indent=2
-    )
-    write_atomically(folder / JSON_NAME, text + "\n")
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["trial", "state", metric, *names, "steps_evaluated", "seconds", "reason"])
-    for record in records:
-        values = [_cell(record.values[name]) if name in record.values else "" for name in names]
-        steps = max(record.evaluations, default="")
-        writer.writerow(
-            [
-                record.trial,
-                record.state,
-                _cell(record.value),
-                *values,
-                steps,
-                _cell(record.seconds),
-                record.reason or "",
-            ]
-        )
-    write_atomically(folder / CSV_NAME, table.getvalue())
-
-
-def write_best(folder: Path, best: TrialRecord, metric: str, settings: Settings, command: str) -> Path:
+def plot_search(study: optuna.Study, metric: str, folder: Path) -> list[Path]:
     """
-    `best.yaml`: the configuration of the best trial, which `glm_peft/train.py` runs.
+    Draw the results of the complete trials, by their number and by the value of each argument.
+
+    Args:
+        study: with a complete trial.
+        metric: name of what trials are judged by.
+        folder: where the pictures go.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")  # no window is wanted
+    from matplotlib import pyplot
+    from optuna.visualization.matplotlib import plot_optimization_history, plot_slice
+
+    limits = _find_limits(study)
+    plots = {
+        HISTORY_NAME: partial(plot_optimization_history, study),
+        PARAMETERS_NAME: partial(plot_slice, study, target=lambda trial: float(np.clip(trial.value, *limits))),
+    }
+    with warnings.catch_warnings(), pyplot.rc_context():
+        # These plots are experimental by Optuna's word, and fonts may lack the characters of a choice.
+        warnings.simplefilter("ignore")
+        for name, plot in plots.items():
+            axes = np.ravel(plot(target_name=metric))
+            margin = 0.05 * (limits[1] - limits[0] or 1.0)
+            axes[0].set_ylim(limits[0] - margin, limits[1] + margin)
+            axes[0].figure.set_size_inches(max(8, 3.6 * len(axes)), 4)
+            axes[0].figure.savefig(folder / name, bbox_inches="tight", dpi=_DOTS_PER_INCH)
+            pyplot.close(axes[0].figure)
+    return [folder / name for name in plots]
+
+
+def _find_limits(study: optuna.Study) -> tuple[float, float]:
+    """The lowest and highest result at its place; a loss that is far off would press the others together."""
+    values = [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    best = study.best_value
+    far = best + _FAR * (median({*values} - {best} or {best}) - best)
+    return min(best, max(far, min(values))), max(best, min(far, max(values)))
+
+
+def write_best(folder: Path, best: FrozenTrial, metric: str, settings: Settings, command: str) -> None:
+    """
+    Write `best.yaml`: the configuration of the best trial, which `glm_peft/train.py` runs.
 
     Args:
         settings: of training, with the values of the trial.
         command: that trains it, for the header.
     """
-    path = folder / BEST_NAME
     own = {"output_dir": [str(folder / "best")], "do_train": ["true"], "do_eval": ["true"]}
-    head = f"# Trial {best.trial} of a search, {metric} {best.value!r}. Train it with\n#   {command}\n"
-    lines = [f"{name}: {_as_yaml(words)}\n" for name, words in (settings | own).items()]
-    write_atomically(path, head + "".join(lines))
-    return path
+    config = {name: _as_yaml(words) for name, words in (settings | own).items()}
+    head = f"# Trial {best.number} of a search, {metric} {best.value!r}. Train it with\n#   {command}\n"
+    write_atomically(folder / BEST_NAME, head + yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
 
 
-def _width(text: str) -> int:
-    """Columns of a terminal: a Chinese character takes two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+def describe_values(trial: FrozenTrial | optuna.Trial, names: Sequence[str]) -> str:
+    """Return such as `learning_rate 0.01, num_virtual_tokens 16`."""
+    return ", ".join(f"{name} {_format_value(trial.params[name])}" for name in names if name in trial.params)
 
 
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - _width(text))
+def _format_value(value: Any) -> str:
+    if value is None:
+        return "not given"
+    return (
+        str(value).lower() if isinstance(value, bool) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    )
 
 
-def _as_yaml(words: Sequence[str]) -> str:
-    """As the configuration of training is read: word by word, so that numbers stay as they were written."""
-    scalars = [_as_scalar(word) for word in words]
-    return scalars[0] if len(scalars) == 1 else f"[{', '.join(scalars)}]"
-
-
-def _as_scalar(word: str) -> str:
-    try:
-        float(word)
-        return word
-    except ValueError:
-        if word in ("true", "false"):
-            return word
-        return json.dumps(word, ensure_ascii=False) if _needs_quotes(word) else word
-
-
-def _needs_quotes(word: str) -> bool:
-    """Whether YAML would read something else than this word, alone or in a list."""
-    try:
-        return yaml.safe_load(f"[{word}]") != [word]
-    except yaml.YAMLError:
-        return True
-
-
-def _describe_end(record: TrialRecord) -> str:
-    steps = f" at step {max(record.evaluations)}" if record.state == PRUNED and record.evaluations else ""
-    return f"{record.state}{steps}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _cell(value: Any) -> str:
-    """JSON's words where a value is no text, so that a value that is not given differs from none."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def describe_values(values: Mapping[str, Any]) -> str:
-    """Such as `learning_rate 0.01, num_virtual_tokens 16`."""
-    return ", ".join(f"{name} {format_value(value)}" for name, value in values.items())
+def _as_yaml(words: Sequence[str]) -> Any:
+    """Words as YAML's own values where that is how a person would write them; others are quoted where needed."""
+    values = [yaml.safe_load(word) if _is_number(word) or word in ("true", "false") else word for word in words]
+    return values[0] if len(values) == 1 else values

@@ -1,30 +1,24 @@
-"""
-The space of a search: which arguments of training are tried with which values, and when each has an effect.
-"""
+"""The space of a search: which arguments of training are tried with which values, and when each has an effect."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from typing import Any, get_args, get_type_hints
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import BaseTrial, FixedTrial
 
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.methods import METHODS, P_TUNING, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments, flags_of
-from glm_peft.arguments.search import Settings
+from glm_peft.arguments.search import SWITCHES, Settings, is_searchable
 from glm_peft.errors import UserError
 
 Value = bool | int | float | str | None
-
-_LAST = 9
-SWITCHES = ("peft_type", "prefix_init", "prefix_projection")  # they decide which others have an effect
-_OF_METHODS = set(flags_with(ModelArguments, "methods"))
-_OF_ROWS = {"source_prefix", "max_source_length", "max_target_length", "packing", "max_length", "train_on"}
-_OF_THE_SEARCH = {"output_dir", "seed", "predict_with_generate", "load_best_model_at_end", "metric_for_best_model"}
-_OF_THE_SEARCH |= {"greater_is_better", "resume_from_checkpoint", "use_cpu", "disable_tqdm", "run_name"}
-_OF_THE_SEARCH_BEGIN = ("do_", "eval_", "save_", "push_", "hub_", "report_", "log_", "logging_")
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 
 @dataclass(frozen=True)
@@ -32,63 +26,60 @@ class Parameter:
     """
     An argument that is searched.
 
-    Either `choices` are given, or `low` and `high`, with `log` (evenly over powers) or `step`; `kind` is int or float.
+    Args:
+        name: of its flag.
+        where: file and line, for errors.
+        distribution: its values.
     """
 
     name: str
     where: str
-    choices: tuple[Value, ...] = ()
-    kind: type = float
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    step: float | None = None
+    distribution: Distribution
 
-    def suggest(self, trial: Any) -> Value:
-        """The value that an Optuna trial is to have."""
-        if self.choices:
-            return trial.suggest_categorical(self.name, self.choices)
-        if self.kind is int:
-            return trial.suggest_int(self.name, self.low, self.high, step=self.step or 1, log=self.log)
-        return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
+    def suggest(self, trial: BaseTrial) -> Value:
+        """Return the value that an Optuna trial is to have."""
+        values = self.distribution
+        if isinstance(values, CategoricalDistribution):
+            return trial.suggest_categorical(self.name, values.choices)
+        suggest = trial.suggest_int if isinstance(values, IntDistribution) else trial.suggest_float
+        return suggest(self.name, values.low, values.high, step=values.step, log=values.log)
 
     @property
     def samples(self) -> tuple[Value, ...]:
         """The choices, or the ends of the range."""
-        return self.choices or (self.low, self.high)
+        values = self.distribution
+        return values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high)
 
     def describe(self) -> Any:
-        """What another run of the same search must have too, as JSON has it."""
-        if self.choices:
-            return list(self.choices)
-        found = {"low": self.low, "high": self.high, "log": self.log or None, "step": self.step}
-        return {name: value for name, value in found.items() if value is not None}
+        """Return what another run of the same search must have too, as JSON has it."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            return list(self.distribution.choices)
+        return {
+            name: value for name, value in vars(self.distribution).items() if value is not None and value is not False
+        }
 
 
 @cache
 def argument_kinds() -> dict[str, set[type]]:
-    """The types that each argument of training may have."""
+    """Return the types that each argument of training may have."""
     from glm_peft.arguments.training import TrainingArguments
 
-    hints = {
-        name: hint
-        for kind in (ModelArguments, DataArguments, TrainingArguments)
-        for name, hint in get_type_hints(kind).items()
-    }
+    types = (ModelArguments, DataArguments, TrainingArguments)
+    hints = {name: hint for kind in types for name, hint in get_type_hints(kind).items()}
     return {name: set(get_args(hint)) or {hint} for name, hint in hints.items()}
 
 
-def draw_settings(space: Sequence[Parameter], fixed: Settings, choose: Callable[[Parameter], Value]) -> Settings:
+def draw_settings(space: Sequence[Parameter], fixed: Settings, trial: BaseTrial) -> Settings:
     """
-    The settings of a trial: the fixed ones, with the values that are chosen in their place.
+    Return the settings of a trial: the fixed ones, with the values that the trial suggests in their place.
 
-    What has no effect beside the values chosen before, such as `prefix_init_text` without `prefix_init: text`, is not
-    chosen; where a switch such as `prefix_init` is searched, it is also taken out of the fixed ones.
+    What has no effect beside the values drawn before, such as `prefix_init_text` without `prefix_init: text`, is not
+    drawn; where a switch such as `prefix_init` is searched, it is also taken out of the fixed ones.
     """
     settings = dict(fixed)
-    for parameter in sorted(space, key=lambda each: SWITCHES.index(each.name) if each.name in SWITCHES else _LAST):
+    for parameter in sorted(space, key=lambda each: (*SWITCHES, each.name).index(each.name)):
         if has_effect(parameter.name, settings):
-            words = _as_words(parameter, choose(parameter))
+            words = _as_words(parameter, parameter.suggest(trial))
             settings = {name: value for name, value in settings.items() if name != parameter.name}
             settings |= {} if words is None else {parameter.name: words}
     if any(parameter.name in SWITCHES for parameter in space):
@@ -97,13 +88,13 @@ def draw_settings(space: Sequence[Parameter], fixed: Settings, choose: Callable[
 
 
 def has_effect(name: str, settings: Mapping[str, Sequence[str]]) -> bool:
-    """Whether an argument changes training beside these settings."""
+    """Return whether an argument changes training beside these settings."""
 
     def is_set(other: str, value: str) -> bool:
         return [word.lower() for word in settings.get(other, ())] == [value]
 
     method = settings.get("peft_type", [PREFIX_TUNING])[0]
-    if name in _OF_METHODS and method in METHODS and name not in flags_of(method):
+    if method in METHODS and name in flags_with(ModelArguments, "methods") and name not in flags_of(method):
         return False  # a method that does not exist is refused by training's own parser
     if name == "encoder_hidden_size":
         return method == P_TUNING or is_set("prefix_projection", "true")
@@ -113,9 +104,9 @@ def has_effect(name: str, settings: Mapping[str, Sequence[str]]) -> bool:
     return name not in needed or is_set("prefix_init", needed[name])
 
 
-def check_space(space: Sequence[Parameter], fixed: Settings, metric: str, check: Callable[[Settings], None]) -> None:
+def check_space(space: Sequence[Parameter], fixed: Settings, metric: str, check: Callable[[Settings], object]) -> None:
     """
-    Try every value in thought.
+    Check every value before anything is loaded.
 
     Args:
         fixed: the settings of training that all trials share.
@@ -128,61 +119,52 @@ def check_space(space: Sequence[Parameter], fixed: Settings, metric: str, check:
     """
     for parameter in space:
         _check_name(parameter, fixed, metric)
-    tried: dict[str, set[Value]] = {parameter.name: set() for parameter in space}
-    switches = [parameter for parameter in space if parameter.name in SWITCHES]
-    for values in product(*(switch.samples for switch in switches)):
-        context = dict(zip((switch.name for switch in switches), values, strict=True))
-        for parameter in space:
-            left = set(parameter.samples) - tried[parameter.name]
-            for value in (context[parameter.name],) if parameter in switches else left:
-                if _try_value(parameter, value, (space, fixed, context), check):
-                    tried[parameter.name].add(value)
+    checked: dict[str, set[str]] = {parameter.name: set() for parameter in space}
+    for parameter, values in _combinations(space):
+        trial, value = FixedTrial(values), values[parameter.name]
+        settings = draw_settings(space, fixed, trial)
+        # Switches are checked beside each other, everything else once: a check takes some hundredths of a second.
+        is_new = parameter.name in SWITCHES or repr(value) not in checked[parameter.name]
+        if parameter.name in trial.params and is_new:
+            _check_value(parameter, value, settings, check)
+            checked[parameter.name].add(repr(value))
     for parameter in space:
-        if not tried[parameter.name]:
+        if not checked[parameter.name]:
             raise UserError(f"{parameter.where} has no effect in any trial: leave it out, or search what it is for.")
 
 
-def _try_value(
-    parameter: Parameter,
-    value: Value,
-    place: tuple[Sequence[Parameter], Settings, Mapping[str, Value]],
-    check: Callable[[Settings], None],
-) -> bool:
-    """Whether the value would be chosen beside the first ones of the other arguments; a `UserError` if refused."""
-    space, fixed, context = place
-    values = {each.name: each.samples[0] for each in space} | dict(context) | {parameter.name: value}
-    chosen: set[str] = set()
+def _combinations(space: Sequence[Parameter]) -> Iterator[tuple[Parameter, dict[str, Value]]]:
+    """Each value of each parameter, beside all combinations of the switches and the first values of the others."""
+    switches = [parameter for parameter in space if parameter.name in SWITCHES]
+    first = {parameter.name: parameter.samples[0] for parameter in space}
+    for chosen in product(*(switch.samples for switch in switches)):
+        beside = first | dict(zip((switch.name for switch in switches), chosen, strict=True))
+        for parameter in space:
+            for value in (beside[parameter.name],) if parameter in switches else parameter.samples:
+                yield parameter, beside | {parameter.name: value}
 
-    def choose(each: Parameter) -> Value:
-        chosen.add(each.name)
-        return values[each.name]
 
-    settings = draw_settings(space, fixed, choose)
-    if parameter.name in chosen:
-        try:
-            check(settings)
-        except UserError as error:
-            raise UserError(
-                f"{parameter.where}: the value {_text(value)} cannot be tried, as training would stop with: {error}"
-            ) from error
-    return parameter.name in chosen
+def _check_value(parameter: Parameter, value: Value, settings: Settings, check: Callable[[Settings], object]) -> None:
+    try:
+        check(settings)
+    except UserError as error:
+        raise UserError(
+            f"{parameter.where}: the value {_text(value)} cannot be tried, as training would stop with: {error}"
+        ) from error
 
 
 def _check_name(parameter: Parameter, fixed: Settings, metric: str) -> None:
-    name = parameter.name
-    foreign = {field.name for field in fields(ModelArguments)} - _OF_METHODS - {"peft_type"}
-    foreign |= {field.name for field in fields(DataArguments)} - _OF_ROWS
-    if name in foreign | _OF_THE_SEARCH or name.startswith(_OF_THE_SEARCH_BEGIN):
+    if not is_searchable(parameter.name):
         raise UserError(
             f"{parameter.where} cannot be searched, as all trials have the same base, rows, seed and evaluations: set "
             "it in the configuration or as a flag."
         )
-    if name == "label_smoothing_factor" and metric == "loss":
+    if parameter.name == "label_smoothing_factor" and metric == "loss":
         raise UserError(
             f"{parameter.where} changes the loss that trials are compared by: give --metric with a score, or leave it "
             "out."
         )
-    if name == "max_target_length" and "val_max_target_length" not in fixed:
+    if parameter.name == "max_target_length" and "val_max_target_length" not in fixed:
         raise UserError(
             f"{parameter.where} would cut the answers that trials are compared on, too: give "
             "--val_max_target_length, which is the same in all of them."

@@ -6,24 +6,22 @@ With the same settings both give the same losses, bit for bit on a CPU.
 
 import copy
 import math
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import optuna
 import transformers
-from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, PrinterCallback, TrainerCallback
-from transformers.trainer_utils import HPSearchBackend, TrainOutput
+from tqdm import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState
 
 from glm_peft.adapters.assembly import check_trainable, open_base, put_trainable_adapter_on
-from glm_peft.adapters.other_methods import RankAllocation
 from glm_peft.adapters.saved_adapter import resolve_adapter
+from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with
-from glm_peft.arguments.methods import ADALORA, FULL
+from glm_peft.arguments.methods import FULL
 from glm_peft.arguments.search import Settings, as_command_line
 from glm_peft.arguments.splits import evaluation_sets
 from glm_peft.arguments.training import TrainArguments, parse_train_arguments
@@ -34,12 +32,9 @@ from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
-from glm_peft.provenance.recipe import select_scores
-from glm_peft.training.batching_trainer import BatchingTrainer
 from glm_peft.training.cpu_memory import keep_freed_memory
 from glm_peft.training.trainer import PrefixTrainer
-
-Objective = Callable[[dict[str, float]], float]
+from glm_peft.trials.stopping import raise_at_signals
 
 _SHARED_STATES = ("state", "quant_state")  # of bitsandbytes' layers: numbers outside parameters and buffers
 
@@ -59,9 +54,9 @@ def parse_trial(settings: Settings, output_dir: str | Path, keep_checkpoints: bo
     return parse_train_arguments(as_command_line(settings | own))
 
 
-def settle_trial(arguments: TrainArguments, config: PreTrainedConfig) -> TrainArguments:
+def resolve_trial(arguments: TrainArguments, config: PreTrainedConfig) -> TrainArguments:
     """
-    The same arguments with everything settled that a method or an adapter decides.
+    Return the arguments with everything decided that a method or an adapter decides.
 
     Args:
         config: of the base.
@@ -79,7 +74,7 @@ class Workbench:
     What all trials share: the base, which is loaded once, the tokenizer and the rows.
 
     Args:
-        arguments: of the model, the data and training, as they are without what is searched.
+        arguments: of training, as they are without what is searched.
     """
 
     def __init__(self, arguments: TrainArguments) -> None:
@@ -89,56 +84,46 @@ class Workbench:
         self.model = self.base.load_model(arguments.training.device)
         self._encoded: tuple[tuple[Any, ...], EncodedSplits | None] = ((), None)
 
-    def encode(self, data_args: Any, with_prompts: bool) -> EncodedSplits:
-        """
-        The examples of each split, and `prompts` by split where wanted; those of the trial before where equal.
-        """
+    def encode(self, data_args: DataArguments, with_prompts: bool) -> EncodedSplits:
+        """Encode the splits, or return what the trial before encoded where nothing of it has changed."""
         key = (with_prompts, *(getattr(data_args, name) for name in flags_with(data_args, "encodes")))
         if self._encoded[0] != key:
-            encoding = (self.base.chat_format, self.base.tokenizer, data_args)
-            features = encode_splits(self.splits, *encoding, with_prompts)
-            self._encoded = (key, features)
+            base = self.base
+            encoded = encode_splits(self.splits, base.chat_format, base.tokenizer, data_args, with_prompts)
+            self._encoded = (key, encoded)
         return self._encoded[1]
 
-    def make_trainer(self, arguments: TrainArguments) -> "TrialTrainer":
+    def make_trainer(self, arguments: TrainArguments) -> PrefixTrainer:
         """
-        A trainer with a fresh adapter.
+        Build a trainer with a fresh adapter.
 
         Args:
-            arguments: of this trial, settled.
+            arguments: of this trial, resolved.
         """
-        model_args, data_args, training_args = arguments
-        features = self.encode(data_args, training_args.predict_with_generate)
+        _, data_args, training_args = arguments
+        data = self.encode(data_args, training_args.predict_with_generate)
         collator = TrainingCollator(self.base.tokenizer, data_args.ignore_pad_token_for_loss)
-        batching = plan_batching(features.examples["train"], collator, self.base.config, arguments)
-        model = self.make_model(arguments)
-        trainer = TrialTrainer(
-            model,
+        batching = plan_batching(data.examples["train"], collator, self.base.config, arguments)
+        answering = Answering(self.make_model(arguments), self.base.tokenizer, self.base.chat_format)
+        settings = GenerationSettings.from_arguments(training_args, data_args)
+        protocol = choose_protocol(self.base.chat_format, data_args.metric_protocol)
+        trainer = PrefixTrainer(
+            answering.model,
             training_args,
             data_collator=collator,
             batching=batching,
-            eval_dataset=evaluation_sets(features.examples),
-            score_answers=self.make_scorers(model, features.prompts, data_args, training_args),
+            eval_dataset=evaluation_sets(data.examples),
+            score_answers=make_scorers(answering, data.prompts, settings, protocol),
         )
         trainer.remove_callback(PrinterCallback)
-        if model_args.peft_type == ADALORA:
-            trainer.add_callback(RankAllocation(model))
         return trainer
 
     def make_model(self, arguments: TrainArguments) -> nn.Module:
-        """A fresh adapter on the base."""
+        """Put a fresh adapter on a copy of the base that shares its weights, or is whole where they are trained."""
         transformers.set_seed(arguments.training.seed)
         is_full = arguments.model.peft_type == FULL
         model = copy.deepcopy(self.model) if is_full else share_weights(self.model)
         return put_trainable_adapter_on(model, replace(self.base, model_args=arguments.model), arguments.training)
-
-    def make_scorers(
-        self, model: nn.Module, prompts: dict[str, Any], data_args: Any, training_args: Any
-    ) -> dict[str, Callable[[], dict[str, float]]]:
-        """What generates and scores answers, by split, where that is wanted."""
-        settings = GenerationSettings.from_arguments(training_args, data_args)
-        protocol = choose_protocol(self.base.chat_format, data_args.metric_protocol)
-        return make_scorers(Answering(model, self.base.tokenizer, self.base.chat_format), prompts, settings, protocol)
 
 
 def share_weights(base: PreTrainedModel) -> PreTrainedModel:
@@ -152,108 +137,74 @@ def share_weights(base: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(base, {id(value): value for value in shared})
 
 
-class TrialTrainer(PrefixTrainer):
-    """The trainer of one trial, whose evaluations stock reports to Optuna."""
-
-    _last_evaluation: tuple[int, dict[str, float]] = (-1, {})
-
-    def begin_trial(self, objective: Objective) -> None:
-        """Set what stock's own `hyperparameter_search` sets before its trials."""
-        self.hp_search_backend = HPSearchBackend.OPTUNA
-        self.hp_space, self.compute_objective = (lambda trial: {}), objective
-
-    def train(self, trial: Any = None, **kwargs: Any) -> TrainOutput:
-        """As stock: a signal stops it at once, as nothing of a trial that is stopped is kept."""
-        self.resumption.begin(None)
-        return super(PrefixTrainer, self).train(trial=trial, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As stock."""
-        metrics = super().evaluate(*args, **kwargs)
-        self._last_evaluation = (self.state.global_step, metrics)
-        return metrics
-
-    def final_metrics(self) -> dict[str, float]:
-        """Those of what was trained, by the evaluation after the last step where there was one."""
-        step, metrics = self._last_evaluation
-        return metrics if step == self.state.global_step and not self.args.load_best_model_at_end else self.evaluate()
-
-
-class TrialFailed(Exception):
-    """A trial that came to no number, for a reason that is none of this program's."""
-
-
-class SearchTrainer(BatchingTrainer):
+class EvaluationReport(TrainerCallback):
     """
-    The trainer whose `hyperparameter_search` is called: each of its trainings is a trainer of its own.
-
-    Stock sets the values of a trial in the arguments of one trainer, where what belongs together is checked no more,
-    the adapter is made before they are set, and callbacks go on with what they counted in the trial before.
+    Reports each evaluation of a trial to Optuna, and ends the trial where Optuna finds it behind the others.
 
     Args:
-        workbench: base and rows.
-        arguments: of training without what is searched.
-        make_arguments: trial → its arguments.
-        objective: metrics of an evaluation → the number that is compared.
-        keep_checkpoints: whether to leave a trial's folder as it is.
-        progress: a callback of every trial.
+        trial: Optuna's.
+        metric: by which trials are compared, such as `loss`.
+        number_of_sets: of rows that are evaluated, each of which is told of by itself.
+        progress: the bar of the search, which also shows the step of the trial.
     """
 
-    def __init__(
-        self,
-        workbench: Workbench,
-        arguments: TrainArguments,
-        make_arguments: Callable[[Any], TrainArguments],
-        objective: Objective,
-        keep_checkpoints: bool = False,
-        progress: TrainerCallback | None = None,
-    ) -> None:
-        # Stock asks for rows of evaluation, and for a model at once.
-        encoded = workbench.encode(arguments.data, arguments.training.predict_with_generate)
-        rows = evaluation_sets(encoded.examples)
-        super().__init__(
-            args=arguments.training, model_init=lambda: workbench.make_model(arguments), eval_dataset=rows
-        )
-        self.remove_callback(PrinterCallback)
-        self.workbench, self.make_arguments, self.trial_objective = workbench, make_arguments, objective
-        self.keep_checkpoints, self.progress = keep_checkpoints, progress
+    def __init__(self, trial: optuna.Trial, metric: str, number_of_sets: int, progress: tqdm) -> None:
+        self.trial, self.metric, self.number_of_sets, self.progress = trial, metric, number_of_sets, progress
+        self.step, self.metrics = -1, {}
 
-    def train(self, trial: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Take the signals back from the trainer, which would keep a checkpoint of what is to be done again."""
+        raise_at_signals()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Show how far the trial is, as often as tqdm finds right."""
+        self.progress.set_postfix_str(f"step {state.global_step} of {state.max_steps}", refresh=False)
+        self.progress.update(0)
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float], **kwargs: Any
+    ) -> None:
         """
-        Train and evaluate one trial.
+        Report, once all sets of rows are evaluated.
 
         Raises:
-            TrialFailed: the settings do not go together, the loss is not finite, or memory is short.
-            optuna.TrialPruned: it is behind the others.
+            optuna.TrialPruned: the trial is behind.
         """
-        reason = ""
-        try:
-            self._run(trial)
-        except UserError as error:
-            reason = str(error)
-        except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
-                raise
-            reason = "out of memory"
-        if reason:  # out here, where no error holds on to memory any more
-            release_memory()
-            trial.set_user_attr("reason", reason)
-            raise TrialFailed(reason)
+        self.metrics = metrics if state.global_step != self.step else self.metrics | metrics
+        self.step = state.global_step
+        if sum(name.endswith("_loss") for name in self.metrics) == self.number_of_sets:
+            self.trial.report(compute_objective(self.metrics, self.metric), self.step)
+            if self.trial.should_prune():
+                raise optuna.TrialPruned
 
-    def _run(self, trial: Any) -> None:
-        arguments = self.make_arguments(trial)
-        try:
-            trainer = self.workbench.make_trainer(arguments)
-            trainer.begin_trial(self.trial_objective)
-            if self.progress:
-                trainer.add_callback(self.progress)
-            trainer.train(trial=trial)
-            metrics = trainer.final_metrics()
-            self.objective = self.trial_objective(metrics)
-            trial.set_user_attr("metrics", select_scores(metrics))
-        finally:
-            if not self.keep_checkpoints:
-                shutil.rmtree(arguments.training.output_dir, ignore_errors=True)
+
+def run_trial(
+    workbench: Workbench, arguments: TrainArguments, trial: optuna.Trial, metric: str, progress: tqdm
+) -> dict[str, float]:
+    """
+    Train and evaluate as `glm_peft/train.py` does.
+
+    Args:
+        arguments: of this trial, resolved.
+        trial: Optuna's, to which evaluations on the way are reported.
+        metric: that is reported.
+        progress: the bar of the search.
+
+    Returns:
+        The metrics of what was trained.
+
+    Raises:
+        UserError: the settings do not go together, or the loss is not finite.
+        optuna.TrialPruned: it is behind the others.
+    """
+    trainer = workbench.make_trainer(arguments)
+    sets = len(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else 1
+    report = EvaluationReport(trial, metric, sets, progress)
+    trainer.add_callback(report)
+    trainer.train()
+    trainer.remove_callback(report)  # a trial that came to its end is not ended early any more
+    is_known = report.step == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    return report.metrics if is_known else trainer.evaluate()
 
 
 def compute_objective(metrics: dict[str, float], metric: str) -> float:
