@@ -416,18 +416,18 @@ def test_trials_share_the_weights_of_the_base_and_leave_it_as_it_was(base, tmp_p
     arguments = parse_trial(settings, tmp_path / "trial")
     config = load_config(arguments.model)
     bench = Workbench(resolve_trial(arguments, config))
-    before = {name: value.clone() for name, value in bench.base.state_dict().items()}
+    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
     losses = []
     for _ in range(2):
         trainer = bench.make_trainer(resolve_trial(parse_trial(settings, tmp_path / "trial"), config))
         trainer.train()
         losses.append(trainer.evaluate()["eval_loss"])
     assert losses[0] == losses[1]
-    copied = dict(share_weights(bench.base).named_parameters())
-    assert all(copied[name] is value for name, value in bench.base.named_parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in bench.base.modules())
+    copied = dict(share_weights(bench.model).named_parameters())
+    assert all(copied[name] is value for name, value in bench.model.named_parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in bench.model.modules())
     if bits != "8":  # bitsandbytes lays 8-bit numbers out anew in the first call
-        assert all(torch.equal(value, before[name]) for name, value in bench.base.state_dict().items())
+        assert all(torch.equal(value, before[name]) for name, value in bench.model.state_dict().items())
 
 
 def test_a_search_without_optuna_says_how_to_install_it(monkeypatch, capsys):
