@@ -24,6 +24,7 @@ from glm_peft.arguments.training import DataArguments, ModelArguments
 from glm_peft.data import GenerationFeatures, build_generation_features, describe_example
 from glm_peft.models.chat_formats import ChatFormat, get_chat_format
 from glm_peft.models.loading import check_pair, load_base_model, load_config, load_tokenizer
+from glm_peft.models.quantization import allow_packing
 from glm_peft.prediction.evaluation import choose_protocol, predict
 from glm_peft.prediction.generation import generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
@@ -98,6 +99,7 @@ def load_model(model_args: ModelArguments) -> PreTrainedModel | PeftModel:
     """The base, with the adapter where there is one."""
     adapter = model_args.adapter_name_or_path
     model = load_base_model(model_args, PartialState().device)
+    allow_packing(model)
     place = f"{describe_device(model.device)}, {describe_precision(model.dtype, model_args.quantization_bit)}"
     logger.info("Base %s on %s; adapter %s", model_args.model_name_or_path, place, adapter or "none, the base alone")
     return load_adapter(model, adapter, allow_other_base=model_args.allow_other_base) if adapter else model
