@@ -1,15 +1,20 @@
 """4-bit bases on CPUs with AVX512-BF16, for which bitsandbytes packs the weights of each layer that it evaluates."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from bitsandbytes import functional
+from bitsandbytes.backends.cpu import ops
 from bitsandbytes.nn import Linear4bit
 from make_tiny_model import make_tiny_model
 from transformers import PreTrainedModel
 
+import glm_peft
 from glm_peft.models.loading import load_base_model
 from glm_peft.models.quantization import allow_packing
 
@@ -86,3 +91,22 @@ def test_nothing_is_packed_where_float32_is_wanted_or_on_other_cpus(monkeypatch,
     allow_packing(model)
     evaluate(model)
     assert packed(model) == set()
+
+
+SAY_AS_BITSANDBYTES = """
+import sys
+import glm_peft
+assert "bitsandbytes" not in sys.modules, "it may have spoken already"
+from bitsandbytes.backends.cpu.ops import logger
+logger.warning(sys.argv[1], "No module named 'kernels'")
+logger.warning("Another kernel is missing: %s", "as this is a test")
+"""
+
+
+def test_a_kernel_that_bitsandbytes_misses_is_not_spoken_of():
+    said = "Failed to load CPU gemm_4bit_forward from kernels-community: %s."
+    assert f'"{said}' in Path(ops.__file__).read_text(encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(Path(glm_peft.__file__).parents[1])}
+    command = [sys.executable, "-c", SAY_AS_BITSANDBYTES, said]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == "Another kernel is missing: as this is a test\n"
