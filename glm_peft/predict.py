@@ -19,6 +19,7 @@ from glm_peft.adapters.assembly import OpenedBase, open_base, put_adapter_on
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.prediction import parse_predict_arguments
 from glm_peft.data import GenerationFeatures, build_generation_features, describe_example
+from glm_peft.models.quantization import allow_packing
 from glm_peft.prediction.evaluation import Answering, choose_protocol, predict
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import PartialPredictions, check_resumable
@@ -82,6 +83,7 @@ def encode_prompt(prompt: str, base: OpenedBase, data_args: DataArguments) -> li
 def load_answering(base: OpenedBase) -> Answering:
     """Load the base, with the adapter where there is one."""
     model, args = base.load_model(PartialState().device), base.model_args
+    allow_packing(model)
     place = f"{describe_device(model.device)}, {describe_precision(model.dtype, args.quantization_bit)}"
     adapter = args.adapter_name_or_path or "none, the base alone"
     logger.info("Base %s on %s; adapter %s", args.model_name_or_path, place, adapter)

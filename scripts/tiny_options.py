@@ -1,5 +1,6 @@
 """What a made-up model is to be: its generation, sizes and files, checked against each other."""
 
+import math
 from dataclasses import dataclass, field
 
 from tiny_tokenizers import MAIN_FILES
@@ -25,7 +26,8 @@ class ModelOptions:
     )
     head_dim: int | None = field(default=None, metadata={"help": "Size of a head; None is hidden_size / num_heads."})
     ffn_size: int | None = field(
-        default=None, metadata={"help": "Inner size of the MLP; None keeps the published ratio."}
+        default=None,
+        metadata={"help": "Inner size of the MLP; None is the published ratio, rounded up to a multiple of 64."},
     )
     vocab_size: int | None = field(
         default=None,
@@ -73,7 +75,9 @@ class ModelOptions:
             self.num_heads % self.num_kv_heads == 0,
             f"--num_heads {self.num_heads} is no multiple of --num_kv_heads {self.num_kv_heads}; change one of them.",
         )
-        self.ffn_size = self.ffn_size or round(self.hidden_size * (4 if is_chatglm else 13696 / 4096))
+        # In 4 bits bitsandbytes' kernels take blocks of 64 numbers.
+        published = self.hidden_size * (4 if is_chatglm else 13696 / 4096)
+        self.ffn_size = self.ffn_size or math.ceil(published / 64) * 64
         self.std = default_std(self.hidden_size) if self.std is None else self.std
 
 

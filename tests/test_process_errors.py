@@ -146,12 +146,14 @@ for word in sys.argv[1:]:
 """
 
 
-def leave(rank: str, *words: str) -> int:
-    """The exit code of one of two processes that would be aborted while Python ends."""
+def leave(rank: str, *words: str) -> tuple[int, str]:
+    """The exit code of one of two processes that would be aborted while Python ends, and what it says on stderr."""
+    command = [sys.executable, "-c", LEAVING, *words]
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": rank}
-    return subprocess.run([sys.executable, "-c", LEAVING, *words], env=environment, check=False).returncode
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stderr
 
 
 def test_what_aborts_python_s_end_spoils_no_good_run_of_a_process_beside_the_first():
-    assert leave("1", "good") == 0
-    assert leave("1", "good", "bad") == -signal.SIGABRT == leave("0", "good")
+    assert leave("1", "good") == (0, "")
+    assert leave("1", "good", "bad")[0] == -signal.SIGABRT == leave("0", "good")[0]

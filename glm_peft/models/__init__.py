@@ -1,5 +1,6 @@
 """The ChatGLM generations for transformers' Auto classes."""
 
+import logging
 import warnings
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -16,5 +17,10 @@ register_tokenizers()
 
 # PEFT asks every base by a name that transformers has deprecated, about which a user can do nothing.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+# bitsandbytes looks on the Hub for a faster kernel than its own on every import on CPUs with AVX512-BF16.
+_SAID_OF_KERNEL = "Failed to load CPU gemm_4bit_forward from kernels-community"
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: not record.getMessage().startswith(_SAID_OF_KERNEL)
+)
 
 __all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMModel"]

@@ -11,7 +11,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +21,7 @@ from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.hub.connection import set_up_connection
 from glm_peft.models.generations import CHATGLM, CHATGLM2, CHATGLM3, GLM4
+from glm_peft.models.quantization import keep_unpacked, quantization_config
 from glm_peft.models.tokenization_common import read_json_beside, recorded_generation
 
 _GLM4_VOCABULARY = 151552
@@ -98,7 +98,7 @@ def load_base_model(
     if model_args.attn_implementation:
         kwargs["attn_implementation"] = model_args.attn_implementation
     if model_args.quantization_bit:
-        kwargs["quantization_config"] = _quantization_config(model_args.quantization_bit, dtype)
+        kwargs["quantization_config"] = quantization_config(model_args.quantization_bit, dtype)
     config = load_config(model_args)
     try:
         model, info = _load(AutoModelForCausalLM.from_pretrained, model_args, config=config, **kwargs)
@@ -110,6 +110,7 @@ def load_base_model(
             "config.json: take both from one repository and one revision of it."
         ) from error
     _check_complete(info, model_args.model_name_or_path)
+    keep_unpacked(model)
     return model.eval().requires_grad_(False)
 
 
@@ -157,17 +158,6 @@ def _check_complete(info: dict[str, Any], name: str) -> None:
             f"The weights in {name} lack {len(missing)} of the model's parameters, such as {missing[0]}: download its "
             "files again."
         )
-
-
-def _quantization_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def hub_arguments(model_args: ModelArguments) -> dict[str, Any]:

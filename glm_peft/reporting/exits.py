@@ -2,10 +2,11 @@
 
 import os
 import select
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TextIO
 
 from glm_peft.errors import UserError
 from glm_peft.reporting.process_errors import heed_launcher, leave_in_order, needs_traceback, tell
@@ -52,7 +53,12 @@ def exit_with_user_errors() -> Iterator[None]:
         sys.exit(_PIPE_CLOSED)
 
 
-def _has_reader(stream: Any) -> bool:
-    poll = select.poll()
-    poll.register(stream, 0)
-    return not any(event & select.POLLERR for _, event in poll.poll(0))
+def _has_reader(stream: TextIO) -> bool:
+    """Return whether a pipe is still read from at its other end; a file or a terminal cannot lose its reader."""
+    if not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+        return True
+    try:
+        # Nothing ever comes out of the end that is written to: it is "readable" once the other end is closed.
+        return not select.select([stream], [], [], 0)[0]
+    except OSError:  # Windows asks this of sockets only; of the pipes, stdout or stderr is the likeliest
+        return False

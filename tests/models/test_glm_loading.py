@@ -137,12 +137,14 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(folder, tmp_path):
 # dtype, device, quantization
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.1), (torch.bfloat16, 0.5)])
-def test_half_precision(dtype, tolerance, folder):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype, folder):
     model = load(folder, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
-    assert (logits_of(model, folder) - logits_of(load(folder), folder)).abs().max() < tolerance
+    expected = logits_of(load(folder), folder)
+    # Each of some 20 layers rounds once; kernels differ in where they round in between.
+    assert (logits_of(model, folder) - expected).abs().max() < 10 * torch.finfo(dtype).eps * expected.abs().max()
 
 
 def test_the_dtype_is_that_of_the_files_unless_told(folder, tmp_path):
@@ -175,7 +177,11 @@ QUANTIZATIONS = {
 
 
 @pytest.mark.parametrize("linear", QUANTIZATIONS)
-def test_quantized_while_loading(linear, folder):
+@pytest.mark.parametrize("generation", PUBLISHED)
+def test_quantized_while_loading(linear, generation, tmp_path):
+    folder = make_tiny_model(
+        tmp_path / "model", generation
+    )  # of widths that 4-bit layers have a kernel for on any CPU
     model = load(folder, quantization_config=BitsAndBytesConfig(**QUANTIZATIONS[linear]))
     kinds = {
         name: type(module).__name__ for name, module in model.named_modules() if "Linear" in type(module).__name__
