@@ -16,7 +16,7 @@ from glm_peft.errors import UserError
 from glm_peft.prediction.prediction_files import RESULTS_NAME as PREDICT_RESULTS_NAME
 from glm_peft.provenance.recipe import public_name, select_scores
 from glm_peft.publishing.card.build import build_card
-from glm_peft.publishing.card.facts import read_json
+from glm_peft.publishing.card.values import read_json
 from glm_peft.reporting.file_names import CURVES_NAME, PROVENANCE_NAME, RESULTS_NAME
 
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "adapter_config.json", "adapter_model.safetensors", "README.md"
