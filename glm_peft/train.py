@@ -138,8 +138,9 @@ def main() -> None:
         if training_args.do_train:
             write_provenance(training_args.output_dir, origin, results)
             write_card(training_args.output_dir)
-            pusher.finish()
     logger.info("%s\nresults: %s", format_results(results), training_args.output_dir)
+    if training_args.do_train:
+        pusher.finish()  # last: where the adapter cannot be sent, the last line is the command that sends it
 
 
 if __name__ == "__main__":
