@@ -108,8 +108,9 @@ def main() -> None:
         if training_args.do_train:
             write_provenance(output_dir, record, results)
             write_card(output_dir)
-            pusher.finish()
     logger.info("%s\nresults: %s", format_results(results), output_dir)
+    if training_args.do_train:
+        pusher.finish()  # last: where the adapter cannot be sent, the last line is the command that sends it
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ import socket
 import statistics
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
+import jinja2
+import jinja2.meta
 import numpy as np
 import pytest
 import yaml
@@ -30,18 +32,19 @@ from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.prediction import parse_predict_arguments
 from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
 from glm_peft.errors import UserError
+from glm_peft.hub.rights import is_hub_id
 from glm_peft.metrics import compute_scores, score_pair
+from glm_peft.preprocessing.conversations import Conversation
 from glm_peft.provenance.recipe import describe_flags
-from glm_peft.publishing.card.build import build_card
-from glm_peft.publishing.card.code import Code
-from glm_peft.publishing.card.facts import is_hub_id, read_facts
+from glm_peft.provenance.record import find_languages, read_licence
+from glm_peft.publishing.card.build import TEMPLATES, build_card
+from glm_peft.publishing.card.facts import read_facts
 from glm_peft.publishing.card.markdown import escape, escape_cell, shorten
-from glm_peft.publishing.card.texts import TEXTS
 
 BASE = "somebody/chatglm3"  # a folder as seen from the fixture's place, and an id as seen by the card
 ADAPTER = "runs/adapter"
 SECRET = "hf_ThisTokenIsNobodysEither"
-LANGUAGES = sorted(TEXTS)
+LANGUAGES = sorted(TEMPLATES)
 SIZES = "--num_virtual_tokens 4 --max_source_length 64 --max_target_length 32 --max_new_tokens 6 --use_cpu true "
 SIZES += "--max_steps 12 --learning_rate 0.3 --logging_steps 4 --per_device_train_batch_size 4 --save_strategy no "
 SIZES += "--disable_tqdm true --full_determinism"
@@ -51,10 +54,7 @@ ROWS = [
     for kind in ("裤", "裙", "衬衫", "外套")
     for colour in ("白色", "黑色", "米色")
 ]
-LICENCES = {
-    "README.md": ("---\nlicense: other\nlicense_name: its-own\nlicense_link: LICENSE\n---\n", "its-own", "LICENSE"),
-    "MODEL_LICENSE": ("The GLM License\n", "chatglm3-license", "MODEL_LICENSE"),
-}
+LICENCE = "---\nlicense: other\nlicense_name: its-own\nlicense_link: LICENSE\n---\n"
 
 
 class Place:
@@ -236,7 +236,7 @@ def test_the_model_index_has_the_scores_on_the_named_data_sets(adapter):
             assert result.metric_value == pytest.approx(results[prefix + name], abs=1e-4)
             assert (result.dataset_name, result.dataset_type) == (f"{split}.json", "json")
             assert result.metric_config == "chatglm3"
-    assert found["validation", TEXTS["en"]["loss"]].metric_value == pytest.approx(results["eval_loss"], abs=1e-4)
+    assert found["validation", "loss, nats per token"].metric_value == pytest.approx(results["eval_loss"], abs=1e-4)
 
 
 def test_scores_that_are_not_finite_are_left_out(adapter, tmp_path):
@@ -261,18 +261,45 @@ def test_a_hub_data_set_is_named_with_its_configuration(adapter, tmp_path):
 # Licence
 
 
-@pytest.mark.parametrize("file", LICENCES)
-def test_the_licence_is_what_the_bases_own_files_say(file, place, tmp_path):
-    text, name, link = LICENCES[file]
-    (place.base / file).write_text(text)
+def test_the_licence_is_what_the_bases_own_card_says(place):
+    (place.base / "README.md").write_text(LICENCE)
     try:
-        folder = place.train(f"runs/{file}", "--do_train", "--max_steps", "1")
+        folder = place.train("runs/licence", "--do_train", "--max_steps", "1")
     finally:
-        (place.base / file).unlink()
+        (place.base / "README.md").unlink()
     found = metadata_of(build_card(folder, "somebody/chatglm3"))
-    assert (found["license"], found["license_name"]) == ("other", name)
-    assert found["license_link"] == f"https://huggingface.co/somebody/chatglm3/blob/main/{link}"
+    assert (found["license"], found["license_name"]) == ("other", "its-own")
+    assert found["license_link"] == "https://huggingface.co/somebody/chatglm3/blob/main/LICENSE"
     assert "license_link" not in metadata_of(build_card(folder))
+
+
+CARD = "---\nlanguage: zh\n{}---\n# A model\n"
+OTHER = {"license": "other", "license_name": "glm-4", "license_link": "https://example.org/licence"}
+
+
+@pytest.mark.parametrize(
+    "card, expected",
+    [
+        (None, {}),
+        (CARD.format("license: mit\n"), {"license": "mit"}),
+        (CARD.format(yaml.safe_dump(OTHER)), OTHER),
+        (CARD.format(""), {}),
+        (CARD.format("license_name: mit\n"), {}),
+        ("no metadata\nlicense: mit\n", {}),
+        ("---\n- a\n- list\n---\n", {}),
+        ("---\n1: license\n---\n", {}),
+        ("---\nlicense: [broken\n---\n", {}),
+        (CARD.format("license: 3\n"), {}),
+    ],
+)
+def test_of_a_licence_only_what_the_bases_card_states_is_recorded(card, expected, tmp_path):
+    if card:
+        (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    assert read_licence(ModelArguments(str(tmp_path))) == expected
+
+
+def test_a_base_that_cannot_be_reached_has_no_known_licence():
+    assert read_licence(ModelArguments("somebody/base-that-is-not-here")) == {}
 
 
 def test_an_unknown_licence_is_said_to_be_unknown(adapter):
@@ -328,6 +355,8 @@ NASTY = [
     "\\ \\| \\\\| back\\",
     "控制\x00符\t号\u2028行",
     "| --- |",
+    "{{ 7 * 7 }} {% if x %} {# y #} {{ self }}",
+    "---\nlicense: mit\n---",
 ]
 
 
@@ -364,7 +393,7 @@ def test_a_row_without_a_reference_is_shown_without_one(adapter, tmp_path):
 
 def test_without_predictions_there_are_no_examples_and_the_card_says_so(untested):
     assert "There are none" in section(build_card(untested, language="en"), "Examples")
-    assert escape_cell("a\nb") == "a<br>b"
+    assert escape_cell("a\nb", 3) == "a<br>b"
 
 
 # Use
@@ -476,7 +505,7 @@ def test_the_recipe_has_every_flag_that_was_given_and_of_files_the_names(adapter
 )
 def test_any_value_comes_through_the_shell(name, value, adapter, tmp_path):
     folder = copy_of(adapter, tmp_path / "folder", flags={"do_train": True, "train_file": "x.json", name: value})
-    command = Code(read_facts(folder), "a", "q").train()
+    command = read_facts(folder).commands.train
     words = shlex.split(command.replace(" \\\n", " "))
     place = next(index for index, word in enumerate(words) if word.partition("=")[0] == f"--{name}")
     joined = words[place].partition("=")[2]
@@ -698,6 +727,13 @@ def test_a_record_of_other_things_gives_a_card_still(record, adapter, tmp_path):
     assert "## Limits" in build_card(tmp_path / "folder")
 
 
+def test_an_adapter_that_names_no_base_gets_none(tmp_path):
+    PrefixTuningConfig(num_virtual_tokens=8, task_type="CAUSAL_LM").save_pretrained(tmp_path)
+    card = build_card(tmp_path)
+    assert "Which base it belongs to is not recorded." in card and "path/to/base" in card
+    assert Path.cwd().name not in card.replace("glm_peft", "")
+
+
 def test_wrong_folders_ids_and_languages_are_told(adapter, tmp_path):
     with pytest.raises(UserError, match=r"has neither adapter_config.json nor config.json"):
         build_card(tmp_path)
@@ -713,14 +749,66 @@ def test_hub_ids_are_told_from_paths():
     assert not any(map(is_hub_id, ("chatglm3", "/a/b", "../a", "./a", "a/b/c", "~/a", "a\\b", "")))
 
 
-# Texts
+# Templates
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch):
+    """A variable of a template that no fact fills in is an error in every test."""
+    monkeypatch.setattr(jinja2, "Template", partial(jinja2.Template, undefined=jinja2.StrictUndefined))
 
 
 def test_both_languages_say_the_same_things():
-    assert TEXTS["en"].keys() == TEXTS["zh"].keys()
+    trees = [jinja2.Environment().parse(file.read_text(encoding="utf-8")) for file in TEMPLATES.values()]
+    english, chinese = (jinja2.meta.find_undeclared_variables(tree) for tree in trees)
+    assert english == chinese
+    conditions = [[type(node.test) for node in tree.find_all(jinja2.nodes.If)] for tree in trees]
+    assert conditions[0] == conditions[1]
 
-    def fields(text: str) -> set[str]:
-        return {name for _, name, _, _ in Formatter().parse(text) if name}
 
-    differing = {name for name in TEXTS["en"] if fields(TEXTS["en"][name]) != fields(TEXTS["zh"][name])}
-    assert differing == {"what"}  # Chinese has no articles
+HOSTILE = "{{ 7 * 7 }} {% raw %} {# x #}\n---\nlicense: mit\n```\n| # `${x}`"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nothing_in_the_facts_is_run_or_breaks_the_card(language, adapter, tmp_path):
+    data = {"dataset": HOSTILE, "config": HOSTILE, "rows": 5, "rows_sha256": HOSTILE}
+    base = {"name": HOSTILE, "revision": HOSTILE, "config_sha256": HOSTILE, "licence": {"license": HOSTILE}}
+    told = {"recipe": {HOSTILE: HOSTILE}, "hardware": {"device": HOSTILE}, "versions": {HOSTILE: HOSTILE}}
+    told |= {"continued_from": {"name": HOSTILE}, "languages": [HOSTILE], "chat_format": HOSTILE}
+    flags = {"do_train": True, "source_prefix": HOSTILE, "chat_format": HOSTILE}
+    splits = {"train": data, "test": data}
+    folder = copy_of(adapter, tmp_path / "folder", data=splits, base=base, flags=flags, **told)
+    card = build_card(folder, language=language)
+
+    def shape(text: str) -> list[str]:
+        kinds = ("heading_open", "fence", "table_open", "hr", "html_block")
+        return [token.type for token in tokens_of(text) if token.type in kinds]
+
+    assert shape(card) == shape(build_card(adapter, language=language))
+    assert "{{ 7 \\* 7 }}" in body_of(card) and "49" not in card.split("## ")[0]
+    assert metadata_of(card)["license"] == " ".join(HOSTILE.lower().splitlines())
+    for code in blocks(card, "python"):
+        compile(code, "card", "exec")
+    assert shlex.quote(HOSTILE) in blocks(card, "bash")[1]
+
+
+# Languages of the rows
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("今天天气很好，我们去公园散步。", ["zh"]),
+        ("類型#褲*顏色#白色", ["zh"]),
+        ("类型#裤*材质#A-line skirt", ["zh"]),
+        ("The weather is nice and we walk to the park.", []),
+        ("今日は天気がいいですね、公園に行きましょう。", []),
+        ("1 + 1 = 2", []),
+        ("", []),
+    ],
+)
+def test_chinese_is_told_by_the_share_of_its_characters(text, expected):
+    other = [Conversation([{"role": "user", "content": "很好"}], "row 1", False)]
+    rows = [Conversation([{"role": "user", "content": text}], "row 1", False)]
+    assert find_languages({"train": rows, "test": other}) == expected
+    assert find_languages({}) == []

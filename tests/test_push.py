@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,6 @@ from safetensors.torch import save_file
 
 from glm_peft import push
 from glm_peft.hub.errors import Unsent
-from glm_peft.hub.push_queue import QUEUE_NAME, PushQueue, send_entry
 from glm_peft.hub.upload import Target, with_retries
 from glm_peft.publishing import callback as push_callback
 from glm_peft.publishing import files as push_files
@@ -45,12 +46,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=no_wait, time=time.time, monotonic=time.monotonic))
+        monkeypatch.setattr(push_callback, "with_retries", partial(with_retries, sleep=no_wait))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
 
 
 @pytest.fixture
-def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def adapter(tmp_path: Path) -> Path:
     """The output folder of a run on a local base, with everything in it that must stay at home."""
     folder = tmp_path / "wangxiaoming" / "output"
     (folder / "checkpoint-3").mkdir(parents=True)
@@ -58,16 +60,14 @@ def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = {"peft_type": "PREFIX_TUNING", "base_model_name_or_path": base, "num_virtual_tokens": 2}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file({"prompt_embeddings": torch.arange(64.0).view(2, 32)}, folder / "adapter_model.safetensors")
-    results = {"eval_rouge-l": 31.25, "eval_bleu-4": 8.5, "train_runtime": 3.0, "log": f"{folder}/log.txt"}
+    results = {"eval_rouge-l": 31.25, "eval_bleu-4": 8.5, "train_runtime": 3.0}
     (folder / "all_results.json").write_text(json.dumps(results))
-    record = {"base": {"name": "chatglm3"}, "recipe": {"train_file": str(folder / "a b.json"), "token": TOKEN}}
+    record = {"base": {"name": "chatglm3"}, "recipe": {"train_file": "a b.json"}}
     (folder / "provenance.json").write_text(json.dumps(record))
     (folder / "training_curves.png").write_bytes(b"\x89PNG\r\n" + bytes(range(256)))
     for name in ("prefix_encoder.safetensors", "optimizer.pt", "training_args.bin", "generated_predictions.jsonl"):
         (folder / name).write_bytes(b"SECRET " + name.encode())
     (folder / "checkpoint-3" / "adapter_model.safetensors").write_bytes(b"SECRET checkpoint")
-    card = f"---\nlicense: other\n---\nTrained in {folder} with `--train_file {folder}/train.json`, by {TOKEN}.\n"
-    monkeypatch.setattr(push_files, "build_card", lambda *args: card)
     return folder
 
 
@@ -78,6 +78,13 @@ def no_wait(seconds: float) -> None:
 def type_push(*words: Any) -> None:
     """The command in this process."""
     push.main([str(word) for word in words], sleep=no_wait)
+
+
+def type_words(command: str) -> None:
+    """A command that was printed, in this process."""
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "glm_peft.push"]
+    type_push(*words[3:])
 
 
 def refusal(capsys: pytest.CaptureFixture[str], act: Callable[[], Any]) -> str:
@@ -92,6 +99,7 @@ def refusal(capsys: pytest.CaptureFixture[str], act: Callable[[], Any]) -> str:
 
 
 def test_a_push_sends_the_named_files_in_one_commit_that_names_the_scores(hub: HubStandIn, adapter: Path):
+    before = sorted(path.name for path in adapter.iterdir())
     type_push(adapter, *PUSH, "--tags", "v1", "best")
     sent = hub.files("mia/adapter")
     assert sorted(sent) == SENT
@@ -102,17 +110,12 @@ def test_a_push_sends_the_named_files_in_one_commit_that_names_the_scores(hub: H
     assert f"base_model: {BASE}" in sent["README.md"].decode()
     repository = hub.repositories["model", "mia/adapter"]
     assert repository.tags == dict.fromkeys(("v1", "best"), repository.branches["main"])
-    assert not (adapter / QUEUE_NAME).exists()
+    assert sorted(path.name for path in adapter.iterdir()) == before
 
 
 def test_nothing_that_is_sent_tells_of_the_machine_its_user_or_a_token(hub: HubStandIn, adapter: Path, caplog):
     type_push(adapter, *PUSH)
     sent = hub.everything_sent()
-    assert b"Trained in output with `--train_file train.json`, by ***." in sent
-    assert json.loads(hub.files("mia/adapter")["provenance.json"])["recipe"] == {
-        "train_file": "a b.json",
-        "token": "***",
-    }
     for private in (TOKEN, str(adapter.parents[1]), "wangxiaoming", "SECRET", str(Path.home()) + "/"):
         assert private.encode() not in sent, private
     assert TOKEN not in caplog.text
@@ -120,35 +123,29 @@ def test_nothing_that_is_sent_tells_of_the_machine_its_user_or_a_token(hub: HubS
 
 
 @pytest.mark.parametrize(
-    ("text", "cleaned"),
+    ("name", "content"),
     [
-        ("in /srv/data/wang/train.json.", "in train.json."),
-        ("D:\\users\\wang\\out", "out"),
-        ("~/secret/place", "place"),
-        ("file:///srv/data/train.json", "train.json"),
-        ("https://huggingface.co/THUDM/chatglm3-6b", "https://huggingface.co/THUDM/chatglm3-6b"),
-        ("THUDM/chatglm3-6b, rouge-1/rouge-2, 上衣/裙子/裤子", "THUDM/chatglm3-6b, rouge-1/rouge-2, 上衣/裙子/裤子"),
-        ("configs/adgen_chatglm.yaml", "configs/adgen_chatglm.yaml"),
-        ("</details></p>", "</details></p>"),
-        (f"export HF_TOKEN={TOKEN}", "export HF_TOKEN=***"),
-        (f"{Path.cwd()}, {Path.cwd()}-2", f"{Path.cwd().name}, {Path.cwd().name}-2"),
+        ("training_curves.png", "\x89PNG {folder}"),
+        ("adapter_config.json", '{{"peft_type": "PREFIX_TUNING", "revision": "{folder}"}}'),
+        ("provenance.json", '{{"recipe": {{"token": "{token}"}}}}'),
+        ("all_results.json", '{{"log": "hf_another0123456789012"}}'),
+        ("generated_predictions.jsonl", '{{"prompt": "ls {folder}", "predict": "", "labels": ""}}'),
     ],
 )
-def test_paths_and_tokens_are_taken_out_of_a_text_and_nothing_else(tmp_path: Path, text: str, cleaned: str):
-    assert push_files.Cleaner(tmp_path).clean_text(text) == cleaned
-
-
-def test_a_name_of_the_user_is_taken_out_unless_the_hub_shows_it_anyway(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("USER", "wangxm")
-    assert push_files.Cleaner(tmp_path).clean_text("by wangxm, wangxmen") == "by ***, wangxmen"
-    assert push_files.Cleaner(tmp_path, ("wangxm/adapter",)).clean_text("by wangxm") == "by wangxm"
-
-
-def test_a_path_in_a_file_that_cannot_be_cleaned_stops_the_push(hub: HubStandIn, adapter: Path, capsys):
-    (adapter / "training_curves.png").write_bytes(b"\x89PNG" + str(adapter).encode())
+def test_a_file_that_tells_of_this_machine_stops_the_push(hub, adapter, capsys, name: str, content: str):
+    (adapter / name).write_text(content.format(folder=adapter, token=TOKEN), encoding="utf-8")
     said = refusal(capsys, lambda: type_push(adapter, *PUSH))
-    assert "training_curves.png holds a path of this machine or a token" in said
+    told = "README.md" if name == "generated_predictions.jsonl" else name
+    assert f"{told} holds a path of this machine or a token: nothing was sent" in said
     assert hub.paths("^(POST|PUT)") == []
+
+
+def test_the_tokenizer_that_peft_names_is_the_bases(hub: HubStandIn, adapter: Path):
+    config = {"peft_type": "PROMPT_TUNING", "tokenizer_name_or_path": str(adapter.parent / "chatglm3")}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    type_push(adapter, *PUSH)
+    sent = json.loads(hub.files("mia/adapter")["adapter_config.json"])
+    assert sent == {"peft_type": "PROMPT_TUNING", "tokenizer_name_or_path": BASE, "base_model_name_or_path": BASE}
 
 
 def test_a_dry_run_lists_files_and_sizes_and_shows_the_card_without_a_request(hub: HubStandIn, adapter: Path, capsys):
@@ -210,7 +207,6 @@ def test_a_tag_that_is_elsewhere_is_not_moved(hub: HubStandIn, adapter: Path, ca
     said = refusal(capsys, lambda: type_push(adapter, *PUSH, "--tags", "v1"))
     assert "The tag v1 is at another commit of mia/adapter already" in said
     assert len(hub.titles("mia/adapter")) == 1
-    assert PushQueue(adapter).entries() == []
 
 
 @pytest.mark.parametrize(
@@ -231,7 +227,6 @@ def test_what_cannot_be_written_to_is_told_before_anything_is_sent(hub, adapter,
     hub.add("other/theirs", {"adapter_config.json": b"{}"})
     assert said in refusal(capsys, lambda: type_push(adapter, "--repo_id", repo_id, "--base_model_id", BASE))
     assert hub.paths("^(POST|PUT)") == []
-    assert PushQueue(adapter).entries() == []
 
 
 @pytest.mark.parametrize(
@@ -299,26 +294,22 @@ def test_a_fault_at_any_request_neither_loses_nor_doubles_anything(hub: HubStand
         assert hub.files("mia/adapter", "next") == expected, request
         assert len(hub.titles("mia/adapter")) == 1, request
         assert list(hub.repositories["model", "mia/adapter"].tags) == ["v1"], request
-        assert not (adapter / QUEUE_NAME).exists(), request
 
 
 @pytest.mark.parametrize(
     "pattern", ["whoami", "repos/create", "validate-yaml", "preupload", "objects/batch", "PUT", "/commit/"]
 )
-def test_what_fails_for_good_waits_in_the_folder_and_is_sent_later(hub, adapter, capsys, pattern: str):
+def test_what_fails_for_good_is_sent_by_the_last_line(hub, adapter, capsys, pattern: str):
     hub.faults.append(Fault(pattern, 503, times=1000))
-    said = refusal(capsys, lambda: type_push(adapter, *PUSH))
-    assert f"(the Hub answered 503) and waits in {adapter}" in said
-    assert f"python -m glm_peft.push --queued {adapter}" in said
+    with pytest.raises(SystemExit) as left:
+        type_push(adapter, *PUSH, "--commit_message", "it's mine")
+    *said, command = capsys.readouterr().err.splitlines()
+    assert left.value.code == 2
+    assert f"error: The adapter could not be sent (the Hub answered 503) and is in {adapter} as before" in said[-1]
     hub.faults.clear()
-    (adapter / "adapter_model.safetensors").write_bytes(b"a later run")
-    type_push("--queued", adapter.parent)
-    assert hub.files("mia/adapter")["adapter_model.safetensors"] != b"a later run"
-    assert len(hub.titles("mia/adapter")) == 1
-    assert not (adapter / QUEUE_NAME).exists()
-    type_push("--queued", adapter)
-    assert f"Nothing waits in {adapter}." in capsys.readouterr().out
-    assert len(hub.titles("mia/adapter")) == 1
+    type_words(command)
+    assert hub.titles("mia/adapter") == ["it's mine"]
+    assert sorted(hub.files("mia/adapter")) == SENT
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 412, 422])
@@ -330,30 +321,10 @@ def test_a_refusal_at_any_request_is_one_sentence_and_nothing_is_doubled(hub, ad
         hub.objects.clear()
         hub.faults[:] = [Fault(OF_A_PUSH, status, times=1000, skip=number)]
         said = refusal(capsys, lambda: type_push(adapter, *PUSH))
-        assert ("--queued" in said) == bool(PushQueue(adapter).entries()), request
+        assert said.startswith("error: ") and len(said) > len("error: "), request
         hub.faults.clear()
         type_push(adapter, *PUSH)
         assert len(hub.titles("mia/adapter")) == 1, request
-        assert PushQueue(adapter).entries() == [], request
-
-
-def test_pushes_that_wait_are_sent_in_their_order(hub: HubStandIn, adapter: Path, capsys):
-    hub.faults.append(Fault("/commit/", 503, times=1000))
-    for number in range(3):
-        (adapter / "all_results.json").write_text(f'{{"eval_loss": {number}}}')
-        refusal(capsys, lambda: type_push(adapter, *PUSH))
-    hub.faults.clear()
-    type_push("--queued", adapter)
-    assert [title.split()[-2] for title in hub.titles("mia/adapter")] == ["0", "1", "2"]
-
-
-def test_two_that_send_the_same_queue_make_one_commit(hub: HubStandIn, adapter: Path):
-    queue = PushQueue(adapter)
-    queue.add({"README.md": b"card"}, Target("mia/adapter"), "one")
-    for entry in queue.entries() * 2:
-        send_entry(entry, no_wait)
-    assert hub.titles("mia/adapter") == ["one"]
-    assert hub.files("mia/adapter") == {"README.md": b"card"}
 
 
 def test_what_another_pushed_meanwhile_is_kept(hub: HubStandIn, adapter: Path):
@@ -377,22 +348,19 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("is_done", [False, True])
-def test_a_push_that_is_killed_is_sent_afterwards_once(hub: HubStandIn, adapter: Path, is_done: bool):
-    hub.faults.append(Fault("/tag/" if is_done else "/commit/", "slow", seconds=300))
+def test_a_push_that_is_killed_is_typed_again_and_doubles_nothing(hub: HubStandIn, adapter: Path):
+    hub.faults.append(Fault("/tag/", "slow", seconds=300))
     with start_push(hub, adapter, str(adapter), *PUSH, "--tags", "v1") as process:
-        wait_for(lambda: hub.paths("/tag/" if is_done else "/commit/"))
+        wait_for(lambda: hub.paths("/tag/"))
         process.send_signal(signal.SIGKILL)
-    assert len(hub.titles("mia/adapter")) == int(is_done)
-    assert len(PushQueue(adapter).entries()) == 1
-    type_push("--queued", adapter)
+    assert len(hub.titles("mia/adapter")) == 1
+    type_push(adapter, *PUSH, "--tags", "v1")
     assert len(hub.titles("mia/adapter")) == 1
     assert sorted(hub.files("mia/adapter")) == SENT
     assert list(hub.repositories["model", "mia/adapter"].tags) == ["v1"]
-    assert PushQueue(adapter).entries() == []
 
 
-def test_a_push_that_is_interrupted_says_what_sends_it(hub: HubStandIn, adapter: Path, caplog):
+def test_a_push_that_is_interrupted_is_typed_again(hub: HubStandIn, adapter: Path):
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
@@ -400,8 +368,7 @@ def test_a_push_that_is_interrupted_says_what_sends_it(hub: HubStandIn, adapter:
     with pytest.raises(SystemExit) as left:
         push.main([str(adapter), *PUSH], sleep=interrupt)
     assert left.value.code == 130
-    assert f"python -m glm_peft.push --queued {adapter}" in caplog.text
-    type_push("--queued", adapter)
+    type_push(adapter, *PUSH)
     assert len(hub.titles("mia/adapter")) == 1
 
 
@@ -437,38 +404,40 @@ def test_training_sends_what_it_saves(hub, tiny_model_dirs, tmp_path, strategy: 
     words = training_words(tiny_model_dirs, tmp_path, "--hub_strategy", strategy, "--hub_private_repo")
     short_runs.run(words)
     titles = hub.titles("mia/adapter")
-    assert len(titles) == commits or (strategy == "checkpoint" and 2 <= len(titles) < commits)
+    assert len(titles) == commits
     assert re.fullmatch(rf"Adapter for {BASE}: loss [\d.]+ \(train\)", titles[-1])
     steps = [f"Step {step} of an adapter for {BASE}" for step in (1, 2, 3)]
-    wanted = [] if strategy == "end" else [step for step in steps if step == steps[-1] or strategy == "every_save"]
-    assert [title.partition(":")[0] for title in titles[-1 - len(wanted) : -1]] == wanted
+    assert [title.partition(":")[0] for title in titles[:-1]] == ([] if strategy == "end" else steps)
     sent = hub.files("mia/adapter")
     last = [f"last-checkpoint/{name}" for name in SENT[1:3]] if strategy == "checkpoint" else []
     assert set(sent) == {*SENT, *last}
     assert sent["adapter_model.safetensors"] == (tmp_path / "output" / "adapter_model.safetensors").read_bytes()
     assert hub.repositories["model", "mia/adapter"].private
-    assert not (tmp_path / "output" / QUEUE_NAME).exists()
     for private in (str(tmp_path), TOKEN, str(Path.home()) + "/"):
         assert private.encode() not in hub.everything_sent()
 
 
-@pytest.mark.parametrize(("strategy", "waiting"), [("every_save", 4), ("checkpoint", 2), ("end", 1)])
-def test_training_without_a_network_ends_well_and_its_pushes_are_sent_afterwards(
-    hub, tiny_model_dirs, tmp_path, caplog, monkeypatch, strategy: str, waiting: int
+def test_training_without_a_network_ends_well_and_its_last_line_sends_the_adapter(
+    hub, tiny_model_dirs, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    short_runs.run(training_words(tiny_model_dirs, tmp_path, "--hub_strategy", strategy))
+    short_runs.run(training_words(tiny_model_dirs, tmp_path, "--hub_private_repo", "--hub_revision", "next"))
     output = tmp_path / "output"
     assert "It is not known whether mia/adapter can be written to (HF_HUB_OFFLINE is set)" in caplog.text
-    assert f"{waiting} push(es) to the Hub could not be sent and wait in {output}" in caplog.text
+    told = [
+        message for message in caplog.messages if "could not be sent to the Hub (HF_HUB_OFFLINE is set)" in message
+    ]
+    assert [message.partition(" could")[0] for message in told[:-1]] == [
+        str(output / f"checkpoint-{step}") for step in (1, 2, 3)
+    ]
+    assert caplog.messages[-1] == told[-1]
     assert json.loads((output / "all_results.json").read_text())["train_loss"] > 0
     assert hub.requests == []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    type_push("--queued", output)
-    assert len(hub.titles("mia/adapter")) == waiting
-    assert hub.files("mia/adapter")["adapter_model.safetensors"] == (output / "adapter_model.safetensors").read_bytes()
-    kept = hub.files("mia/adapter").get("last-checkpoint/adapter_model.safetensors")
-    assert kept == ((output / "checkpoint-3" / "adapter_model.safetensors").read_bytes() if waiting == 2 else None)
+    type_words(told[-1].splitlines()[-1])
+    sent = hub.files("mia/adapter", "next")
+    assert sent["adapter_model.safetensors"] == (output / "adapter_model.safetensors").read_bytes()
+    assert hub.repositories["model", "mia/adapter"].private
 
 
 @pytest.mark.parametrize(
@@ -516,6 +485,7 @@ def free_port() -> int:
 
 
 def test_of_two_processes_one_pushes_and_nothing_of_the_machine_is_sent(hub, tiny_model_dirs, tmp_path):
+    hub.faults.append(Fault("/commit/", 403, times=1000, skip=3))
     words = training_words(tiny_model_dirs, tmp_path, "--card_language", "zh")
     config = PROJECT / "accelerate_configs" / "cpu_2_processes.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
@@ -523,36 +493,52 @@ def test_of_two_processes_one_pushes_and_nothing_of_the_machine_is_sent(hub, tin
     done = subprocess.run(launch, env=environment_of(hub), capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stderr
-    assert len(hub.titles("mia/adapter")) == 4
     assert len(hub.paths("whoami")) == 1
+    assert len(hub.titles("mia/adapter")) == 3
+    assert (
+        "The adapter could not be sent to the Hub (The token for the Hub may not write to mia/adapter" in done.stderr
+    )
+    hub.faults.clear()
+    type_words(done.stderr.splitlines()[-1])
+    assert len(hub.titles("mia/adapter")) == 4
     for private in (str(tmp_path), str(PROJECT), TOKEN, str(Path.home()) + "/"):
         assert private.encode() not in hub.everything_sent(), private
     assert TOKEN not in done.stdout + done.stderr
 
 
-def test_a_training_that_is_killed_leaves_its_pushes_to_be_sent(hub, tiny_model_dirs, tmp_path):
-    hub.faults.append(Fault("/commit/", "slow", times=1000, seconds=300))
-    words = training_words(tiny_model_dirs, tmp_path)
-    command = [sys.executable, str(PROJECT / "glm_peft" / "train.py"), *words]
-    output = tmp_path / "output"
-    with subprocess.Popen(command, env=environment_of(hub), stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: len(PushQueue(output).entries()) == 4)
-        process.send_signal(signal.SIGKILL)
-    hub.faults.clear()
-    assert hub.titles("mia/adapter") == []
-    type_push("--queued", output)
-    assert len(hub.titles("mia/adapter")) == 4
-    assert sorted(hub.files("mia/adapter")) == SENT
+def pusher_of(folder: Path) -> push_callback.HubPush:
+    """What a training run in a folder sends with, at its end alone."""
+    return push_callback.HubPush(Target("mia/adapter"), BASE, SimpleNamespace(hub_strategy="end", output_dir=folder))
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413])
-def test_a_refusal_during_training_is_a_warning(hub, tiny_model_dirs, tmp_path, caplog, monkeypatch, status: int):
-    monkeypatch.setattr(push_callback, "_LONGEST_END", 2.0)
+def test_a_refusal_at_the_end_of_training_is_told_with_the_command(hub, adapter, caplog, status: int):
     hub.faults.append(Fault("/commit/", status, times=1000))
-    short_runs.run(training_words(tiny_model_dirs, tmp_path, "--hub_strategy", "end"))
-    assert "1 push(es) to the Hub could not be sent and wait in" in caplog.text
-    assert json.loads((tmp_path / "output" / "all_results.json").read_text())["train_loss"] > 0
+    pusher_of(adapter).finish()
+    (told,) = [message for message in caplog.messages if "could not be sent" in message]
+    assert f"and is in {adapter}; this command sends it:\npython -m glm_peft.push " in told
     assert TOKEN not in caplog.text
+    hub.faults.clear()
+    type_words(told.splitlines()[-1])
+    assert sorted(hub.files("mia/adapter")) == SENT
+
+
+def test_a_save_that_cannot_be_sent_makes_later_saves_try_once(hub, adapter):
+    arguments = SimpleNamespace(hub_strategy="every_save", output_dir=adapter)
+    pusher = push_callback.HubPush(Target("mia/adapter"), BASE, arguments)
+    checkpoint = adapter / "checkpoint-3"
+    (checkpoint / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING"}')
+    (checkpoint / "adapter_model.safetensors").write_bytes(b"weights")
+
+    def attempts() -> int:
+        hub.requests.clear()
+        pusher.on_save(arguments, SimpleNamespace(global_step=3), None)
+        return len(hub.paths("/commit/"))
+
+    hub.faults.append(Fault("/commit/", 503, times=1000))
+    assert [attempts(), attempts()] == [3, 1]
+    hub.faults.clear()
+    assert [attempts(), pusher.tries_at_save] == [1, 3]
 
 
 def test_only_the_first_process_sends(monkeypatch, tmp_path):
@@ -561,20 +547,5 @@ def test_only_the_first_process_sends(monkeypatch, tmp_path):
     pusher = push_callback.HubPush(Target("mia/adapter"), BASE, arguments)
     pusher.on_save(arguments, SimpleNamespace(global_step=1), None)
     pusher.finish()
-    assert pusher.sender is None
+    assert not pusher.is_sender
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_end_of_a_run_waits_for_a_bounded_time(tmp_path: Path, caplog):
-    waiting: list[str] = []
-
-    def hang(*args: Any) -> str:
-        waiting.append("begun")
-        time.sleep(600)
-        return ""
-
-    sender = push_callback.Sender(PushQueue(tmp_path), hang)
-    sender.add({"adapter_config.json": b"{}"}, Target("mia/adapter"), "one")
-    sender.close(0.5)
-    assert waiting == ["begun"]
-    assert f"1 push(es) to the Hub could not be sent and wait in {tmp_path}" in caplog.text

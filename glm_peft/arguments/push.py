@@ -8,21 +8,14 @@ from glm_peft.arguments.fields import option
 from glm_peft.errors import UserError
 
 PUSH_WORDS = {
-    "usage": "python -m glm_peft.push ADAPTER --repo_id USER/NAME [--flags]\n"
-    "       python -m glm_peft.push --queued [FOLDER]",
-    "description": "Sends an adapter to the Hub with its card, curves and results, and nothing else; what could not "
-    "be sent waits in its folder, and --queued sends it.",
+    "usage": "python -m glm_peft.push ADAPTER --repo_id USER/NAME [--flags]",
+    "description": "Sends an adapter to the Hub with its card, curves and results, and nothing else.",
 }
 
 
 @dataclass
 class PushArguments:
-    """
-    Where an adapter goes, and how.
-
-    Raises:
-        UserError: what is given does not go together.
-    """
+    """Where an adapter goes, and how."""
 
     _argument_group_name = "push"
 
@@ -42,30 +35,19 @@ class PushArguments:
     commit_message: str | None = option(None, "Title of the commit. None: what the adapter is, and its scores.")
     card_language: Literal["en", "zh"] | None = option(None, "Language of the model card. None: as in the training.")
     dry_run: bool = option(False, "Send nothing: list the files with their sizes, and show the card.")
-    queued: str | None = option(
-        None,
-        "Send what could not be sent earlier and waits in this folder or in one inside it.",
-        nargs="?",
-        const=".",
-    )
-
-    def __post_init__(self) -> None:
-        if self.queued is not None and (self.repo_id or self.dry_run):
-            other = "--repo_id" if self.repo_id else "--dry_run"
-            raise UserError(f"--queued sends what waits, to where it was meant to go: leave out {other}.")
 
 
-def parse_push_arguments(argv: list[str] | None = None) -> tuple[str | None, PushArguments]:
+def parse_push_arguments(argv: list[str] | None = None) -> tuple[str, PushArguments]:
     """
-    The adapter's folder of `python -m glm_peft.push ADAPTER [--flags]`, which `--queued` may do without, and the rest.
+    Parse `python -m glm_peft.push ADAPTER [--flags]` into the adapter's folder and the arguments.
 
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
     adapters, flags = split_words(argv)
     (arguments,) = parse_command(flags, (PushArguments,), **PUSH_WORDS)
-    if len(adapters) > 1 or not (adapters or arguments.queued):
+    if len(adapters) != 1:
         raise UserError(f"One adapter stands before the flags, found {len(adapters)}: name the folder ADAPTER.")
-    if arguments.queued is None and not (arguments.repo_id or arguments.dry_run):
+    if not (arguments.repo_id or arguments.dry_run):
         raise UserError("--repo_id is not given: name a repository on the Hub, such as USER/NAME.")
-    return (adapters[0] if adapters else None), arguments
+    return adapters[0], arguments

@@ -1,4 +1,4 @@
-"""What goes wrong between this machine and the Hub: what may work later, and what a user must mend."""
+"""Tell failed requests to the Hub apart: those that may work later, and those that a user must mend."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,17 +16,17 @@ _LONGEST = 200
 
 
 class Unsent(Exception):
-    """It did not work, and may work later; `retry_after` is in seconds, where the Hub says it."""
+    """A request failed and may work later; `retry_after` is in seconds, where the Hub says it."""
 
-    def __init__(self, reason: str, retry_after: float | None = None, is_unreachable: bool = False) -> None:
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
-        self.retry_after, self.is_unreachable = retry_after, is_unreachable
+        self.retry_after = retry_after
 
 
 @contextmanager
 def explained(repo_id: str) -> Iterator[None]:
     """
-    Around requests about a repository.
+    Turn every failure of requests about a repository into one of two kinds.
 
     Raises:
         Unsent: it may work later.
@@ -43,13 +43,13 @@ def explained(repo_id: str) -> Iterator[None]:
 
 def _explain(error: BaseException, repo_id: str) -> Exception:
     if isinstance(error, OfflineModeIsEnabled):
-        return Unsent("HF_HUB_OFFLINE is set" if is_offline_mode() else _one_line(error), is_unreachable=True)
+        return Unsent("HF_HUB_OFFLINE is set" if is_offline_mode() else _one_line(error))
     if isinstance(error, LocalTokenNotFoundError):
         return UserError(f"There is no token for the Hub: {LOGIN}.")
     if isinstance(error, httpx2.TransportError):
         is_unreachable = isinstance(error, httpx2.ConnectError)
         what = "the Hub cannot be reached" if is_unreachable else "the connection to the Hub broke"
-        return Unsent(f"{what} ({_one_line(error) or type(error).__name__})", is_unreachable=is_unreachable)
+        return Unsent(f"{what} ({_one_line(error) or type(error).__name__})")
     if isinstance(error, HfHubHTTPError) and status_of(error):
         return _explain_status(error, repo_id)
     if isinstance(error, ValueError) and "Invalid metadata" in str(error):
@@ -76,7 +76,7 @@ def _explain_status(error: HfHubHTTPError, repo_id: str) -> Exception:
 
 
 def status_of(error: HfHubHTTPError) -> int:
-    """The number of the answer; 0 where there was none."""
+    """Return the status of the answer; 0 where there was none."""
     return error.response.status_code if error.response is not None else 0
 
 

@@ -42,6 +42,15 @@ def check_rights(repo_id: str, flag: str = "--repo_id") -> str:
         return repo_id
 
 
+def is_hub_id(name: str) -> bool:
+    """Return whether a name is an id on the Hub with its owner, such as `THUDM/chatglm3-6b`, and no path."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
 def check_name(repo_id: str, flag: str) -> None:
     """Raise a `UserError` where the Hub allows no repository of this name."""
     try:

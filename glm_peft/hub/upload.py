@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, RepoFile, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Target:
-    """Where on the Hub something goes; `repo_id` without a namespace is the user's own."""
+    """A branch of a repository, made where it is not there; a `repo_id` without a namespace is the user's own."""
 
     repo_id: str
     private: bool | None = None
@@ -45,14 +45,14 @@ class Target:
 
 def send(files: Mapping[str, bytes], target: Target, title: str) -> str:
     """
-    One attempt to bring the files to the Hub.
+    Send the files in one commit, in one attempt.
 
     Args:
         files: by their names in the repository.
         title: of the commit.
 
     Returns:
-        The address of the commit, which is an earlier one where everything was there already.
+        The address of the commit; that of the last one where everything was there already.
 
     Raises:
         Unsent: it may work later.
@@ -76,16 +76,17 @@ def send(files: Mapping[str, bytes], target: Target, title: str) -> str:
 
 def with_retries(
     act: Callable[[], Result],
-    sleep: Callable[[float], Any] = time.sleep,
+    sleep: Callable[[float], object] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
     tries: int = _TRIES,
 ) -> Result:
     """
-    What `act` returns, at the first attempt that works; waits are twice as long each time.
+    Return what `act` returns at the first attempt that works; each wait is twice as long as the one before.
 
     Args:
-        sleep: waits so many seconds; where it returns True, no further attempt is made.
-        clock: tells the seconds.
+        sleep: waits so many seconds.
+        clock: tells the seconds, of which no further attempt begins after 90.
+        tries: the most attempts.
 
     Raises:
         Unsent: of the last attempt.
@@ -99,14 +100,13 @@ def with_retries(
             if attempt == tries - 1 or clock() - begun + seconds > _PATIENCE:
                 raise
             logger.info("%s; trying again in %g s", unsent, seconds)
-            if sleep(seconds):
-                raise
+            sleep(seconds)
             wait = min(2 * wait, _LONGEST_WAIT)
     raise AssertionError("there is at least one attempt")
 
 
 def _prepare(api: HfApi, repo_id: str, target: Target) -> tuple[str, str | None]:
-    """Makes repository and branch where they are not there; returns the name it has now, and the last commit."""
+    """Make repository and branch where they are not there; returns the repository's id, and the last commit."""
     try:
         info = api.model_info(repo_id)
     except RepositoryNotFoundError:
@@ -136,7 +136,7 @@ def _commit(api: HfApi, repo_id: str, files: Mapping[str, bytes], where: tuple[T
 
 
 def _present(api: HfApi, repo_id: str, head: str | None) -> dict[str, set[str]]:
-    """Digests of what is there, by name."""
+    """Return the digests of what is there, by name."""
     try:
         entries = list(api.list_repo_tree(repo_id, recursive=True, revision=head))
     except HfHubHTTPError as error:
@@ -148,7 +148,7 @@ def _present(api: HfApi, repo_id: str, head: str | None) -> dict[str, set[str]]:
 
 
 def _digests(content: bytes) -> set[str]:
-    """As git names a file, and as the Hub names one of its large ones."""
+    """Return the names of a content: git's, and the Hub's for a large file."""
     return {hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), hashlib.sha256(content).hexdigest()}
 
 
@@ -172,7 +172,7 @@ def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Bars of progress would run through the log of a training."""
+    """Show no progress bars, which would run through the log of a training."""
     were_disabled = are_progress_bars_disabled()
     disable_progress_bars()
     try:
@@ -184,7 +184,7 @@ def _without_bars() -> Iterator[None]:
 
 @contextmanager
 def _without_xet() -> Iterator[None]:
-    """The Hub takes every file by LFS, but servers of another kind know nothing else; an adapter is small."""
+    """Send large files by LFS: mirrors of the Hub know no Xet, and an adapter is small."""
     former, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
     try:
         yield

@@ -11,22 +11,26 @@ import logging
 import platform
 import re
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import yaml
 from accelerate import PartialState
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.utils import cached_file
 
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.splits import file_of
 from glm_peft.arguments.training import TrainArguments
 from glm_peft.models.chat_formats import ChatFormat
-from glm_peft.models.loading import find_generation
+from glm_peft.models.loading import find_generation, hub_arguments
 from glm_peft.models.tokenization_common import read_json_beside
 from glm_peft.models.unwrapping import base_of
 from glm_peft.preprocessing.conversations import Split
-from glm_peft.provenance.data_language import languages_of_splits
 from glm_peft.provenance.fingerprints import (
     describe_config,
     digest_config,
@@ -35,7 +39,6 @@ from glm_peft.provenance.fingerprints import (
     sample_weights,
 )
 from glm_peft.provenance.hardware import describe_hardware, measure_cost
-from glm_peft.provenance.licences import read_licence
 from glm_peft.provenance.recipe import describe_flags, describe_recipe, public_name, select_scores
 from glm_peft.reporting.file_names import PROVENANCE_NAME
 from glm_peft.reporting.files import digest_file, write_atomically
@@ -44,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 _PACKAGES = ("glm_peft", "torch", "transformers", "peft", "accelerate", "tokenizers", "sentencepiece", "bitsandbytes")
 _WEIGHTS = ("adapter_model.*", "pytorch_model*", "model*.safetensors")
+_LICENCE = ("license", "license_name", "license_link")
+_HAN, _KANA = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]")
+_SAMPLED_ROWS = 2000
 _COMMIT = re.compile(r"[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})")
 
 
@@ -73,7 +79,7 @@ def describe_origin(
         "recipe": describe_recipe(arguments),
         "flags": describe_flags(*arguments),
         "data": describe_data(data_args, splits),
-        "languages": languages_of_splits(splits),
+        "languages": find_languages(splits),
         "hardware": describe_hardware(training_args),
         "card_language": training_args.card_language,
     }
@@ -121,6 +127,35 @@ def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict
             source |= {"rows_sha256": digest_rows(conversation.messages for conversation in split)}
         described[name] = source | {"rows": len(split)}
     return described
+
+
+def read_licence(model_args: ModelArguments) -> dict[str, str]:
+    """
+    Return `license`, `license_name` and `license_link` as the base's own card states them.
+
+    Args:
+        model_args: `model_name_or_path`, and maybe `model_revision` and `cache_dir`.
+
+    Returns:
+        The texts by their names; empty where the card names no licence, is missing, or cannot be reached.
+    """
+    options = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
+    options = {f"_raise_exceptions_for_{name}": value for name, value in options.items()}
+    try:
+        file = cached_file(model_args.model_name_or_path, "README.md", **options, **hub_arguments(model_args))
+        card = ModelCard.load(file, ignore_metadata_errors=True).data.to_dict() if file else {}
+    except (OSError, ValueError, TypeError, yaml.YAMLError):  # a licence is not worth a run
+        return {}
+    found = {name: card[name] for name in _LICENCE if isinstance(card.get(name), str)}
+    return found if "license" in found else {}
+
+
+def find_languages(splits: Mapping[str, Split]) -> list[str]:
+    """Return `zh` where a fifth of the characters of the training's rows is Chinese; other languages are not told."""
+    rows = islice(splits.get("train", next(iter(splits.values()), [])), _SAMPLED_ROWS)
+    text = "".join(message["content"] for conversation in rows for message in conversation.messages)
+    han, kana = len(_HAN.findall(text)), len(_KANA.findall(text))
+    return ["zh"] if text and han >= len(text) / 5 and kana < han / 20 else []  # Japanese has kana in between
 
 
 def describe_weights(folder_or_id: str) -> dict[str, Any]:

@@ -1,98 +1,75 @@
-"""What of an adapter's folder goes to the Hub: a named list of files, without paths, names of users, or tokens."""
+"""
+Collect what of an adapter's folder goes to the Hub: a named list of files.
 
-import getpass
+The record (`provenance.json`) was written without paths, and the card takes from it. Here the base gets its Hub id,
+and a file that tells of this machine even so is refused.
+"""
+
 import json
-import os
 import re
-import socket
-from contextlib import suppress
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, get_token
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub import get_token
 
 from glm_peft.errors import UserError
+from glm_peft.hub.rights import is_hub_id
 from glm_peft.prediction.prediction_files import RESULTS_NAME as PREDICT_RESULTS_NAME
 from glm_peft.provenance.recipe import public_name, select_scores
-from glm_peft.publishing.card.build import build_card
-from glm_peft.publishing.card.facts import read_json
+from glm_peft.publishing.card.build import CARD_NAME, build_card
+from glm_peft.publishing.card.values import part, read_json, text_of
 from glm_peft.reporting.file_names import CURVES_NAME, PROVENANCE_NAME, RESULTS_NAME
 
-CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "adapter_config.json", "adapter_model.safetensors", "README.md"
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 SENT_NAMES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, CURVES_NAME, RESULTS_NAME, PREDICT_RESULTS_NAME, PROVENANCE_NAME)
 """Every file that may be sent, in this order; the first three always are."""
 
-_WEB_OR_PATH = re.compile(
-    r"(?P<web>\b(?!file:)[a-z][a-z0-9+.-]*://[^\s)>\"'`\]]*)"
-    r"|(?P<path>(?<![\w/.\\])(?:file:(?://)?|~|[A-Za-z]:)?(?:[/\\]+[^\s/\\\"'`<>|,;:()\[\]{}*]+){2,}[/\\]*)"
-)
-_WHOLE_PATH = re.compile(r"(file://|~|[A-Za-z]:)?[/\\]+[^/\\\n]+[/\\][^\n]*")
-_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{16,}\b")
-_COMMON = {
-    "root",
-    "user",
-    "admin",
-    "home",
-    "ubuntu",
-    "runner",
-    "localhost",
-    "host",
-    "node",
-    "server",
-    "docker",
-    "work",
-}
-_COMMON |= {"work", "model", "adapter", "train", "data", "test", "main", "python"}
-_SHORTEST_NAME = 4
-_HIDDEN = "***"
+_NAMES_OF_BASE = ("base_model_name_or_path", "tokenizer_name_or_path")  # the second is of PEFT's prompt tuning
+_TOKEN = re.compile(rb"\b(hf|api_org)_[A-Za-z0-9]{16,}")
 _TOLD_SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 _FIRST = ("predict", "eval", "train")  # the split that says most
 _MOST_SCORES = 4
 
 
-def find_base(folder: str | Path, base_model_id: str | None = None, flag: str = "--base_model_id") -> str:
+def find_base(folder: str | Path, base_model_id: str | None = None) -> str:
     """
-    The Hub id that the adapter in a folder is to name as its base.
+    Return the Hub id that the adapter in a folder is to name as its base.
 
     Raises:
         UserError: the folder holds no adapter that can be sent, or its base is a local one and no id is given.
     """
-    config = _read_config(Path(folder))
-    recorded = str(config.get("base_model_name_or_path") or "")
-    name = read_json(Path(folder) / PROVENANCE_NAME).get("base")
-    name = name.get("name") if isinstance(name, dict) else None
+    typed = text_of(_read_config(Path(folder)).get("base_model_name_or_path")) or ""
+    recorded = text_of(part(read_json(Path(folder) / PROVENANCE_NAME), "base").get("name"))
     # The record names folders by their last part: where the two differ, the base was a folder.
-    is_folder = name not in (None, recorded) and "/" not in str(name)
-    return settle_base_id("./" + recorded if is_folder else recorded, base_model_id, flag)
+    is_folder = recorded not in (None, typed) and "/" not in recorded
+    return resolve_base_id(f"./{typed}" if is_folder else typed, base_model_id)
 
 
-def settle_base_id(base: str, base_model_id: str | None = None, flag: str = "--base_model_id") -> str:
+def resolve_base_id(base: str, base_model_id: str | None = None) -> str:
     """
-    The Hub id of a base, which is a name or path as it was typed.
+    Return the Hub id of a base: the one that is given, or that of the name or path as it was typed.
 
     Raises:
         UserError: it is a folder and no id is given, or what is given is none.
     """
     if base_model_id is not None:
-        if Path(base_model_id).is_absolute() or not _is_hub_id(base_model_id):
-            raise UserError(f"{flag} {base_model_id} is no Hub id: give one such as THUDM/chatglm3-6b.")
+        if not is_hub_id(base_model_id):
+            raise UserError(f"--base_model_id {base_model_id} is no Hub id: give one such as THUDM/chatglm3-6b.")
         return base_model_id
-    name = public_name(base)
-    is_cached = name != base and "/" in name
-    if is_cached or (base and name == base and "/" in name and _is_hub_id(base)):
-        return name
-    raise UserError(
-        f"The base {base.removeprefix('./') or 'of the adapter'} is a folder of this machine, and on the Hub an "
-        f"adapter names its base by a Hub id: give {flag}, such as THUDM/chatglm3-6b."
-    )
+    name = public_name(base) if base else ""
+    if not is_hub_id(name):
+        raise UserError(
+            f"The base {base.removeprefix('./') or 'of the adapter'} is a folder of this machine, and on the Hub an "
+            "adapter names its base by a Hub id: give --base_model_id, such as THUDM/chatglm3-6b."
+        )
+    return name
 
 
 def collect_files(
     folder: str | Path, base: str, repo_id: str | None = None, language: str | None = None
 ) -> dict[str, bytes]:
     """
-    The files to send, by their names in the repository.
+    Return the files to send, by their names in the repository.
 
     Args:
         folder: of an adapter, such as a run's output or a checkpoint.
@@ -101,70 +78,22 @@ def collect_files(
         language: of the card; `None` for that of the training.
 
     Raises:
-        UserError: there is no adapter, or something private is in a file that is sent as it is.
+        UserError: there is no adapter, or a file holds a path of this machine or a token.
     """
     folder = Path(folder)
     _read_config(folder)
-    cleaner = Cleaner(folder, (base, repo_id or ""))
-    files = {}
-    for name in SENT_NAMES:
-        if name == CARD_NAME:
-            files[name] = cleaner.clean_text(_build_card(folder, (base, repo_id), language)).encode()
-        elif (folder / name).is_file():
-            content = (folder / name).read_bytes()
-            files[name] = _clean_json(name, content, base, cleaner) if name.endswith(".json") else content
-    for name, content in files.items():
-        cleaner.check(name, content)
-    return files
-
-
-class Cleaner:
-    """
-    Takes out of texts what is nobody's business.
-
-    Args:
-        folder: whose path is one of these things.
-        public: texts whose words are no secret, such as ids on the Hub.
-    """
-
-    def __init__(self, folder: Path, public: tuple[str, ...] = ()) -> None:
-        places = {str(place) for place in (folder.absolute(), folder.resolve(), Path.cwd(), Path.home())}
-        self.places = sorted((place for place in places if len(place) > 1), key=len, reverse=True)
-        known = {word for text in public for word in re.split(r"[/\s]", text)} | _COMMON
-        self.names = [name for name in _own_names() if len(name) >= _SHORTEST_NAME and name not in known]
-        self.token = get_token()
-
-    def clean_text(self, text: str) -> str:
-        """Paths become their last part; tokens, and the names of user and machine, asterisks."""
-        if self.token:
-            text = text.replace(self.token, _HIDDEN)
-        text = _TOKEN.sub(_HIDDEN, text)
-        text = _WEB_OR_PATH.sub(lambda found: found["web"] or _last_part(found["path"]), text)
-        for place in self.places:
-            text = re.sub(rf"(?<![\w./]){re.escape(place)}(?![\w-])", _last_part(place), text)
-        for name in self.names:
-            text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", _HIDDEN, text)
-        return text
-
-    def clean_value(self, value: Any) -> Any:
-        """The same in every text of a JSON value; a text that is a path from end to end may have blanks in it."""
-        if isinstance(value, dict):
-            return {self.clean_text(name): self.clean_value(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [self.clean_value(item) for item in value]
-        if not isinstance(value, str):
-            return value
-        return self.clean_text(_last_part(value) if _WHOLE_PATH.fullmatch(value) else value)
-
-    def check(self, name: str, content: bytes) -> None:
-        """Raise a `UserError` where a place of this machine or a token is left, in whatever kind of file."""
-        private = [place for place in self.places if place.count("/") > 1] + [self.token or ""]
-        if any(text and text.encode() in content for text in private):
-            raise UserError(f"{name} holds a path of this machine or a token: nothing was sent; take it out of there.")
+    adapter_id = repo_id if repo_id and is_hub_id(repo_id) else None
+    files = {name: (folder / name).read_bytes() for name in SENT_NAMES if (folder / name).is_file()}
+    files[CARD_NAME] = build_card(folder, base, language, adapter_id).encode()
+    for name in (CONFIG_NAME, PROVENANCE_NAME):
+        if name in files:
+            files[name] = _name_base(name, files[name], base)
+    _check_private(files, folder)
+    return {name: files[name] for name in SENT_NAMES if name in files}
 
 
 def describe_commit(folder: str | Path, base: str, what: str = "Adapter") -> str:
-    """The title of a commit, such as `Adapter for THUDM/chatglm3-6b: rouge-l 31.2, bleu-4 8.1 (predict)`."""
+    """Return the title of a commit, such as `Adapter for THUDM/chatglm3-6b: rouge-l 31.2, bleu-4 8.1 (predict)`."""
     scores = _describe_scores(Path(folder))
     return f"{what} for {base}{': ' if scores else ''}{scores}"
 
@@ -181,32 +110,37 @@ def _describe_scores(folder: Path) -> str:
 
 
 def _last_logged(folder: Path) -> dict[str, Any]:
-    """The last scores of a checkpoint, by the trainer's record."""
+    """Return the last scores of a checkpoint, by the trainer's record."""
     history = read_json(folder / "trainer_state.json").get("log_history")
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
     logged = {"train_loss" if name == "loss" else name: entry[name] for entry in entries for name in entry}
     return select_scores(logged)
 
 
-def _build_card(folder: Path, ids: tuple[str, str | None], language: str | None) -> str:
-    base, repo_id = ids
-    whole_id = repo_id if repo_id and "/" in repo_id else None
-    card = ModelCard(build_card(folder, base, language, whole_id), ignore_metadata_errors=True)
-    if card.data.base_model != base:
-        card.data.base_model, card.data.library_name = base, "peft"
-    return str(card)
-
-
-def _clean_json(name: str, content: bytes, base: str, cleaner: Cleaner) -> bytes:
+def _name_base(name: str, content: bytes, base: str) -> bytes:
+    """Put the base's Hub id into a config of PEFT's or a record."""
     try:
         value = json.loads(content)
     except ValueError as error:
         raise UserError(f"{name} is not JSON ({error}): nothing was sent; copy the adapter again.") from error
     if name == CONFIG_NAME:
-        value["base_model_name_or_path"] = base
-    if name == PROVENANCE_NAME and isinstance(value.get("base"), dict):
+        value |= {field: base for field in _NAMES_OF_BASE if value.get(field)} | {_NAMES_OF_BASE[0]: base}
+    elif isinstance(value, dict) and isinstance(value.get("base"), dict):
         value["base"]["name"] = base
-    return (json.dumps(cleaner.clean_value(value), indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _check_private(files: dict[str, bytes], folder: Path) -> None:
+    """Raise a `UserError` where a place of this machine or a token is in a file, of whatever kind."""
+    places = {str(place) for place in (folder.absolute(), folder.resolve(), Path.cwd(), Path.home())}
+    private = {place for place in places if len(Path(place).parts) > 2} | ({get_token()} - {None})
+    private |= {json.dumps(text)[1:-1] for text in private}  # as JSON escapes it
+    for name, content in files.items():
+        if _TOKEN.search(content) or any(text.encode() in content for text in private):
+            told = "; its examples are the first rows of the predictions" if name == CARD_NAME else ""
+            raise UserError(
+                f"{name} holds a path of this machine or a token: nothing was sent; take it out of there{told}."
+            )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -217,22 +151,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "run; base weights are not sent."
         )
     return read_json(folder / CONFIG_NAME)
-
-
-def _is_hub_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
-def _last_part(path: str) -> str:
-    return PurePath(path.removeprefix("file://").replace("\\", "/").rstrip("/")).name
-
-
-def _own_names() -> set[str]:
-    names = {Path.home().name, socket.gethostname(), os.environ.get("USER", "")}
-    with suppress(OSError, KeyError, ImportError):
-        names.add(getpass.getuser())
-    return names

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from make_tiny_model import make_tiny_model
 from transformers import PreTrainedModel
 
 import glm_peft
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.models.loading import load_base_model
 from glm_peft.models.quantization import allow_packing
 
@@ -34,7 +34,7 @@ def folder(request, tiny_model_dirs, tmp_path) -> Path:
 
 
 def load(folder: Path, dtype: str = "float32") -> PreTrainedModel:
-    return load_base_model(SimpleNamespace(model_name_or_path=str(folder), dtype=dtype, quantization_bit=4), "cpu")
+    return load_base_model(ModelArguments(str(folder), dtype=dtype, quantization_bit=4), "cpu")
 
 
 def probe(model: PreTrainedModel) -> torch.Tensor:
