@@ -32,7 +32,7 @@ _SAMPLED_LABELS = 256  # examples whose labels are counted
 @dataclass(frozen=True)
 class Batching:
     """
-    What the trainer makes batches of.
+    What training makes batches of.
 
     `examples` are the rows, `collator` makes a batch of some, `order` is a value of `--train_sampling_strategy`, and
     `reason` tells in one sentence what was chosen and why.
@@ -46,7 +46,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class Layout:
-    """The share of padding among the tokens of batches, and what they cost for each token that is none."""
+    """What batches would be like: the share of padding among their tokens, and their cost per token that is none."""
 
     padding: float
     cost: float
@@ -56,7 +56,7 @@ def plan_batching(
     examples: Dataset, padded: TrainingCollator, config: PreTrainedConfig, arguments: tuple[Any, Any, Any]
 ) -> Batching:
     """
-    Settle what `--packing` and `--train_sampling_strategy` leave open.
+    Decide what `--packing` and `--train_sampling_strategy` leave open.
 
     Args:
         examples: `input_ids`, `labels` and `length`.
@@ -92,7 +92,7 @@ def plan_batching(
 
 def head_cost(examples: Dataset, config: PreTrainedConfig) -> float:
     """
-    What the head costs for each token of the data, which no layout changes, in the unit of `RowCost`.
+    Return what the head costs for each token of the data, which no layout changes, in the unit of `RowCost`.
 
     It works at positions with a label alone: vocabulary x hidden size against 12 h² in every layer.
     """
@@ -105,7 +105,7 @@ def weigh_layouts(
     lengths: list[int], batch_size: int, step_size: int, cost: RowCost, head: float = 0.0
 ) -> dict[str, Layout]:
     """
-    What batches would be like in each layout: `random`, `group_by_length` and `packing`.
+    Estimate what batches would be like in each layout: `random`, `group_by_length` and `packing`.
 
     Args:
         lengths: of the examples, in tokens.
@@ -129,7 +129,7 @@ def weigh_layouts(
 
 def choose_layout(layouts: dict[str, Layout], order: str) -> str:
     """
-    The name of the layout to take; with an order that the user asked for, that order or `packing` in it.
+    Return the layout to take by name; with an order that the user asked for, that order or `packing` in it.
 
     Packing is taken where it saves four fifths of what grouping does: it leaves the examples of each step together.
     """
@@ -144,7 +144,7 @@ def choose_layout(layouts: dict[str, Layout], order: str) -> str:
 
 def group_by_length(lengths: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
     """
-    An order in which every `size` successive examples are of like length.
+    Return an order in which every `size` successive examples are of like length.
 
     Those of up to fifty steps, and of a quarter of all at most, are drawn, sorted, and cut into steps; then the steps
     are shuffled. The longest comes first, so that a lack of memory shows at once; a step that is not full comes last.
@@ -172,7 +172,7 @@ def group_by_length(lengths: torch.Tensor, size: int, generator: torch.Generator
 
 class LengthGroupedSampler(Sampler[int]):
     """
-    The order of `group_by_length`, another one in each epoch and the same one whenever an epoch is begun again.
+    Give the order of `group_by_length`, another in each epoch and the same one whenever an epoch is begun again.
 
     Args:
         lengths: of all examples, in tokens.
@@ -195,7 +195,7 @@ class LengthGroupedSampler(Sampler[int]):
 
 def row_sizes(training_args: Any) -> tuple[int, int]:
     """
-    Examples of a batch, and of a step of the optimizer, both on all devices.
+    Return how many examples a batch has, and a step of the optimizer, both on all devices.
 
     They wait for the longest batch among theirs; and the layout must not depend on how many share a step.
     """
@@ -233,12 +233,21 @@ def _weigh(batches: list[torch.Tensor], shapes: list[tuple[int, int]], cost: Row
 
 
 def _reason(chosen: str, layouts: dict[str, Layout]) -> str:
+    """Tell what batches are like, and what they would be like in the other layouts."""
     names = {"random": "in random order", GROUPING: "grouped by length", "packing": "packed, several in a row"}
-    base = layouts["random"].cost
-    weighed = [
-        f"{names[name]}, {100 * layout.padding:.0f} % of the tokens are padding at a cost of {layout.cost / base:.2f}"
-        for name, layout in layouts.items()
-    ]
+    own = layouts.get(chosen, layouts["random"])  # in an order of the user's, taken to be as good as random
     choice = names.get(chosen, f"in the order {chosen}")
     kept = ", which leaves the examples of each step as they are" if chosen == "packing" else ""
-    return f"Batches are {choice}{kept}: {'; '.join(weighed)}."
+    others = [
+        f"{names[name]}, {100 * layout.padding:.0f} %, and a step would take {_as_long(layout.cost / own.cost)}"
+        for name, layout in layouts.items()
+        if layout is not own
+    ]
+    return (
+        f"Batches are {choice}{kept}: {100 * own.padding:.0f} % of the tokens are padding (as estimated: "
+        f"{'; '.join(others)})."
+    )
+
+
+def _as_long(ratio: float) -> str:
+    return "as long" if f"{ratio:.2f}" == "1.00" else f"{ratio:.2f} times as long"
