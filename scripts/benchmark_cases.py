@@ -55,7 +55,6 @@ class Prediction:
     batch_size: int | None = 0  # 0: that of training, `None`: the engine's own choice
     own_decoding: bool = True
     prefix_once: bool = True
-    packed_head: bool = True
 
 
 TRAINING = {
@@ -74,7 +73,6 @@ PREDICTION = {
     "toolkit, same batch size": Prediction(),
     "with stock's decoding": Prediction(own_decoding=False),
     "prefix for every batch": Prediction(prefix_once=False),
-    "head as stock has it": Prediction(packed_head=False),
     "published way": Prediction(engine=False, batch_size=1),
     "plain PEFT": Prediction(engine=False),
 }
@@ -261,8 +259,7 @@ def answer_with_engine(
 ) -> None:
     """The engine of `glm_peft.predict`, with some of its savings put out."""
     settings = GenerationSettings(max_new_tokens=arguments.max_new_tokens, batch_size=size)
-    off = {"prefix_computed_once": not variant.prefix_once, "fast_head": not variant.packed_head}
-    patches = {name: lambda model: nullcontext() for name, is_off in off.items() if is_off}
+    patches = {} if variant.prefix_once else {"prefix_computed_once": lambda model: nullcontext()}
     patches |= {} if variant.own_decoding else {"_decoding": lambda *_: {}}
     with patch.multiple(generation, **patches) if patches else nullcontext():
         generate_answers(model, setting.tokenizer, Endless(setting.chat_format), {"input_ids": prompts}, settings)
