@@ -15,11 +15,11 @@ from glm_peft.adapters.attention_check import check_attention
 from glm_peft.adapters.base_checks import check_tokenizer
 from glm_peft.adapters.compilation import compile_layers
 from glm_peft.adapters.loading import create_adapter, settle_adapter
-from glm_peft.adapters.other_methods import RankAllocation, attach_loss
+from glm_peft.adapters.other_methods import attach_loss
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
 from glm_peft.adapters.prefix_initialization import initialize_prefix
 from glm_peft.adapters.trained_state import save_adapter
-from glm_peft.arguments.methods import ADALORA, PREFIX_TUNING, keeps_tokenizer, settle_method
+from glm_peft.arguments.methods import PREFIX_TUNING, keeps_tokenizer, settle_method
 from glm_peft.arguments.splits import evaluation_sets
 from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.data import build_generation_features, build_training_features, describe_example
@@ -41,9 +41,8 @@ from glm_peft.reporting.files import make_output_dir
 from glm_peft.reporting.log import choose_level, set_up_logging
 from glm_peft.reporting.results import format_results, save_results
 from glm_peft.training.checkpoints import choose_checkpoint, explain_failed_writing
-from glm_peft.training.cpu_memory import keep_freed_memory
 from glm_peft.training.curves import TrainingCurves
-from glm_peft.training.parallel.engines import settle_engine
+from glm_peft.training.parallel.backends import resolve_backend
 from glm_peft.training.run_log import log_run
 from glm_peft.training.trainer import PrefixTrainer
 
@@ -56,7 +55,6 @@ def main() -> None:
     model_args, data_args, training_args = parse_train_arguments()
     set_up_logging(choose_level(training_args), is_main_process=training_args.process_index == 0)
     transformers.set_seed(training_args.seed)
-    keep_freed_memory(training_args.device)
     make_output_dir(training_args.output_dir)
     settle_adapter(model_args, is_trainable=True)
     pusher = prepare_push(model_args, training_args)
@@ -67,7 +65,7 @@ def main() -> None:
     config = load_config(model_args)
     check_pair(tokenizer, config)
     settle_method(model_args, data_args, training_args, config.model_type)
-    loading_device = settle_engine(model_args, training_args)
+    loading_device = resolve_backend(model_args, training_args)
     if model_args.peft_type == PREFIX_TUNING:
         check_attention(config, model_args.attn_implementation)
     check_tokenizer(model_args.adapter_name_or_path, tokenizer)
@@ -118,8 +116,6 @@ def main() -> None:
     origin = describe_origin(answering, protocol, splits, (model_args, data_args, training_args))
     trainer.add_callback(ProvenanceWriter(origin))
     trainer.add_callback(pusher)
-    if model_args.peft_type == ADALORA:
-        trainer.add_callback(RankAllocation(model))
 
     # Train, evaluate, predict
     results: dict[str, float] = {}

@@ -30,7 +30,6 @@ from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.preprocessing.batching import GROUPING, group_by_length, plan_batching
 from glm_peft.preprocessing.collators import GenerationCollator, TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
-from glm_peft.training.cpu_memory import keep_freed_memory
 
 MATRIX = 2048  # rows and columns of the product by which the machine's rate is measured
 
@@ -44,7 +43,6 @@ class Training:
     prefix_attention: bool = True
     activation_checkpointing: bool = False
     compiled: bool = False
-    keeps_memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,11 @@ TRAINING = {
     "toolkit": Training(),
     "without the label loss": Training(label_loss=False),
     "without a layout of its own": Training(layout="random"),
-    "freed memory given back": Training(keeps_memory=False),
     "with activation checkpointing": Training(activation_checkpointing=True),
     "with torch.compile": Training(compiled=True),
     "prefix in a cache": Training(layout="random", prefix_attention=False),
-    "published way": Training("maximum", label_loss=False, activation_checkpointing=True, keeps_memory=False),
-    "plain PEFT": Training("random", label_loss=False, prefix_attention=False, keeps_memory=False),
+    "published way": Training("maximum", label_loss=False, activation_checkpointing=True),
+    "plain PEFT": Training("random", label_loss=False, prefix_attention=False),
 }
 PREDICTION = {
     "toolkit": Prediction(batch_size=None),
@@ -87,8 +84,6 @@ def measure_training(name: str, arguments: argparse.Namespace) -> dict[str, floa
     """Forward, backward and optimizer on all batches but the first."""
     variant, setting = TRAINING[name], load_setting(arguments)
     model = build_model(arguments, variant)
-    if variant.keeps_memory:
-        keep_freed_memory(model.device)
     batches, layout = plan_batches(setting, variant, model, arguments)
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-3)
     first, *timed = batches

@@ -16,7 +16,7 @@ from glm_peft.adapters.published_checkpoints import (
     is_published_checkpoint,
     read_published_sizes,
 )
-from glm_peft.arguments.methods import CONTINUED, PREFIX_TUNING
+from glm_peft.arguments.methods import CONTINUED, FULL, METHODS, PREFIX_TUNING
 from glm_peft.errors import UserError
 
 _LONGEST = 200
@@ -50,10 +50,15 @@ def read_flat_prefix(adapter_name_or_path: str, config: PrefixTuningConfig) -> t
 
 
 def check_adapter_kind(adapter: str, is_trainable: bool) -> None:
-    """Raise a `UserError` where there is no adapter of this name, or none that can be trained where it is to be."""
+    """Raise a `UserError` where there is no adapter of this name, or of no method that can do what is asked."""
     if is_published_checkpoint(adapter):
         return
     kind = _kind_of(adapter)
+    if kind not in METHODS:
+        raise UserError(
+            f"{adapter} is of the method {kind}, which glm_peft does not have: load it with PEFT itself, or give an "
+            f"adapter of {', '.join(name for name in METHODS if name != FULL)}."
+        )
     if is_trainable and kind not in CONTINUED:
         raise UserError(
             f"{adapter} is of the method {kind}, from which training cannot go on, as its files do not hold all of "

@@ -10,7 +10,7 @@ from typing import Any
 from glm_peft.errors import UserError
 
 PREFIX_TUNING, LORA, P_TUNING, PROMPT_TUNING = "prefix_tuning", "lora", "p_tuning", "prompt_tuning"
-IA3, ADALORA, FULL = "ia3", "adalora", "none"
+IA3, FULL = "ia3", "none"
 
 _PREFIX_FLAGS = ("num_virtual_tokens", "prefix_projection", "encoder_hidden_size")
 _PREFIX_FLAGS += ("prefix_init", "prefix_init_text", "prefix_init_std", "prefix_dropout")
@@ -33,7 +33,6 @@ METHODS = {
     P_TUNING: Method(5e-3, ("num_virtual_tokens", "encoder_hidden_size"), "P-Tuning adapter"),
     PROMPT_TUNING: Method(3e-2, ("num_virtual_tokens",), "prompt tuning adapter"),
     IA3: Method(5e-3, ("target_modules",), "(IA)³ adapter"),
-    ADALORA: Method(1e-3, _LORA_FLAGS, "AdaLoRA adapter"),
     FULL: Method(1e-5, (), "fully fine-tuned model"),
 }
 """By the value of `--peft_type`."""
@@ -42,9 +41,9 @@ IN_EMBEDDINGS = (P_TUNING, PROMPT_TUNING)
 """Virtual tokens that stand before the embeddings of a row."""
 
 CONTINUED = (PREFIX_TUNING, LORA, PROMPT_TUNING, IA3)
-"""What training can go on from: of the others PEFT saves only a result, or less than the state of their budget."""
+"""What training can go on from: of p_tuning PEFT saves only the result."""
 
-MERGED = (LORA, IA3, ADALORA)
+MERGED = (LORA, IA3)
 """What can be added into the weights of the base."""
 
 
@@ -82,7 +81,7 @@ def check_generation_of_method(peft_type: str, model_type: str) -> None:
     if peft_type in IN_EMBEDDINGS and model_type == "chatglm":
         raise UserError(
             f"--peft_type {peft_type} cannot tune ChatGLM-6B, which reads the positions of a row off its token ids, "
-            "and this method gives the base embeddings alone: use prefix_tuning, lora, ia3 or adalora."
+            "and this method gives the base embeddings alone: use prefix_tuning, lora or ia3."
         )
 
 

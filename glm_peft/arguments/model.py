@@ -47,7 +47,7 @@ class ModelArguments:
     quantization_bit: int | None = option(
         None, "4 or 8: load the base quantized, which takes a quarter or half of the memory. None: not quantized."
     )
-    peft_type: Literal["prefix_tuning", "lora", "p_tuning", "prompt_tuning", "ia3", "adalora", "none"] | None = option(
+    peft_type: Literal["prefix_tuning", "lora", "p_tuning", "prompt_tuning", "ia3", "none"] | None = option(
         None, "Method; none: train the base itself. None: prefix_tuning, or that of --adapter_name_or_path."
     )
     attn_implementation: str | None = option(
@@ -72,7 +72,7 @@ class ModelArguments:
     )
     prefix_init_std: float = option(0.02, "Standard deviation of --prefix_init normal; PEFT's own is 1.")
     prefix_dropout: float = option(0.0, "Share of the prefix's numbers dropped in training; published: 0.1.")
-    lora_rank: int | None = option(None, "Rank of --peft_type lora, or the average one of adalora. None: 8.")
+    lora_rank: int | None = option(None, "Rank of --peft_type lora. None: 8.")
     lora_alpha: int | None = option(None, "Scale of LoRA's product, times the rank. None: twice the rank.")
     lora_dropout: float = option(0.0, "Share of the inputs that LoRA drops in training.")
     target_modules: list[str] | None = option(

@@ -7,13 +7,15 @@ on the data's own lengths. A step has the same number of examples in all three; 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedConfig
 
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.training import TrainingArguments
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.packing import BatchPackingCollator, PackingCollator, RowCost, pack_examples, plan_batch
@@ -39,7 +41,7 @@ class Batching:
     """
 
     examples: Dataset
-    collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+    collator: Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]
     order: str
     reason: str
 
@@ -53,7 +55,10 @@ class Layout:
 
 
 def plan_batching(
-    examples: Dataset, padded: TrainingCollator, config: PreTrainedConfig, arguments: tuple[Any, Any, Any]
+    examples: Dataset,
+    padded: TrainingCollator,
+    config: PreTrainedConfig,
+    arguments: tuple[ModelArguments, DataArguments, TrainingArguments],
 ) -> Batching:
     """
     Decide what `--packing` and `--train_sampling_strategy` leave open.
@@ -79,7 +84,7 @@ def plan_batching(
     layouts = weigh_layouts(examples["length"][:], *row_sizes(training_args), cost, head)
     # Where padding is a part of the loss, packing would change it; NEFTune's noise is the less, the longer the row.
     may_pack = data_args.packing is None and padded.ignore_pad_token_for_loss
-    may_pack = may_pack and getattr(training_args, "neftune_noise_alpha", None) is None
+    may_pack = may_pack and training_args.neftune_noise_alpha is None
     if not may_pack or model_args.attn_implementation not in _PACKS:
         del layouts["packing"]
     chosen = choose_layout(layouts, order)
@@ -193,7 +198,7 @@ class LengthGroupedSampler(Sampler[int]):
         return iter(group_by_length(self.lengths, self.size, generator).tolist())
 
 
-def row_sizes(training_args: Any) -> tuple[int, int]:
+def row_sizes(training_args: TrainingArguments) -> tuple[int, int]:
     """
     Return how many examples a batch has, and a step of the optimizer, both on all devices.
 

@@ -15,17 +15,17 @@ from typing import Any
 import transformers
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, PrinterCallback, Seq2SeqTrainer, TrainerCallback
 from transformers.trainer_utils import HPSearchBackend, TrainOutput
 
 from glm_peft.adapters.attention_check import check_attention
 from glm_peft.adapters.base_checks import check_tokenizer
 from glm_peft.adapters.compilation import compile_layers
 from glm_peft.adapters.loading import create_adapter, settle_adapter
-from glm_peft.adapters.other_methods import RankAllocation, attach_loss
+from glm_peft.adapters.other_methods import attach_loss
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
 from glm_peft.adapters.prefix_initialization import initialize_prefix
-from glm_peft.arguments.methods import ADALORA, FULL, PREFIX_TUNING, settle_method
+from glm_peft.arguments.methods import FULL, PREFIX_TUNING, settle_method
 from glm_peft.arguments.search import Settings, as_command_line
 from glm_peft.arguments.splits import evaluation_sets
 from glm_peft.arguments.training import parse_train_arguments
@@ -40,8 +40,6 @@ from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.provenance.recipe import select_scores
-from glm_peft.training.batching_trainer import BatchingTrainer
-from glm_peft.training.cpu_memory import keep_freed_memory
 from glm_peft.training.trainer import PrefixTrainer
 
 Arguments = tuple[Any, Any, Any]
@@ -96,7 +94,6 @@ class Workbench:
 
     def __init__(self, arguments: Arguments, config: PreTrainedConfig) -> None:
         model_args, data_args, training_args = arguments
-        keep_freed_memory(training_args.device)
         self.tokenizer, self.config = load_tokenizer(model_args), config
         check_pair(self.tokenizer, self.config)
         check_tokenizer(model_args.adapter_name_or_path, self.tokenizer)
@@ -139,8 +136,6 @@ class Workbench:
             score_answers=self.make_scorers(model, features["prompts"], data_args, training_args),
         )
         trainer.remove_callback(PrinterCallback)
-        if model_args.peft_type == ADALORA:
-            trainer.add_callback(RankAllocation(model))
         return trainer
 
     def make_model(self, arguments: Arguments) -> nn.Module:
@@ -207,7 +202,7 @@ class TrialFailed(Exception):
     """A trial that came to no number, for a reason that is none of this program's."""
 
 
-class SearchTrainer(BatchingTrainer):
+class SearchTrainer(Seq2SeqTrainer):
     """
     The trainer whose `hyperparameter_search` is called: each of its trainings is a trainer of its own.
 

@@ -12,7 +12,6 @@ ENGLISH: Mapping[str, str] = {
     "p_tuning": "P-Tuning adapter",
     "prompt_tuning": "prompt tuning adapter",
     "ia3": "(IA)³ adapter",
-    "adalora": "AdaLoRA adapter",
     "a": "A",
     "an": "An",
     "what": "{article} {method}{tokens} for {base}, trained with `glm_peft` and saved as a PEFT adapter{size}.",

@@ -10,7 +10,6 @@ CHINESE: Mapping[str, str] = {
     "p_tuning": "P-Tuning 适配器",
     "prompt_tuning": "prompt tuning 适配器",
     "ia3": "(IA)³ 适配器",
-    "adalora": "AdaLoRA 适配器",
     "a": "",
     "an": "",
     "what": "为 {base} 训练的 {method}{tokens}，由 `glm_peft` 训练，存为 PEFT 适配器{size}。",
