@@ -235,8 +235,8 @@ class PrefixTrainer(Seq2SeqTrainer):
         """
         Write a checkpoint that is complete or not there.
 
-        Overridden, as stock writes it in place, where a kill leaves a part, and tells its own callbacks of it only
-        when older ones are removed.
+        Overridden, as stock writes it in place, where a kill leaves a part, and leaves out the random state that the
+        epoch began with.
         """
         self.checkpoints.write()
 
