@@ -6,7 +6,7 @@ Between published P-Tuning v2 checkpoints and PEFT adapters.
     python -m glm_peft.convert merge ADAPTER --base BASE --output_dir MODEL
 
 Adapters work with stock PEFT; exported checkpoints with the published scripts, as `--ptuning_checkpoint`. The last one
-adds a LoRA, AdaLoRA or (IA)³ adapter into the weights of its base.
+adds a LoRA or (IA)³ adapter into the weights of its base.
 """
 
 import logging

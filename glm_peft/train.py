@@ -31,9 +31,8 @@ from glm_peft.reporting.files import make_output_dir
 from glm_peft.reporting.log import choose_level, set_up_logging
 from glm_peft.reporting.results import format_results, save_results
 from glm_peft.training.checkpoints import choose_checkpoint, explain_failed_writing
-from glm_peft.training.cpu_memory import keep_freed_memory
 from glm_peft.training.curves import TrainingCurves
-from glm_peft.training.parallel.engines import settle_engine
+from glm_peft.training.parallel.backends import resolve_backend
 from glm_peft.training.run_log import log_run
 from glm_peft.training.trainer import PrefixTrainer
 
@@ -47,14 +46,13 @@ def main() -> None:
     arguments = parse_train_arguments()
     set_up_logging(choose_level(arguments.training), is_main_process=arguments.training.process_index == 0)
     transformers.set_seed(arguments.training.seed)
-    keep_freed_memory(arguments.training.device)
     output_dir = make_output_dir(arguments.training.output_dir)
     base = open_base(arguments.model, is_trainable=True)
     arguments = arguments.resolve(base.model_args)
     model_args, data_args, training_args = arguments
     pusher = prepare_push(model_args, training_args)
     checkpoint = choose_checkpoint(training_args.resume_from_checkpoint, output_dir)
-    loading_device = settle_engine(model_args, training_args)
+    loading_device = resolve_backend(model_args, training_args)
 
     # Data
     splits = load_splits(data_args, training_args.wanted_splits)

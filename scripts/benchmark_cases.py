@@ -31,7 +31,6 @@ from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.preprocessing.batching import GROUPING, group_by_length, plan_batching
 from glm_peft.preprocessing.collators import GenerationCollator, TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
-from glm_peft.training.cpu_memory import keep_freed_memory
 
 MATRIX = 2048  # rows and columns of the product by which the machine's rate is measured
 
@@ -45,7 +44,6 @@ class Training:
     prefix_attention: bool = True
     activation_checkpointing: bool = False
     compiled: bool = False
-    keeps_memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,26 +54,23 @@ class Prediction:
     batch_size: int | None = 0  # 0: that of training, `None`: the engine's own choice
     own_decoding: bool = True
     prefix_once: bool = True
-    packed_head: bool = True
 
 
 TRAINING = {
     "toolkit": Training(),
     "without the label loss": Training(label_loss=False),
     "without a layout of its own": Training(layout="random"),
-    "freed memory given back": Training(keeps_memory=False),
     "with activation checkpointing": Training(activation_checkpointing=True),
     "with torch.compile": Training(compiled=True),
     "prefix in a cache": Training(layout="random", prefix_attention=False),
-    "published way": Training("maximum", label_loss=False, activation_checkpointing=True, keeps_memory=False),
-    "plain PEFT": Training("random", label_loss=False, prefix_attention=False, keeps_memory=False),
+    "published way": Training("maximum", label_loss=False, activation_checkpointing=True),
+    "plain PEFT": Training("random", label_loss=False, prefix_attention=False),
 }
 PREDICTION = {
     "toolkit": Prediction(batch_size=None),
     "toolkit, same batch size": Prediction(),
     "with stock's decoding": Prediction(own_decoding=False),
     "prefix for every batch": Prediction(prefix_once=False),
-    "head as stock has it": Prediction(packed_head=False),
     "published way": Prediction(engine=False, batch_size=1),
     "plain PEFT": Prediction(engine=False),
 }
@@ -90,8 +85,6 @@ def measure_training(name: str, arguments: argparse.Namespace) -> dict[str, floa
     """Forward, backward and optimizer on all batches but the first."""
     variant, setting = TRAINING[name], load_setting(arguments)
     model = build_model(arguments, variant)
-    if variant.keeps_memory:
-        keep_freed_memory(model.device)
     batches, layout = plan_batches(setting, variant, model, arguments)
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-3)
     first, *timed = batches
@@ -269,8 +262,7 @@ def answer_with_engine(
 ) -> None:
     """The engine of `glm_peft.predict`, with some of its savings put out."""
     settings = GenerationSettings(max_new_tokens=arguments.max_new_tokens, batch_size=size)
-    off = {"prefix_computed_once": not variant.prefix_once, "fast_head": not variant.packed_head}
-    patches = {name: lambda model: nullcontext() for name, is_off in off.items() if is_off}
+    patches = {} if variant.prefix_once else {"prefix_computed_once": lambda model: nullcontext()}
     patches |= {} if variant.own_decoding else {"_decoding": lambda *_: {}}
     with patch.multiple(generation, **patches) if patches else nullcontext():
         generate_answers(model, setting.tokenizer, Endless(setting.chat_format), {"input_ids": prompts}, settings)

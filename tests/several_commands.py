@@ -20,8 +20,6 @@ from glm_peft import train
 from glm_peft.adapters.prefix_attention import decoder_layers
 from glm_peft.training.trainer import PrefixTrainer
 
-MOVED_WHOLE = "was_moved_whole"
-
 
 class Facts(TrainerCallback):
     """Writes down what is trained by what."""
@@ -32,7 +30,7 @@ class Facts(TrainerCallback):
     def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
         """Now the model is with its engine."""
         model = self.trainer.model
-        layers = decoder_layers(self.trainer._own_model)
+        layers = decoder_layers(self.trainer.own_model)
         facts = {
             "world_size": args.world_size,
             "wrapper": type(self.trainer.model_wrapped).__name__,
@@ -40,31 +38,15 @@ class Facts(TrainerCallback):
             "optimizer": type(self.trainer.optimizer).__name__,
             "own_groups": sum(isinstance(layer, FSDPModule) for layer in layers) / len(layers),
             "held": {name: _numbers_held(value) for name, value in model.named_parameters()},
-            "whole": {name: getattr(value, "ds_numel", value.numel()) for name, value in model.named_parameters()},
+            "whole": {name: value.numel() for name, value in model.named_parameters()},
         }
-        facts["moved_whole"] = hasattr(self.trainer.model_wrapped, MOVED_WHOLE)
         if args.process_index == 0:
             (Path(args.output_dir) / "facts.json").write_text(json.dumps(facts))
 
 
 def _numbers_held(parameter: Any) -> int:
     """How many numbers of it are in this process."""
-    if hasattr(parameter, "to_local"):
-        return parameter.to_local().numel()
-    return getattr(parameter, "ds_tensor", parameter).numel()
-
-
-def tell_of_whole_models() -> None:
-    """DeepSpeed sends a model to all processes where it has not been cut before, once it is on the device."""
-    from deepspeed import DeepSpeedEngine
-
-    send = DeepSpeedEngine._broadcast_model
-
-    def send_and_tell(engine: DeepSpeedEngine) -> None:
-        setattr(engine, MOVED_WHOLE, True)
-        send(engine)
-
-    DeepSpeedEngine._broadcast_model = send_and_tell
+    return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).numel()
 
 
 class TellingTrainer(PrefixTrainer):
@@ -88,8 +70,6 @@ if __name__ == "__main__":
     train.PrefixTrainer = TellingTrainer
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         train.parse_train_arguments = parse_on_cpus
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        tell_of_whole_models()
     for command in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         sys.argv = ["train.py", *command]
         train.main()

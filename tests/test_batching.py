@@ -21,7 +21,7 @@ from glm_peft.preprocessing.batching import (
 )
 from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.packing import BatchPackingCollator, PackingCollator, RowCost, plan_rows
-from glm_peft.training.batching_trainer import BatchingTrainer
+from glm_peft.training.trainer import PrefixTrainer
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, padding_side="left", save_pretrained=lambda folder: None)
 CONFIG = SimpleNamespace(model_type="glm", hidden_size=512, vocab_size=2048, num_hidden_layers=8)
@@ -39,6 +39,7 @@ def make_examples(lengths: list[int]) -> Dataset:
 
 def plan(lengths, packing=None, order="auto", attention=None, ignore_pad=True, batch_size=16, config=CONFIG):
     training = {"train_batch_size": batch_size, "gradient_accumulation_steps": 1, "world_size": 1}
+    training["neftune_noise_alpha"] = None
     arguments = (
         SimpleNamespace(num_virtual_tokens=128, attn_implementation=attention),
         SimpleNamespace(packing=packing, max_length=512),
@@ -181,15 +182,16 @@ def train(folder, batching, checkpoint=None, **arguments) -> list[list[list[int]
     settings = {"num_train_epochs": 3, "save_steps": 1, "per_device_train_batch_size": 4, "use_cpu": True}
     model = Recorder()
     training_args = TrainingArguments(output_dir=str(folder), disable_tqdm=True, **(settings | arguments))
-    trainer = BatchingTrainer(model, training_args, data_collator=TrainingCollator(TOKENIZER), batching=batching)
+    trainer = PrefixTrainer(model, training_args, data_collator=TrainingCollator(TOKENIZER), batching=batching)
     trainer.train(resume_from_checkpoint=checkpoint)
     return model.batches
 
 
 @pytest.mark.parametrize("layout", [{"packing": False}, {}])
 @pytest.mark.parametrize("step", [3, 5, 7])
-def test_a_resumed_run_goes_on_with_the_very_batches(tmp_path, layout, step):
+def test_a_resumed_run_goes_on_with_the_very_batches(tmp_path, layout, step, monkeypatch):
     """Five steps an epoch: in the middle of the first, at its end, and in the middle of the second."""
+    monkeypatch.setattr("glm_peft.training.trainer.load_trained_state", lambda model, folder: None)  # it is no model
     batching = plan(draw_lengths(38, 8, 100), batch_size=8, **layout)
     assert batching.order == ("group_by_length" if layout else "random")
     whole = train(tmp_path, batching, gradient_accumulation_steps=2)
@@ -214,7 +216,7 @@ def test_evaluation_is_padded_and_its_loss_weighed_as_ever(tmp_path):
     evaluated = make_examples([10, 3, 4, 3])
     model = Recorder()
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True)
-    trainer = BatchingTrainer(
+    trainer = PrefixTrainer(
         model, arguments, data_collator=TrainingCollator(TOKENIZER), batching=batching, eval_dataset=evaluated
     )
     trainer.get_train_dataloader()

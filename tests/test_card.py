@@ -521,11 +521,7 @@ def test_any_value_comes_through_the_shell(name, value, adapter, tmp_path):
         ({"kind": "cuda", "processes": 1, "engine": "NO"}, "single_gpu.yaml glm_peft"),
         ({"kind": "cuda", "processes": 4, "engine": "MULTI_GPU"}, "multi_gpu.yaml --num_processes 4 glm_peft"),
         ({"kind": "cuda", "processes": 2, "engine": "FSDP"}, "fsdp2.yaml --num_processes 2 glm_peft"),
-        ({"kind": "cuda", "processes": 2, "engine": "DEEPSPEED", "zero_stage": 3}, "zero3.yaml --num_processes 2 "),
-        (
-            {"kind": "cuda", "processes": 2, "engine": "DEEPSPEED", "zero_stage": 3, "offload": True},
-            "zero3_offload.yaml",
-        ),
+        ({"kind": "cuda", "processes": 2, "engine": "DEEPSPEED", "zero_stage": 2}, "zero2.yaml --num_processes 2 "),
     ],
 )
 def test_the_recipe_is_launched_as_the_run_was(hardware, expected, adapter, tmp_path):

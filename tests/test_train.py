@@ -280,7 +280,7 @@ def test_the_log_tells_what_is_trained_on_what_and_in_which_steps(runs, words, d
     assert told.split("\n  ")[2:] == [
         "precision: torch.float32, not quantized",
         "device: cpu, 1 process(es)",
-        "adapter: 4 virtual tokens; 256 numbers in float32, 1.0 kB",
+        "adapter: 4 virtual tokens; 256 parameters in float32, 1.0 kB",
         f"continued from: {start}",
         *[line for line in told.split("\n  ") if line.startswith("trainable parameters: 256 of ")],
         "data: 12 train examples, 12 validation examples",

@@ -23,7 +23,6 @@ from glm_peft import train
 from glm_peft.preprocessing.collators import GenerationCollator, TrainingCollator
 from glm_peft.reporting.log import choose_level, set_up_logging
 from glm_peft.reporting.results import format_results
-from glm_peft.training.operations import count_operations
 
 EVALUATED = ["--do_eval", "--eval_strategy", "steps", "--eval_steps", "1"]
 
@@ -132,8 +131,9 @@ def test_a_run_is_as_quiet_as_asked(base, tmp_path, caplog):
 def test_speed_and_operations_are_among_the_results(evaluated):
     results = results_of(evaluated.folder)
     assert {"train_samples_per_second", "train_steps_per_second", "eval_samples_per_second"} <= set(results)
-    operations = [count_operations(evaluated.trainer.model, batch) for _, batch in evaluated.batches]
-    assert results["total_flos"] == pytest.approx(sum(operations), rel=1e-12)
+    weights = evaluated.trainer.model.num_parameters(exclude_embeddings=True)
+    tokens = sum(batch["input_ids"].numel() for _, batch in evaluated.batches)
+    assert results["total_flos"] == 6 * weights * tokens
 
 
 def test_large_numbers_are_told_by_their_power_of_ten():
@@ -150,11 +150,10 @@ def test_memory_is_measured_on_request(base, evaluated, tmp_path):
     assert not any("_mem_" in name for name in results_of(evaluated.folder))
 
 
-@pytest.mark.parametrize("more", [["--packing", "false"], ["--num_virtual_tokens", "64"]])
-def test_tokens_are_counted_with_padding_or_without(base, tmp_path, more):
+def test_tokens_are_counted_with_padding_or_without(base, tmp_path):
     counted = {}
     for kind in ("all", "non_padding", "no"):
-        seen = watch(base, tmp_path / kind, *more, "--include_num_input_tokens_seen", kind)
+        seen = watch(base, tmp_path / kind, "--packing", "false", "--include_num_input_tokens_seen", kind)
         counted[kind] = results_of(seen.folder).get("num_input_tokens_seen")
     tokens = sum(batch["input_ids"].numel() for _, batch in seen.batches)
     without_padding = sum(seen.trainer.train_dataset["length"][:])

@@ -20,7 +20,7 @@ from glm_peft.adapters import assembly
 from glm_peft.adapters.prefix_attention import decoder_layers
 from glm_peft.models.loading import load_base_model
 from glm_peft.preprocessing.collators import TrainingCollator
-from glm_peft.training.batching_trainer import BatchingTrainer
+from glm_peft.training.trainer import PrefixTrainer
 
 PLAIN = ["--optim", "sgd", "--learning_rate", "1", "--max_grad_norm", "0"]
 UNPACKED = ["--packing", "false"]
@@ -259,14 +259,14 @@ def test_layers_that_a_device_map_spread_train_as_on_one_device(base, usual, tmp
 
 
 def test_a_batch_that_is_too_large_for_the_memory_is_made_smaller(base, tmp_path, monkeypatch):
-    step = BatchingTrainer.training_step
+    step = PrefixTrainer.training_step
 
-    def training_step(self: BatchingTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self: PrefixTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         if len(inputs["labels"]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return step(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(BatchingTrainer, "training_step", training_step)
+    monkeypatch.setattr(PrefixTrainer, "training_step", training_step)
     run = watch(base, tmp_path, *UNPACKED, "--auto_find_batch_size")
     done = [(step, len(batch["labels"])) for step, batch in run.batches if len(batch["labels"]) <= 2]
     assert done == [(step, 2) for step in range(6)]

@@ -1,15 +1,15 @@
-"""`--torch_compile` for a base with a prefix: its layers in training, each for every shape of batch."""
+"""`--torch_compile` for a base with a prefix: its layers are compiled for training, for every shape of batch."""
 
 import os
-from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from glm_peft.adapters.prefix_attention import decoder_layers
 
 
-def compile_layers(base: nn.Module, training_args: Any) -> None:
+def compile_layers(base: nn.Module, training_args: TrainingArguments) -> None:
     """
     Compile the layers of the base where `torch_compile` is set, in the place of the Trainer, which is told not to.
 
@@ -29,6 +29,6 @@ def compile_layers(base: nn.Module, training_args: Any) -> None:
     os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
 
 
-def _compile_in_training(layer: nn.Module, **options: Any) -> None:
+def _compile_in_training(layer: nn.Module, **options: str | None) -> None:
     eager, compiled = layer.forward, torch.compile(layer.forward, dynamic=True, **options)
     layer.forward = lambda *args, **kwargs: (compiled if layer.training else eager)(*args, **kwargs)

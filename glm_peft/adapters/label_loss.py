@@ -13,9 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from glm_peft.adapters.sharding import whole
-
-CHUNK_LOGITS = 1 << 25  # numbers in a chunk of logits: 128 MiB in float32, whatever the vocabulary
+CHUNK_LOGITS = 1 << 25  # logits in a chunk: 128 MiB in float32, whatever the vocabulary
 
 
 def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0, caller: nn.Module | None = None) -> None:
@@ -46,8 +44,7 @@ def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0, calle
 
     def loss_function(logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """`logits` are the hidden states that the head passed on, [b, s, h]."""
-        with whole(head):  # which is called without the hooks that would see to it
-            return label_loss(logits, labels, project, kwargs.get("num_items_in_batch"), label_smoothing)
+        return label_loss(logits, labels, project, kwargs.get("num_items_in_batch"), label_smoothing)
 
     head.forward = lambda hidden_states: hidden_states if is_deferred else project(hidden_states)
     base.loss_function = loss_function
@@ -64,7 +61,7 @@ def label_loss(
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """
-    The cross-entropy of the next token.
+    Return the cross-entropy of the next token, [].
 
     Args:
         hidden_states: [b, s, h], what the head takes.
@@ -82,7 +79,7 @@ def label_loss(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The summed cross-entropy in float32, and its gradient, chunk by chunk."""
+    """Compute the summed cross-entropy in float32, and its gradient, chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -117,7 +114,7 @@ def _loss_and_gradient(
     logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The summed cross-entropy, and its gradient with respect to the logits, which may overwrite them.
+    Return the summed cross-entropy, and its gradient with respect to the logits, which may overwrite them.
 
     In place, as fetching fresh memory for matrices of this size takes as long as filling them.
     """

@@ -4,12 +4,10 @@ from typing import Any
 
 import torch
 from peft import (
-    AdaLoraConfig,
     IA3Config,
     LoraConfig,
     PeftConfig,
     PeftModel,
-    PeftType,
     PromptEncoderConfig,
     PromptTuningConfig,
     TaskType,
@@ -18,10 +16,10 @@ from peft import (
     set_peft_model_state_dict,
 )
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from glm_peft.adapters.label_loss import attach_label_loss
-from glm_peft.arguments.methods import ADALORA, FULL, IA3, IN_EMBEDDINGS, LORA, P_TUNING, check_generation_of_method
+from glm_peft.arguments.methods import FULL, IA3, IN_EMBEDDINGS, LORA, P_TUNING, check_generation_of_method
 from glm_peft.errors import UserError
 
 _FUSED = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
@@ -38,12 +36,11 @@ _FEEDFORWARD = ("dense_4h_to_h", "down_proj")  # (IA)³ scales the inputs of the
 _ALL_LINEAR = "all-linear"  # PEFT's own word
 _DEFAULT_RANK = 8
 _LONGEST = 200
-_PLACEHOLDER_STEPS = 1 << 30  # the number of steps is known when training begins
 
 
 def create_tuner(base: PreTrainedModel, model_args: Any) -> PreTrainedModel | PeftModel:
     """
-    The base with a fresh adapter that is no prefix, or as it is but trainable.
+    Return the base with a fresh adapter that is no prefix, or as it is but trainable.
 
     Args:
         model_args: `peft_type` and the flags of that method.
@@ -58,14 +55,14 @@ def create_tuner(base: PreTrainedModel, model_args: Any) -> PreTrainedModel | Pe
     if config.is_prompt_learning:
         model.prompt_encoder.float()
         place_virtual_tokens(model)
-    if config.peft_type == PeftType.ADALORA:
-        _regularize_in_training_only(model)
     return model
 
 
 def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trainable: bool) -> PeftModel:
     """
-    The base with a saved adapter that is no prefix; virtual tokens to train start as its copy, as PEFT refuses these.
+    Return the base with a saved adapter that is no prefix.
+
+    Virtual tokens to train start as its copy, as PEFT refuses to train loaded ones.
 
     Raises:
         UserError: the method cannot tune this base, or the adapter is broken or of another base's sizes.
@@ -92,7 +89,7 @@ def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trai
 
 
 def build_config(base: PreTrainedModel, model_args: Any) -> PeftConfig:
-    """PEFT's config of the method, with what is not given filled in."""
+    """Return PEFT's config of the method, with what is not given filled in."""
     peft_type, task = model_args.peft_type, {"task_type": TaskType.CAUSAL_LM}
     if peft_type in IN_EMBEDDINGS:
         task["num_virtual_tokens"] = model_args.num_virtual_tokens
@@ -108,16 +105,13 @@ def build_config(base: PreTrainedModel, model_args: Any) -> PeftConfig:
     rank = model_args.lora_rank or _DEFAULT_RANK
     task |= {"target_modules": targets, "lora_dropout": model_args.lora_dropout}
     task |= {"lora_alpha": model_args.lora_alpha or 2 * rank}
-    if peft_type == ADALORA:
-        # It begins with half as much again, and gives the surplus back where it matters least.
-        return AdaLoraConfig(init_r=-(-3 * rank // 2), target_r=rank, total_step=_PLACEHOLDER_STEPS, **task)
     assert peft_type == LORA
     return LoraConfig(r=rank, **task)
 
 
 def settle_targets(base: PreTrainedModel, peft_type: str, given: list[str] | None) -> list[str] | str:
     """
-    The linear layers that an adapter goes on, by the ends of their names.
+    Return the linear layers that an adapter goes on, by the ends of their names.
 
     Raises:
         UserError: the base has no linear layer of a given name.
@@ -135,21 +129,6 @@ def settle_targets(base: PreTrainedModel, peft_type: str, given: list[str] | Non
                 f"{', '.join(TARGETS[model_type])}."
             )
     return given
-
-
-def _regularize_in_training_only(model: PeftModel) -> None:
-    """PEFT adds AdaLoRA's regularization to every loss; that of an evaluation is to be compared with others'."""
-    config = model.active_peft_config
-    weight = config.orth_reg_weight
-
-    def leave_out(module: nn.Module, args: tuple[Any, ...]) -> None:
-        config.orth_reg_weight = weight if module.training else 0.0
-
-    def put_back(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        config.orth_reg_weight = weight
-
-    model.register_forward_pre_hook(leave_out)
-    model.register_forward_hook(put_back, always_call=True)
 
 
 def place_virtual_tokens(model: PeftModel) -> None:
@@ -188,35 +167,8 @@ def _positions_of_mask(
 
 
 def attach_loss(model: PreTrainedModel | PeftModel, label_smoothing: float = 0.0) -> None:
-    """The loss in chunks, wherever the head is frozen; a model that is trained as a whole keeps stock's."""
+    """Attach the loss in chunks, wherever the head is frozen; a model all of which is trained keeps stock's."""
     if isinstance(model, PeftModel):
         # Adapters inside the base call its forward without its hooks.
         caller = model.get_base_model() if model.active_peft_config.is_prompt_learning else model
         attach_label_loss(model.get_base_model(), label_smoothing, caller)
-
-
-class RankAllocation(TrainerCallback):
-    """AdaLoRA's budget: the ranks that matter least are given back, but in the first and last tenth of the steps."""
-
-    def __init__(self, model: PeftModel) -> None:
-        self.tuner = model.base_model
-        self.config = model.active_peft_config
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Now the number of steps is known."""
-        self.config.total_step = state.max_steps
-        self.config.tinit = self.config.tfinal = state.max_steps // 10
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the step, while its gradients are there."""
-        allocator, step = self.tuner.rankallocator, state.global_step + 1
-        if step > self.config.total_step - self.config.tfinal:
-            self.config.rank_pattern = self.config.rank_pattern or self._find_pattern()
-        elif not allocator.ipt:  # a resumed run has no measure of what matters yet
-            allocator.update_ipt(self.tuner.model)
-        self.tuner.update_and_allocate(step)
-
-    def _find_pattern(self) -> dict[str, list[bool]]:
-        """What a resumed run had given back before."""
-        values = self.tuner.model.named_parameters()
-        return {name: (value != 0).view(-1).tolist() for name, value in values if "lora_E." in name}

@@ -16,7 +16,7 @@ from glm_peft.adapters.base_checks import (
 from glm_peft.adapters.files import check_sizes, check_width, read_adapter_config
 from glm_peft.adapters.published_checkpoints import is_published_checkpoint, read_published_sizes
 from glm_peft.arguments.fields import changed, require
-from glm_peft.arguments.methods import CONTINUED, LORA, PREFIX_TUNING
+from glm_peft.arguments.methods import CONTINUED, FULL, LORA, METHODS, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments, flags_of
 from glm_peft.errors import UserError
 from glm_peft.hub.connection import set_up_connection
@@ -51,11 +51,16 @@ def read_saved_adapter(name_or_path: str, revision: str | None = None, cache_dir
         cache_dir: folder of downloads; `None` for the Hub's usual cache.
 
     Raises:
-        UserError: there is no adapter of this name, or its config cannot be read.
+        UserError: there is no adapter of this name, its config cannot be read, or it is of no method that is here.
     """
     source = fetch_adapter(name_or_path, revision, cache_dir)
     config = None if is_published_checkpoint(source) else read_adapter_config(source)
     method = PREFIX_TUNING if config is None else config.peft_type.value.lower()
+    if method not in METHODS:
+        raise UserError(
+            f"{source} is of the method {method}, which glm_peft does not have: load it with PEFT itself, or give an "
+            f"adapter of {', '.join(name for name in METHODS if name != FULL)}."
+        )
     return SavedAdapter(source, method, config, read_origin(source))
 
 

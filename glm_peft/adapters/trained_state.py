@@ -1,4 +1,4 @@
-"""The numbers that are trained, as a checkpoint keeps them beside or in the adapter, and back."""
+"""The trained parameters, as a checkpoint keeps them beside or in the adapter, and back."""
 
 import stat
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from peft import PeftModel, PeftType, PrefixEncoder, PromptEncoder
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from glm_peft.adapters.sharding import gather_values, is_in_parts, set_values, whole_shape
+from glm_peft.adapters.sharding import gather_values, is_sharded, set_values
 from glm_peft.errors import UserError
 
 _CONFIGS = ("adapter_config.json", "config.json")
@@ -23,7 +23,7 @@ _ENCODERS = {PeftType.PREFIX_TUNING: PrefixEncoder, PeftType.P_TUNING: PromptEnc
 
 
 def gather_trained(model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
-    """Whole and by name: everything of a prompt encoder, otherwise every parameter that is trained."""
+    """Return the gathered parameters of a prompt encoder, otherwise all that are trained, by name."""
     return gather_values(_trained_parameters(model))
 
 
@@ -33,14 +33,14 @@ def save_weights(
     """
     Let `save` write the adapter, or the model where all of it is trained.
 
-    PEFT computes a prefix with the encoder that is on the model, of whose numbers a process may hold a part only.
+    PEFT computes a prefix with the encoder that is on the model, of whose parameters a process may hold only a shard.
 
     Args:
         trained: what `gather_trained` returned.
         save: is called with a state dict, or with `None` for the model's own.
     """
     if not isinstance(model, PeftModel):
-        save(trained if is_in_parts(model) else None)
+        save(trained if is_sharded(model) else None)
         return
     if not model.active_peft_config.is_prompt_learning:
         save(trained)
@@ -55,7 +55,7 @@ def save_weights(
 def save_trained_state(
     model: PreTrainedModel | PeftModel, trained: dict[str, torch.Tensor], folder: str | Path
 ) -> None:
-    """Write what PEFT's files of the adapter do not tell; a model that is trained as a whole has its own files."""
+    """Write what PEFT's files of the adapter do not tell; a model all of which is trained has files of its own."""
     name = _file_of(model)
     if name:
         save_file({name: value.contiguous() for name, value in trained.items()}, Path(folder) / name)
@@ -63,7 +63,7 @@ def save_trained_state(
 
 def load_trained_state(model: PreTrainedModel | PeftModel, folder: str | Path) -> None:
     """
-    Take over what a checkpoint holds.
+    Set the trained parameters to those of a checkpoint.
 
     Raises:
         UserError: it was written by a run with another method, base or size.
@@ -94,7 +94,7 @@ def _trained_parameters(model: PreTrainedModel | PeftModel) -> dict[str, torch.T
 
 @torch.no_grad()
 def _flat_prompt(model: PeftModel, trained: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What PEFT saves of an encoder [P, width]; one beside the model's, which may be in parts."""
+    """Return what PEFT saves of an encoder [P, width], by one beside the model's, which may be sharded."""
     config = model.active_peft_config
     if trained.keys() == {"embedding.weight"}:
         return trained["embedding.weight"]
@@ -122,7 +122,7 @@ def _read(model: PreTrainedModel | PeftModel, folder: Path, name: str | None) ->
 
 
 def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(whole_shape(value)) for name, value in state.items()}
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _brief(shapes: dict[str, tuple[int, ...]], most: int = 6) -> str:
@@ -135,7 +135,7 @@ def save_adapter(
     """
     Write `adapter_config.json` and `adapter_model.safetensors`; of the base nothing.
 
-    A model that was trained as a whole is written as a model's folder. To be called in every process.
+    A model all of which was trained is written as a model's folder. To be called in every process.
     """
     trained = gather_trained(model)
     if not PartialState().is_main_process:
@@ -147,7 +147,7 @@ def save_adapter(
 
 
 def tidy_weights(folder: Path) -> None:
-    """Take away PEFT's card, a template that says nothing, and let others read the weights as they may the config."""
+    """Remove PEFT's card, a template that says nothing, and let others read the weights as they may the config."""
     card = folder / "README.md"
     if card.is_file() and "[More Information Needed]" in card.read_text(encoding="utf-8"):
         card.unlink()

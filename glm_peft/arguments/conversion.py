@@ -2,7 +2,7 @@
 
 import argparse
 
-_DIRECTIONS = "to a PEFT adapter, from one, or a LoRA, AdaLoRA or (IA)3 adapter into the weights of its base"
+_DIRECTIONS = "to a PEFT adapter, from one, or a LoRA or (IA)3 adapter into the weights of its base"
 
 
 def parse_convert_arguments(argv: list[str] | None = None) -> argparse.Namespace:

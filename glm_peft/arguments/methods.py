@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from glm_peft.errors import UserError
 
 PREFIX_TUNING, LORA, P_TUNING, PROMPT_TUNING = "prefix_tuning", "lora", "p_tuning", "prompt_tuning"
-IA3, ADALORA, FULL = "ia3", "adalora", "none"
+IA3, FULL = "ia3", "none"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ METHODS = {
     P_TUNING: Method(5e-3, "P-Tuning adapter"),
     PROMPT_TUNING: Method(3e-2, "prompt tuning adapter"),
     IA3: Method(5e-3, "(IA)³ adapter"),
-    ADALORA: Method(1e-3, "AdaLoRA adapter"),
     FULL: Method(1e-5, "fully fine-tuned model"),
 }
 """By the value of `--peft_type`."""
@@ -35,9 +34,9 @@ IN_EMBEDDINGS = (P_TUNING, PROMPT_TUNING)
 """Virtual tokens that stand before the embeddings of a row."""
 
 CONTINUED = (PREFIX_TUNING, LORA, PROMPT_TUNING, IA3)
-"""What training can go on from: of the others PEFT saves only a result, or less than the state of their budget."""
+"""What training can go on from: of p_tuning PEFT saves only the result."""
 
-MERGED = (LORA, IA3, ADALORA)
+MERGED = (LORA, IA3)
 """What can be added into the weights of the base."""
 
 
@@ -50,5 +49,5 @@ def check_generation_of_method(peft_type: str, model_type: str) -> None:
     if peft_type in IN_EMBEDDINGS and model_type == "chatglm":
         raise UserError(
             f"--peft_type {peft_type} cannot tune ChatGLM-6B, which reads the positions of a row off its token ids, "
-            "and this method gives the base embeddings alone: use prefix_tuning, lora, ia3 or adalora."
+            "and this method gives the base embeddings alone: use prefix_tuning, lora or ia3."
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from glm_peft.arguments.fields import flags_with, option, require, require_at_least_one
-from glm_peft.arguments.methods import ADALORA, FULL, IA3, IN_EMBEDDINGS, LORA, METHODS, P_TUNING, PREFIX_TUNING
+from glm_peft.arguments.methods import FULL, IA3, IN_EMBEDDINGS, LORA, METHODS, P_TUNING, PREFIX_TUNING
 from glm_peft.errors import UserError
 
 _NUM_VIRTUAL_TOKENS = 128
@@ -55,7 +55,7 @@ class ModelArguments:
         "4 or 8: load the base quantized, which takes a quarter or half of the memory. None: not quantized.",
         recipe="always",
     )
-    peft_type: Literal["prefix_tuning", "lora", "p_tuning", "prompt_tuning", "ia3", "adalora", "none"] | None = option(
+    peft_type: Literal["prefix_tuning", "lora", "p_tuning", "prompt_tuning", "ia3", "none"] | None = option(
         None,
         "Method; none: train the base itself. None: prefix_tuning, or that of --adapter_name_or_path.",
         recipe="always",
@@ -118,29 +118,29 @@ class ModelArguments:
     )
     lora_rank: int | None = option(
         None,
-        "Rank of --peft_type lora, or the average one of adalora. None: 8.",
-        methods=(LORA, ADALORA),
+        "Rank of --peft_type lora. None: 8.",
+        methods=(LORA,),
         recipe="changed",
         prediction="ignored",
     )
     lora_alpha: int | None = option(
         None,
         "Scale of LoRA's product, times the rank. None: twice the rank.",
-        methods=(LORA, ADALORA),
+        methods=(LORA,),
         recipe="changed",
         prediction="ignored",
     )
     lora_dropout: float = option(
         0.0,
         "Share of the inputs that LoRA drops in training.",
-        methods=(LORA, ADALORA),
+        methods=(LORA,),
         recipe="changed",
         prediction="ignored",
     )
     target_modules: list[str] | None = option(
         None,
         "Layers that LoRA or (IA)3 goes on, by the ends of their names. None: those of the generation.",
-        methods=(LORA, IA3, ADALORA),
+        methods=(LORA, IA3),
         recipe="changed",
         prediction="ignored",
     )

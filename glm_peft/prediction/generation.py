@@ -14,14 +14,12 @@ from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.unwrapping import base_of, starts_with_embeddings
 from glm_peft.prediction.decoding import decode
 from glm_peft.prediction.generation_settings import GenerationSettings, build_generation_config, settle_batch_size
-from glm_peft.prediction.head_product import fast_head
 from glm_peft.prediction.prefix_cache import prefix_computed_once
 from glm_peft.preprocessing.collators import GenerationCollator
 
@@ -106,7 +104,7 @@ def _own_share(batches: list[list[int]]) -> tuple[list[list[int]], list[list[int
     """
     This process's batches, and a batch to do again where others have one more.
 
-    Processes that hold parts of one model (FSDP, ZeRO-3) must all generate equally often, or they wait for ever.
+    Processes that hold shards of one model (FSDP) must all generate equally often, or they wait for ever.
     """
     state = PartialState()
     own = batches[state.process_index :: state.num_processes]
@@ -205,16 +203,16 @@ def _too_large(row: int, length: int, settings: GenerationSettings) -> str:
 
 def _decoding(model: torch.nn.Module, settings: GenerationSettings) -> dict[str, Any]:
     """How `generate` goes on from token to token: beams, and processes that wait for each other, as in stock."""
-    if _is_in_parts(model):
+    if _is_sharded(model):
         return {"synced_gpus": PartialState().num_processes > 1}
     is_stock = isinstance(base_of(model), GenerationMixin) and not starts_with_embeddings(model)
     return {"custom_generate": decode} if is_stock and settings.num_beams == 1 else {}
 
 
-def _is_in_parts(model: torch.nn.Module) -> bool:
-    """Whether each process holds a part of the parameters only (FSDP, ZeRO-3)."""
+def _is_sharded(model: torch.nn.Module) -> bool:
+    """Return whether each process holds only a shard of the parameters."""
     sharded = (FSDPModule, FullyShardedDataParallel)
-    return is_deepspeed_zero3_enabled() or any(isinstance(module, sharded) for module in model.modules())
+    return any(isinstance(module, sharded) for module in model.modules())
 
 
 @contextmanager
@@ -224,9 +222,6 @@ def _ready(model: torch.nn.Module, config: GenerationConfig) -> Iterator[None]:
         stack.enter_context(_evaluation_mode(model))
         stack.enter_context(_in_effect(config, model))
         stack.enter_context(prefix_computed_once(model))
-        base = base_of(model)
-        if isinstance(base, PreTrainedModel) and not _is_in_parts(model):
-            stack.enter_context(fast_head(base))
         yield
 
 

@@ -7,13 +7,15 @@ on the data's own lengths. A step has the same number of examples in all three; 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedConfig
 
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.training import TrainingArguments
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.packing import BatchPackingCollator, PackingCollator, RowCost, pack_examples, plan_batch
@@ -32,31 +34,34 @@ _SAMPLED_LABELS = 256  # examples whose labels are counted
 @dataclass(frozen=True)
 class Batching:
     """
-    What the trainer makes batches of.
+    What training makes batches of.
 
     `examples` are the rows, `collator` makes a batch of some, `order` is a value of `--train_sampling_strategy`, and
     `reason` tells in one sentence what was chosen and why.
     """
 
     examples: Dataset
-    collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
+    collator: Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]
     order: str
     reason: str
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The share of padding among the tokens of batches, and what they cost for each token that is none."""
+    """What batches would be like: the share of padding among their tokens, and their cost per token that is none."""
 
     padding: float
     cost: float
 
 
 def plan_batching(
-    examples: Dataset, padded: TrainingCollator, config: PreTrainedConfig, arguments: tuple[Any, Any, Any]
+    examples: Dataset,
+    padded: TrainingCollator,
+    config: PreTrainedConfig,
+    arguments: tuple[ModelArguments, DataArguments, TrainingArguments],
 ) -> Batching:
     """
-    Settle what `--packing` and `--train_sampling_strategy` leave open.
+    Decide what `--packing` and `--train_sampling_strategy` leave open.
 
     Args:
         examples: `input_ids`, `labels` and `length`.
@@ -79,7 +84,7 @@ def plan_batching(
     layouts = weigh_layouts(examples["length"][:], *row_sizes(training_args), cost, head)
     # Where padding is a part of the loss, packing would change it; NEFTune's noise is the less, the longer the row.
     may_pack = data_args.packing is None and padded.ignore_pad_token_for_loss
-    may_pack = may_pack and getattr(training_args, "neftune_noise_alpha", None) is None
+    may_pack = may_pack and training_args.neftune_noise_alpha is None
     if not may_pack or model_args.attn_implementation not in _PACKS:
         del layouts["packing"]
     chosen = choose_layout(layouts, order)
@@ -92,7 +97,7 @@ def plan_batching(
 
 def head_cost(examples: Dataset, config: PreTrainedConfig) -> float:
     """
-    What the head costs for each token of the data, which no layout changes, in the unit of `RowCost`.
+    Return what the head costs for each token of the data, which no layout changes, in the unit of `RowCost`.
 
     It works at positions with a label alone: vocabulary x hidden size against 12 h² in every layer.
     """
@@ -105,7 +110,7 @@ def weigh_layouts(
     lengths: list[int], batch_size: int, step_size: int, cost: RowCost, head: float = 0.0
 ) -> dict[str, Layout]:
     """
-    What batches would be like in each layout: `random`, `group_by_length` and `packing`.
+    Estimate what batches would be like in each layout: `random`, `group_by_length` and `packing`.
 
     Args:
         lengths: of the examples, in tokens.
@@ -129,7 +134,7 @@ def weigh_layouts(
 
 def choose_layout(layouts: dict[str, Layout], order: str) -> str:
     """
-    The name of the layout to take; with an order that the user asked for, that order or `packing` in it.
+    Return the layout to take by name; with an order that the user asked for, that order or `packing` in it.
 
     Packing is taken where it saves four fifths of what grouping does: it leaves the examples of each step together.
     """
@@ -144,7 +149,7 @@ def choose_layout(layouts: dict[str, Layout], order: str) -> str:
 
 def group_by_length(lengths: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
     """
-    An order in which every `size` successive examples are of like length.
+    Return an order in which every `size` successive examples are of like length.
 
     Those of up to fifty steps, and of a quarter of all at most, are drawn, sorted, and cut into steps; then the steps
     are shuffled. The longest comes first, so that a lack of memory shows at once; a step that is not full comes last.
@@ -172,7 +177,7 @@ def group_by_length(lengths: torch.Tensor, size: int, generator: torch.Generator
 
 class LengthGroupedSampler(Sampler[int]):
     """
-    The order of `group_by_length`, another one in each epoch and the same one whenever an epoch is begun again.
+    Give the order of `group_by_length`, another in each epoch and the same one whenever an epoch is begun again.
 
     Args:
         lengths: of all examples, in tokens.
@@ -193,9 +198,9 @@ class LengthGroupedSampler(Sampler[int]):
         return iter(group_by_length(self.lengths, self.size, generator).tolist())
 
 
-def row_sizes(training_args: Any) -> tuple[int, int]:
+def row_sizes(training_args: TrainingArguments) -> tuple[int, int]:
     """
-    Examples of a batch, and of a step of the optimizer, both on all devices.
+    Return how many examples a batch has, and a step of the optimizer, both on all devices.
 
     They wait for the longest batch among theirs; and the layout must not depend on how many share a step.
     """
@@ -233,12 +238,21 @@ def _weigh(batches: list[torch.Tensor], shapes: list[tuple[int, int]], cost: Row
 
 
 def _reason(chosen: str, layouts: dict[str, Layout]) -> str:
+    """Tell what batches are like, and what they would be like in the other layouts."""
     names = {"random": "in random order", GROUPING: "grouped by length", "packing": "packed, several in a row"}
-    base = layouts["random"].cost
-    weighed = [
-        f"{names[name]}, {100 * layout.padding:.0f} % of the tokens are padding at a cost of {layout.cost / base:.2f}"
-        for name, layout in layouts.items()
-    ]
+    own = layouts.get(chosen, layouts["random"])  # in an order of the user's, taken to be as good as random
     choice = names.get(chosen, f"in the order {chosen}")
     kept = ", which leaves the examples of each step as they are" if chosen == "packing" else ""
-    return f"Batches are {choice}{kept}: {'; '.join(weighed)}."
+    others = [
+        f"{names[name]}, {100 * layout.padding:.0f} %, and a step would take {_as_long(layout.cost / own.cost)}"
+        for name, layout in layouts.items()
+        if layout is not own
+    ]
+    return (
+        f"Batches are {choice}{kept}: {100 * own.padding:.0f} % of the tokens are padding (as estimated: "
+        f"{'; '.join(others)})."
+    )
+
+
+def _as_long(ratio: float) -> str:
+    return "as long" if f"{ratio:.2f}" == "1.00" else f"{ratio:.2f} times as long"

@@ -50,7 +50,7 @@ def pack_examples(examples: Dataset, max_length: int, config: PreTrainedConfig) 
 
 
 def plan_rows(lengths: list[int], max_length: int) -> list[list[int]]:
-    """Indices of the examples of each row: the longest first, each where the least room is left over."""
+    """Return the indices of the examples of each row: the longest first, each where the least room is left over."""
     rows: list[list[int]] = []
     rows_with_room: dict[int, list[int]] = {}  # tokens left -> rows, a heap
     rooms: list[int] = []  # the keys, sorted
@@ -85,13 +85,13 @@ class RowCost:
     hidden_size: int
 
     def __call__(self, rows: int, length: int) -> float:
-        """The cost of so many rows of so many tokens."""
+        """Return the cost of so many rows of so many tokens."""
         return rows * length * (1 + (self.num_virtual_tokens + length) / (_EVEN * self.hidden_size))
 
 
 def plan_batch(lengths: list[int], cost: RowCost) -> list[list[int]]:
     """
-    Indices of the examples of each row: those of a batch in as many rows as cost least.
+    Return the indices of the examples of each row: those of a batch in as many rows as cost least.
 
     Every number of rows is tried up to that at which the longest example alone fills one. Where nothing is gained,
     each example has a row.
@@ -110,7 +110,7 @@ def plan_batch(lengths: list[int], cost: RowCost) -> list[list[int]]:
 @dataclass
 class PackingCollator:
     """
-    Packed rows, padded on the right to the longest of the batch; padding is an example of its own, without loss.
+    Make batches of packed rows, padded on the right to the longest; padding is an example of its own, without loss.
 
     Rows that are not packed, such as those of an evaluation, go to `unpacked`.
 
@@ -135,7 +135,7 @@ class PackingCollator:
 @dataclass
 class BatchPackingCollator(PackingCollator):
     """
-    The examples of a batch in fewer rows, where that costs less; otherwise `unpacked`, bit for bit.
+    Pack the examples of a batch into fewer rows, where that costs less; otherwise `unpacked`, bit for bit.
 
     Which examples a step has, their losses and their labels are the same either way. Input: `input_ids` and `labels`.
     """
@@ -153,7 +153,7 @@ class BatchPackingCollator(PackingCollator):
 
 
 def _spread(lengths: list[int], number: int) -> tuple[list[list[int]], int]:
-    """The examples in so many rows, the longest first, each in the shortest row so far; the longest row's tokens."""
+    """Return so many rows, filled with the longest first, each in the shortest row so far; the longest's tokens."""
     rows: list[list[int]] = [[] for _ in range(number)]
     filled = [(0, row) for row in range(number)]
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -164,7 +164,7 @@ def _spread(lengths: list[int], number: int) -> tuple[list[list[int]], int]:
 
 
 def _join(columns: dict[str, list[Any]], plan: list[list[int]], config: PreTrainedConfig) -> dict[str, list[Any]]:
-    """The rows of a plan, with the positions of each example."""
+    """Return the rows of a plan, with the positions of each example."""
     # Nothing comes before an example that could foretell its first token.
     labels = [[IGNORED_LABEL, *labels[1:]] for labels in columns["labels"]]
     positions = [list(range(len(ids))) for ids in columns["input_ids"]]

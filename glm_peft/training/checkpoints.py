@@ -1,5 +1,5 @@
 """
-Checkpoints that are whole or not there.
+Checkpoints that are complete or not there: chosen, checked, published, removed.
 
 A checkpoint is written in a folder apart and moved to its place once all of it is on the disk, with a record of its
 files. So neither a kill at any moment nor a full disk harms the one before, and what was cut short or spoilt later
@@ -42,7 +42,7 @@ _CHUNK = 1 << 20  # bytes
 
 def choose_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path) -> str | None:
     """
-    The checkpoint folder to go on from, or `None` for a fresh start.
+    Return the checkpoint folder to go on from, or `None` for a fresh start.
 
     Args:
         resume_from_checkpoint: a folder; or `last` (or `true`), the newest complete one in `output_dir`, if any.
@@ -69,12 +69,12 @@ def choose_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path
 
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The folders `checkpoint-N` with all their files in full size, in the order in which they were written."""
+    """Return the folders `checkpoint-N` whose files have their full size, in the order in which they were written."""
     return [folder for folder in _in_order(Path(output_dir)) if not find_fault(folder, read_all=False)]
 
 
 def last_good_checkpoint(output_dir: str | Path) -> str:
-    """The end of a sentence that names the newest complete checkpoint whose numbers are all finite."""
+    """Return the end of a sentence that names the newest complete checkpoint whose parameters are all finite."""
     for folder in reversed(complete_checkpoints(output_dir)):
         if _is_finite(folder):
             return f"the last good checkpoint is {folder}"
@@ -83,7 +83,7 @@ def last_good_checkpoint(output_dir: str | Path) -> str:
 
 def find_fault(folder: Path, read_all: bool = True) -> str | None:
     """
-    What keeps training from going on from the folder, or `None`.
+    Return what keeps training from going on from the folder, or `None`.
 
     Args:
         read_all: whether to compare the checksum of every file too, or sizes alone.
@@ -103,7 +103,7 @@ def find_fault(folder: Path, read_all: bool = True) -> str | None:
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
-    """`saved_at` (seconds since 1970), `processes`, `engine`, `resumable`, and every file's `bytes` and `crc32`."""
+    """Read `saved_at` (in seconds), `processes`, `engine`, `resumable`, and every file's `bytes` and `crc32`."""
     try:
         record = json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -113,13 +113,13 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
 
 def publish_checkpoint(folder: Path, processes: int, resumable: bool, engine: str = "one process") -> None:
     """
-    Records the files of a checkpoint in `UNFINISHED`, once they are on the disk, and moves it to its place.
+    Record the files of a checkpoint in `UNFINISHED`, once they are on the disk, and move it to its place.
 
     Args:
         folder: `output_dir/checkpoint-unfinished/checkpoint-N`.
         processes: how many processes wrote it.
         resumable: whether the optimizer and the random state are in it.
-        engine: what spread the run over its processes.
+        engine: the backend that shared the run among its processes.
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {
@@ -138,7 +138,7 @@ def publish_checkpoint(folder: Path, processes: int, resumable: bool, engine: st
 
 
 def rotate_checkpoints(output_dir: str | Path, limit: int | None, best: str | None) -> None:
-    """Removes the oldest complete checkpoints beyond the limit, but never the newest or the best."""
+    """Remove the oldest complete checkpoints beyond the limit, but never the newest or the best."""
     found = complete_checkpoints(output_dir)
     protected = [folder for folder in found if folder == found[-1] or (best and folder.resolve() == _resolve(best))]
     surplus = len(found) - max(limit or len(found), len(protected))
@@ -148,14 +148,14 @@ def rotate_checkpoints(output_dir: str | Path, limit: int | None, best: str | No
 
 
 def remove_unfinished(output_dir: str | Path) -> None:
-    """Removes what a stopped run was writing or removing."""
+    """Remove what a stopped run was writing or removing."""
     shutil.rmtree(Path(output_dir) / UNFINISHED, ignore_errors=True)
 
 
 @contextmanager
 def explain_failed_writing(what: str, output_dir: str | Path) -> Iterator[None]:
     """
-    Around something that writes into `output_dir`.
+    Turn an error of writing into `output_dir` into a sentence.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
@@ -213,7 +213,7 @@ def _step_of(checkpoint: str | None) -> int | None:
 
 
 def _in_order(output_dir: Path) -> list[Path]:
-    """Every `checkpoint-N`, the newest last: by the time of writing, as an earlier run may have come further."""
+    """Return every `checkpoint-N`, the newest last: by time of writing, as an earlier run may have come further."""
     folders = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(folders, key=lambda path: (_saved_at(path), int(path.name.rpartition("-")[2])))
 
@@ -224,7 +224,7 @@ def _saved_at(folder: Path) -> float:
 
 
 def _set_aside(folder: Path) -> None:
-    """Out of the way in one stroke, so that no half of it is ever taken for a checkpoint."""
+    """Move a checkpoint away in one stroke, so that no half of it is ever taken for one."""
     aside = folder.parent / UNFINISHED / "former" / folder.name
     aside.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
@@ -232,7 +232,7 @@ def _set_aside(folder: Path) -> None:
 
 
 def _put_back(output_dir: Path) -> None:
-    """Ends what a kill between two moves left undone."""
+    """Finish what a kill between two moves left undone."""
     for folder in (output_dir / UNFINISHED).glob("**/checkpoint-*"):
         place = output_dir / folder.name
         if not place.exists() and not find_fault(folder):
@@ -250,7 +250,7 @@ def _checksum(path: Path, to_disk: bool = False) -> str:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes a move last through a loss of power, where the system has a way to."""
+    """Make a move last through a loss of power, where the system has a way to."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -264,7 +264,7 @@ def _resolve(path: str) -> Path:
 
 
 def _reason_of_failed_writing(error: Exception) -> str | None:
-    """`None` where the error is of another kind."""
+    """Return why the disk or the folder failed; `None` where the error is of another kind."""
     if isinstance(error, OSError):
         return error.strerror if error.errno in _FULL | _UNWRITABLE else None
     if isinstance(error, SafetensorError):

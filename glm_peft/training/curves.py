@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 class TrainingCurves(TrainerCallback):
     """
-    Writes `training_curves.png` into `output_dir` when training ends, from the main process alone.
+    Write `training_curves.png` into `output_dir` when training ends, from the main process alone.
 
     A picture that cannot be drawn or written is a warning: it must not cost the run its results.
 

@@ -20,12 +20,14 @@ _ECHO = 1.0  # seconds in which a launcher hands on to its processes what they a
 
 
 class StoppedAtOnce(KeyboardInterrupt):
-    """What may be given up half-way, such as an evaluation, was."""
+    """Raised to give up what may be given up half-way, such as an evaluation."""
 
 
 class Interruption:
     """
-    As a context, notes the first Ctrl-C or SIGTERM in `signal_number` (0: none); a second Ctrl-C stops at once.
+    Note the first Ctrl-C or SIGTERM within this context in `signal_number` (0: none); a second Ctrl-C stops at once.
+
+    `signals` may be set to none before, which lets each do what it does by default.
 
     Args:
         has_launcher: whether several processes were started, whose launcher hands signals on.
@@ -35,13 +37,14 @@ class Interruption:
     def __init__(self, has_launcher: bool, speaks: bool = True) -> None:
         self.signal_number, self.has_launcher, self.speaks = 0, has_launcher, speaks
         self._came_at, self._at_once, self._is_agreed = 0.0, False, False
+        self.signals: tuple[signal.Signals, ...] = SIGNALS
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
         self.signal_number, self._is_agreed = 0, False
         if threading.current_thread() is threading.main_thread():
             # What is ignored stays so: a shell ignores Ctrl-C for what it runs in the background.
-            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            heard = [number for number in self.signals if signal.getsignal(number) != signal.SIG_IGN]
             self._former = {number: signal.signal(number, self._note) for number in heard}
             _follow_launcher()
         return self
@@ -55,7 +58,7 @@ class Interruption:
 
     @property
     def is_due(self) -> bool:
-        """Whether all processes know of a signal, and so may act on it at the same step."""
+        """Return whether all processes know of a signal, and so may act on it at the same step."""
         return self._is_agreed if self.has_launcher else self.signal_number != 0
 
     def agree(self, signal_number: int) -> None:
@@ -66,7 +69,7 @@ class Interruption:
     @contextmanager
     def stops_at_once(self) -> Iterator[None]:
         """
-        Around what need not be finished.
+        Let a signal stop at once what need not be finished.
 
         Raises:
             StoppedAtOnce: the signal is there, or comes; of several processes none stops while others wait for it.
@@ -81,12 +84,12 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """A shell's number for a process that the signal ended."""
+        """Return a shell's number for a process that the signal ended."""
         return 128 + self.signal_number
 
     @property
     def name(self) -> str:
-        """Such as SIGTERM."""
+        """Return the name of the signal, such as SIGTERM."""
         return signal.Signals(self.signal_number).name
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -106,7 +109,7 @@ class Interruption:
 
 
 def _follow_launcher() -> None:
-    """SIGTERM comes when `accelerate launch` ends: it hands no signal on to a single process, which would go on."""
+    """Ask for SIGTERM when `accelerate launch` ends: it hands no signal on to a single process, which would go on."""
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):

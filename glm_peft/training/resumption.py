@@ -1,4 +1,4 @@
-"""What stock does not restore of a stopped run: the order of examples, losses not logged yet, patience, the best."""
+"""Restore what stock does not of a stopped run: the order of examples, losses not logged yet, patience, the best."""
 
 import logging
 import time
@@ -7,12 +7,19 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import IntervalStrategy
 
 from glm_peft.errors import UserError
 from glm_peft.training.checkpoints import read_record, remove_unfinished
-from glm_peft.training.parallel.engines import engine_name
+from glm_peft.training.parallel.backends import backend_name
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +29,7 @@ POSITION_NAME = "training_position_{}.safetensors"
 
 class Resumption(TrainerCallback):
     """
-    Keeps and restores where training is.
+    Keep and restore the position of a training run.
 
     Args:
         trainer: a stock trainer; its private losses are read and set, as it offers no other way.
@@ -36,16 +43,16 @@ class Resumption(TrainerCallback):
 
     def begin(self, checkpoint: str | None) -> None:
         """
-        To be called before the trainer reads the checkpoint.
+        Prepare to go on from a checkpoint, before the trainer reads it.
 
         Raises:
-            UserError: its optimizer is in the parts of another engine, or of another number of processes.
+            UserError: its optimizer was sharded by another backend, or among another number of processes.
         """
         self.checkpoint = Path(checkpoint) if checkpoint else None
         record = read_record(checkpoint) if checkpoint else None
         processes = self.trainer.args.world_size
         if record:
-            _check_engine(self.checkpoint, record, self.trainer.args)
+            _check_backend(self.checkpoint, record, self.trainer.args)
         if record and record["processes"] != processes:
             logger.warning(
                 "%s was written by %d process(es), and this run has %d: it goes on with the same prefix, optimizer "
@@ -66,13 +73,15 @@ class Resumption(TrainerCallback):
         save_file(position, Path(folder) / POSITION_NAME.format(trainer.args.process_index))
 
     def was_over(self, max_steps: int) -> bool:
-        """Restores what the state of the trainer refers to; returns whether training had come to its end."""
+        """Restore what the state of the trainer refers to, and return whether training had come to its end."""
         if self.checkpoint:
             self._find_best()
         return self._restore_patience() or self.trainer.state.global_step >= max_steps
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """By now stock has set the losses to zero, and has not drawn a random number."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Restore losses and random state: stock has set the former to zero by now, and not drawn from the latter."""
         if args.should_save:
             remove_unfinished(args.output_dir)
         path = self.checkpoint and self.checkpoint / POSITION_NAME.format(args.process_index)
@@ -91,15 +100,15 @@ class Resumption(TrainerCallback):
             now = time.time()
             trainer._maybe_log_save_evaluate(trainer._tr_loss, None, trainer.model, None, state.epoch, None, now)
 
-    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
-        """In the middle of an epoch stock draws the order of its examples anew, so from another random state."""
+    def on_epoch_begin(self, *args: object, **kwargs: object) -> None:
+        """Restore the state from which the order of the epoch was drawn, which stock draws anew in its middle."""
         if self._random_state is not None:
             torch.random.set_rng_state(self._random_state)
             self._random_state = None
         self._epoch_random_state = torch.random.get_rng_state()
 
     def _find_best(self) -> None:
-        """The best checkpoint is beside the one that is gone on from, wherever that folder was before."""
+        """Look for the best checkpoint beside the one that is gone on from, wherever that folder was before."""
         state = self.trainer.state
         best = self.checkpoint.parent / f"checkpoint-{state.best_global_step}"
         if best.is_dir():
@@ -109,7 +118,7 @@ class Resumption(TrainerCallback):
             state.best_global_step = state.best_metric = state.best_model_checkpoint = None
 
     def _restore_patience(self) -> bool:
-        """Whether the run had stopped early."""
+        """Restore the patience of early stopping, and return whether the run had stopped early."""
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 # Where the run before had none, stock would look for it in vain when it saves.
@@ -119,18 +128,18 @@ class Resumption(TrainerCallback):
         return False
 
 
-def _lacks_evaluation_of_epoch(args: Any, state: Any) -> bool:
-    """Whether the run was stopped between saving the last step of an epoch and the evaluation that follows it."""
+def _lacks_evaluation_of_epoch(args: TrainingArguments, state: TrainerState) -> bool:
+    """Return whether the run was stopped between saving the last step of an epoch and the evaluation after it."""
     evaluated = {entry["step"] for entry in state.log_history if any(name.startswith("eval_") for name in entry)}
     is_due = args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= state.epoch
     return is_due and float(state.epoch).is_integer() and state.global_step not in evaluated
 
 
-def _check_engine(checkpoint: Path, record: dict[str, Any], training_args: Any) -> None:
-    """DeepSpeed writes an optimizer in parts that only the same stage with as many processes can read."""
+def _check_backend(checkpoint: Path, record: dict[str, Any], training_args: TrainingArguments) -> None:
+    """Refuse a sharded optimizer of DeepSpeed, which only the same stage with as many processes can read."""
     written = (record.get("engine", "one process"), record["processes"])
-    own = (engine_name(training_args), training_args.world_size)
-    if written != own and any(engine.startswith("zero") for engine, _ in (written, own)):
+    own = (backend_name(training_args), training_args.world_size)
+    if written != own and any(backend.startswith("zero") for backend, _ in (written, own)):
         raise UserError(
             f"{checkpoint} was written by {written[1]} process(es) under {written[0]}, and this run has {own[1]} "
             f"under {own[0]}, which cannot read its optimizer: resume as it was written, or start anew from its "

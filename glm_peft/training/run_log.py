@@ -21,7 +21,7 @@ def log_run(
     batching: Batching | None,
 ) -> None:
     """
-    What is trained, on what, with which data and in which steps, and where the results will be.
+    Log what is trained, on what, with which data and in which steps, and where the results will be.
 
     Args:
         reports: of each split that is used.
@@ -45,7 +45,7 @@ def log_run(
 
 
 def count_steps(training_args: TrainingArguments, rows: int) -> tuple[int, float]:
-    """Steps of the optimizer and epochs that training on so many rows takes, counted as the trainer does."""
+    """Return the steps of the optimizer and the epochs that training on so many rows takes, as the trainer counts."""
     batches = math.ceil(rows / training_args.train_batch_size / training_args.world_size)
     steps = max(math.ceil(batches / training_args.gradient_accumulation_steps), 1)
     if training_args.max_steps > 0:
@@ -73,7 +73,7 @@ def _training_lines(training_args: TrainingArguments, rows: int) -> list[str]:
 
 
 def _count_parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:
-    """Those that are trained, and all."""
+    """Return how many parameters are trained, and how many there are."""
     if isinstance(model, PeftModel):
         return model.get_nb_trainable_parameters()
     sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
@@ -89,5 +89,5 @@ def _describe_adapter(model: PreTrainedModel | PeftModel) -> str:
     size = config.num_virtual_tokens * config.num_layers * 2 * config.token_dim
     return (
         f"{config.num_virtual_tokens} virtual tokens{', projected' if config.prefix_projection else ''}; "
-        f"{size:,} numbers in float32, {format_bytes(4 * size)}"
+        f"{size:,} parameters in float32, {format_bytes(4 * size)}"
     )

@@ -1,122 +1,184 @@
 """
-The stock `Seq2SeqTrainer`, but for what stock cannot do with a prefix.
+The stock `Seq2SeqTrainer`, but for what stock cannot do with a prefix on a frozen base.
 
+- Batches: stock knows no packing, and draws another order of grouped examples after a resume.
 - Scores: stock generation on decoder-only models scores the prompt with the answer and needs labels beside prompts.
 - Checkpoints: of a projected prefix PEFT saves only the result, from which training cannot go on. Stock writes them
   in place, where a kill leaves a part, and keeps neither the order of the examples nor the losses not logged yet.
-- A loss that is not finite: stock goes on and shows 0.0.
-- Ctrl-C and SIGTERM: stock loses what it has.
+- A loss that is not finite, Ctrl-C, SIGTERM: see `glm_peft.training.watch`.
 """
 
-import logging
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from transformers import EarlyStoppingCallback, TrainerCallback
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from datasets import Dataset
+from torch.utils.data import DataLoader, Sampler
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from glm_peft.adapters.sharding import cut_optimizer, gather_optimizer
-from glm_peft.adapters.trained_state import (
-    gather_trained,
-    load_trained_state,
-    save_trained_state,
-    save_weights,
-    tidy_weights,
-)
+from glm_peft.adapters.trained_state import gather_trained, load_trained_state, save_trained_state, save_weights
 from glm_peft.arguments.splits import VALIDATION, split_of
 from glm_peft.errors import UserError
-from glm_peft.models.unwrapping import has_prefix
-from glm_peft.training.checkpoints import (
-    UNFINISHED,
-    explain_failed_writing,
-    last_good_checkpoint,
-    publish_checkpoint,
-    rotate_checkpoints,
-)
+from glm_peft.models.unwrapping import base_of
+from glm_peft.preprocessing.batching import GROUPING, Batching, LengthGroupedSampler, row_sizes
+from glm_peft.training.checkpoint_writer import CheckpointWriter
+from glm_peft.training.embedding_noise import EmbeddingNoise
 from glm_peft.training.interruptions import Interruption, StoppedAtOnce
-from glm_peft.training.parallel.engines import engine_name, zero_stage
-from glm_peft.training.parallel.shared_steps import SharedStepsTrainer
+from glm_peft.training.parallel.last_step import LastStep
+from glm_peft.training.parallel.sharded_optimizer import load_sharded
 from glm_peft.training.parallel.sharing import own_labels, own_rows
-from glm_peft.training.parallel.zero_placement import cut_before_moving
 from glm_peft.training.resumption import Resumption
+from glm_peft.training.watch import Watch
 
 Scorer = Callable[[], dict[str, float]]
 
-logger = logging.getLogger(__name__)
 
-
-class PrefixTrainer(SharedStepsTrainer):
+class PrefixTrainer(Seq2SeqTrainer):
     """
-    Trains a prefix.
+    Train a prefix, or another adapter, on a frozen base.
 
     Args:
+        batching: examples, order and collator of training; `None` for stock's. Evaluation has ordinary batches, by
+            which stock weighs its loss.
         score_answers: generates answers and returns their scores, by name; they join the loss in every evaluation.
             One for each split, such as `validation_easy`, where there are several.
     """
 
-    def __init__(self, *args: Any, score_answers: Scorer | Mapping[str, Scorer] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        batching: Batching | None = None,
+        score_answers: Scorer | Mapping[str, Scorer] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if batching:
+            kwargs["train_dataset"] = batching.examples
         super().__init__(*args, **kwargs)
+        self.batching, self.last_step = batching, None
+        if batching:
+            self.args.train_sampling_strategy = batching.order
         self.score_answers = score_answers if isinstance(score_answers, Mapping) else {VALIDATION: score_answers}
         self.label_smoother = None  # label_loss smooths; stock would not shift the labels of a model with a prefix
-        self.is_finite = torch.tensor(True, device=self.args.device)
         self.interruption = Interruption(self.args.world_size > 1, self.is_world_process_zero())
         self.resumption = Resumption(self)
-        self._run_dir: Path | None = None
-        self._saved_step = -1
-        if self.args.early_stopping_patience:
-            args = self.args
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
-        self.add_callback(_Watch(self))
-        self.add_callback(self.resumption)
+        self.checkpoints = CheckpointWriter(self, self.resumption)
+        self.watch = Watch(self, self.interruption, self.checkpoints)
+        self._add_own_callbacks()
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """As stock; no GPU has to hold the whole base, not even at first."""
-        super().create_accelerator_and_postprocess()
-        if zero_stage(self.args) == 3:
-            cut_before_moving(self.accelerator)
+    def _add_own_callbacks(self) -> None:
+        args, alpha = self.args, self.neftune_noise_alpha
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+        if alpha is not None:
+            self.neftune_noise_alpha = None  # by which stock would add it, too
+            self.add_callback(EmbeddingNoise(base_of(self.model), alpha))
+        self.add_callback(self.watch)
+        self.add_callback(self.resumption)
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
         """
-        As stock, but Ctrl-C and SIGTERM end it after the step, with a checkpoint.
+        Train; Ctrl-C and SIGTERM end it after the step, with a checkpoint.
 
         Raises:
             SystemExit: with 130 or 143, after such a signal.
+            UserError: a loss is not finite, or a checkpoint cannot be read or written.
         """
         self.resumption.begin(resume_from_checkpoint)
+        # The last to hear of a checkpoint, as it may end the run before others have sent theirs to the Hub.
+        self.add_callback(self.pop_callback(self.watch))
         with self.interruption:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    # Batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return stock's loader, but with the collator of training."""
+        collator = self.data_collator
+        if self.batching:
+            self.data_collator = self.batching.collator
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+        self.last_step = LastStep(loader)
+        return loader
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
+        """
+        Return the batches of a step and their number of labels, without examples that fill up the last one.
+
+        No batches where the evaluation that a resumed run began with has stopped it early: stock would take a step.
+        """
+        if self.control.should_training_stop:
+            return [], None
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.last_step.take_out_repeated(batches):
+            count = self._get_num_items_in_batch(batches, device)
+        return batches, count
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        """
+        Return the sampler of the order that was planned.
+
+        Overridden for the order by length: stock takes the column of lengths away before it asks for it, so that it
+        reads every example, and draws another order when an epoch is begun again.
+        """
+        columns = getattr(self.train_dataset, "column_names", None) or []
+        if self.args.train_sampling_strategy != GROUPING or "length" not in columns:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        lengths = self.train_dataset["length"][:]
+        return LengthGroupedSampler(lengths, row_sizes(self.args)[1], seed, lambda: int(self.state.epoch or 0))
+
+    # Steps
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As stock; remembers on the device, without waiting for it, whether every loss was finite."""
+        """Return the loss [] of a batch, whose gradients are computed."""
         loss = super().training_step(*args, **kwargs)
-        self.is_finite &= torch.isfinite(loss).to(self.is_finite.device)
+        self.watch.note(loss)
         return loss
 
-    def every_loss_is_finite(self) -> bool:
-        """Whether the losses of all processes were finite so far; tells them of a signal that came to one, too."""
-        if self.args.world_size == 1:
-            return bool(self.is_finite)
-        signal_number = torch.tensor(self.interruption.signal_number, device=self.is_finite.device)
-        facts = self.accelerator.gather(torch.stack([self.is_finite.to(signal_number), signal_number])[None])
-        are_finite, signal_numbers = facts.T.tolist()
-        self.interruption.agree(max(signal_numbers))
-        return all(are_finite)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As stock; the mean loss is that of the whole training, also where a part of it was before a stop."""
+        """Log; the mean loss is that of the whole training, also where a part of it was before a stop."""
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        given = dict(logs)
         super().log(logs, *args, **kwargs)
+        logs.update(given)  # stock's printed log takes the floating-point operations out of the results
+
+    # Evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
+    ) -> dict[str, float]:
+        """
+        Return loss and scores; in training a signal gives an evaluation up, which a resumed run makes first.
+
+        Raises:
+            UserError: the score that the best model is chosen by is none of them.
+        """
+        try:
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        except StoppedAtOnce:
+            self.checkpoints.write()
+            self.callback_handler.on_save(self.args, self.state, self.control)  # ends the run
+            raise
+        if self.is_in_train and metric_key_prefix == "eval":  # of all data sets together, where there are several
+            _check_best_metric(self.args.metric_for_best_model, metrics)
+        return metrics
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """As stock, for the loss; then the scores of generated answers, so that callbacks see both."""
+        """Return the loss, then the scores of generated answers, so that callbacks see both."""
         self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer counts rows that fill a batch up
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with self.interruption.stops_at_once() if self.is_in_train else nullcontext(), torch.random.fork_rng(devices):
@@ -126,154 +188,96 @@ class PrefixTrainer(SharedStepsTrainer):
         output.metrics.update({f"{metric_key_prefix}_{name}": score for name, score in scores.items()})
         return output
 
-    def evaluation_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """As stock; but it does not depend on how many processes share the batches."""
-        with own_labels(self.args):
-            return super().evaluation_loss(model, own_rows(inputs))
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """
+        Return loss [], logits [b, s, vocabulary] and labels [b, s]; the loss alone if that is asked for.
+
+        A call with labels makes no logits here, so they take a call of their own. `Seq2SeqTrainer` would generate
+        after the answer; answers come from `glm_peft.prediction.generation`.
+        """
+        labels, loss = inputs.get("labels"), None
+        if labels is not None:
+            # Neither the rows that fill a batch up nor the labels of other processes are to weigh in it.
+            with own_labels(self.args):
+                loss = Trainer.prediction_step(self, model, own_rows(inputs), True)[0]
+        if prediction_loss_only:
+            return loss, None, None
+        unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+        return loss, Trainer.prediction_step(self, model, unlabelled, False, ignore_keys)[1], labels
+
+    # Checkpoints
+
+    @property
+    def own_model(self) -> torch.nn.Module:
+        """The model without the wrapper of a backend."""
+        return self.accelerator.unwrap_model(self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """What was trained, whole under every engine; stock gathers the base too, and fails with a prefix in parts."""
-        trained = gather_trained(self._own_model)
+        """
+        Write the gathered trained parameters, under every backend.
+
+        Stock gathers the base too, and fails with a sharded prefix.
+        """
+        trained = gather_trained(self.own_model)
         if self.args.should_save:
             folder = output_dir or self.args.output_dir
-            save_weights(self._own_model, trained, partial(self._save, folder))
-            save_trained_state(self._own_model, trained, folder)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As stock; under FSDP the files of one process, which any number of them can go on from."""
-        if not self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        optimizer = gather_optimizer(self.optimizer.state_dict())
-        if self.args.should_save:
-            torch.save(optimizer, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not self.is_fsdp_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        files = [Path(checkpoint) / name for name in (OPTIMIZER_NAME, SCHEDULER_NAME)]
-        optimizer, schedule = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
-        parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
-        self.optimizer.load_state_dict(cut_optimizer(optimizer, parameters))
-        self.lr_scheduler.load_state_dict(schedule)
+            save_weights(self.own_model, trained, partial(self._save, folder))
+            save_trained_state(self.own_model, trained, folder)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """As stock, but it is there as a whole or not at all: written apart, and moved to its place at the end."""
-        output_dir, step = Path(self.args.output_dir), self.state.global_step
-        with explain_failed_writing(f"The checkpoint of step {step}", output_dir):
-            self._run_dir = output_dir / UNFINISHED
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._run_dir = None
-            best = output_dir / f"checkpoint-{self.state.best_global_step}"
-            if self.state.best_global_step == step or best.is_dir():
-                self.state.best_model_checkpoint = str(best)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                folder = output_dir / UNFINISHED / f"checkpoint-{step}"
-                self.state.save_to_json(folder / TRAINER_STATE_NAME)  # again, with the place of the best
-                tidy_weights(folder)
-                resumable, engine = not self.args.save_only_model, engine_name(self.args)
-                publish_checkpoint(folder, self.args.world_size, resumable, engine)
-                rotate_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.accelerator.wait_for_everyone()
-        self._saved_step = step
+        """
+        Write a checkpoint that is complete or not there.
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._run_dir or super()._get_output_dir(trial))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        self.resumption.save(output_dir)
+        Overridden, as stock writes it in place, where a kill leaves a part, and leaves out the random state that the
+        epoch began with.
+        """
+        self.checkpoints.write()
 
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, *args: Any
     ) -> tuple[int, int]:
-        """As stock; but where training was over, there are no epochs left: stock would take one more step."""
+        """
+        Return the epochs and the batches of the next one that a resumed run has behind it.
+
+        Overridden, as stock takes one more step where training was over.
+        """
         start = super()._init_training_state(max_steps, steps_per_epoch, num_train_epochs, *args)
         return (num_train_epochs, 0) if self.resumption.was_over(max_steps) else start
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
-        """As stock; nothing, where the evaluation that a resumed run began with stops it early."""
-        return ([], None) if self.control.should_training_stop else super().get_batch_samples(*args, **kwargs)
-
-    def _maybe_log_save_evaluate(
-        self, tr_loss: torch.Tensor, grad_norm: Any, model: torch.nn.Module, trial: Any, *args: Any, **kwargs: Any
-    ) -> None:
-        try:
-            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
-        except StoppedAtOnce:
-            self._save_checkpoint(model, trial)
-            self.callback_handler.on_save(self.args, self.state, self.control)
-        if self.interruption.is_due and self._saved_step == self.state.global_step:
-            self._leave()
-
-    def _leave(self) -> None:
-        """Ends the run after a signal, its checkpoint being there."""
-        self.callback_handler.on_train_end(self.args, self.state, self.control)
-        PartialState().destroy_process_group()
-        if self.is_world_process_zero():
-            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self._saved_step}"
-            print(
-                f"stopped by {self.interruption.name} at step {self._saved_step}; the same command with "
-                f"--resume_from_checkpoint last goes on from {checkpoint}",
-                file=sys.stderr,
-            )
-        sys.exit(self.interruption.exit_code)
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        wanted = self.args.metric_for_best_model
-        names = [name.removeprefix("eval_") for name in metrics]
-        if wanted and wanted.removeprefix("eval_") not in names:
-            raise UserError(
-                f"--metric_for_best_model {wanted} is no score of this evaluation: give one of {', '.join(names)}."
-            )
-        return super()._determine_best_metric(metrics, trial)
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        load_trained_state(self._own_model, resume_from_checkpoint)
+        """
+        Set the trained parameters to those of a checkpoint.
+
+        Overridden, as PEFT keeps of a projected prefix only the result, and refuses virtual tokens to train.
+        """
+        load_trained_state(self.own_model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        load_trained_state(self._own_model, self.state.best_model_checkpoint)
+        """Set the trained parameters to the best ones. Overridden for the reason of `_load_from_checkpoint`."""
+        load_trained_state(self.own_model, self.state.best_model_checkpoint)
 
-    @property
-    def _own_model(self) -> torch.nn.Module:
-        return self.accelerator.unwrap_model(self.model)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """
+        Set optimizer and schedule to those of a checkpoint.
+
+        Overridden for FSDP, whose checkpoints have the files of one process here, which any number can go on from.
+        """
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            load_sharded(self, Path(checkpoint))
 
 
-class _Watch(TrainerCallback):
-    """
-    Looks for losses that are not finite, and for signals.
-
-    The former before each step of the optimizer, so that the prefix takes no spoilt gradient, and at the end.
-    """
-
-    def __init__(self, trainer: PrefixTrainer) -> None:
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.trainer.every_loss_is_finite():
-            self._stop("loss", state.global_step + 1)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_save |= self.trainer.interruption.is_due
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model = self.trainer._own_model
-        if not _is_finite(gather_trained(model)):
-            self._stop("prefix" if has_prefix(model) else "result", state.global_step)
-
-    def _stop(self, what: str, step: int) -> None:
-        kept = last_good_checkpoint(self.trainer.args.output_dir)
+def _check_best_metric(wanted: str | None, metrics: Mapping[str, float]) -> None:
+    names = [name.removeprefix("eval_") for name in metrics]
+    if wanted and wanted.removeprefix("eval_") not in names:
         raise UserError(
-            f"The {what} is not finite at step {step} (learning rate {self.trainer._get_learning_rate():.3g}, base in "
-            f"{self.trainer.model.dtype}): most likely the learning rate is too high, or float16 overflows; lower "
-            f"--learning_rate, or use --dtype bfloat16 or float32; {kept}."
+            f"--metric_for_best_model {wanted} is no score of this evaluation: give one of {', '.join(names)}."
         )
-
-
-def _is_finite(state: dict[str, torch.Tensor]) -> bool:
-    return all(bool(value.isfinite().all()) for value in state.values())

@@ -32,7 +32,6 @@ from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
-from glm_peft.training.cpu_memory import keep_freed_memory
 from glm_peft.training.trainer import PrefixTrainer
 from glm_peft.trials.stopping import raise_at_signals
 
@@ -78,7 +77,6 @@ class Workbench:
     """
 
     def __init__(self, arguments: TrainArguments) -> None:
-        keep_freed_memory(arguments.training.device)
         self.base = open_base(arguments.model, is_trainable=True)
         self.splits = load_splits(arguments.data, ["train", "validation"])
         self.model = self.base.load_model(arguments.training.device)

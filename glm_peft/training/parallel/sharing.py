@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.state import GradientState
 from accelerate.utils import find_batch_size
 from transformers import TrainingArguments
 
 
-def own_rows(batch: dict[str, Any]) -> dict[str, Any]:
+def own_rows(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    A batch of an evaluation without the rows that fill the last batches up, which are the first of the data set again.
+    Return a batch of an evaluation without the rows that fill it up, which are the first of the data set again.
 
     What is left is a batch as one process has it, with its loss. One of nothing but such rows stays as it is: all
     processes must go on equally often, and stock drops its loss.
@@ -27,7 +27,7 @@ def own_rows(batch: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def own_labels(training_args: TrainingArguments) -> Iterator[None]:
-    """Within, the loss of a batch is divided by its own labels, not by those of the batches of all processes."""
+    """Divide the loss of a batch by its own labels within, not by those of the batches of all processes."""
     before = training_args.average_tokens_across_devices
     training_args.average_tokens_across_devices = False
     try:

@@ -1,0 +1,93 @@
+"""Look after a training run: losses that are not finite, and signals."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from glm_peft.adapters.trained_state import gather_trained
+from glm_peft.errors import UserError
+from glm_peft.models.unwrapping import has_prefix
+from glm_peft.training.checkpoint_writer import CheckpointWriter
+from glm_peft.training.checkpoints import last_good_checkpoint
+from glm_peft.training.interruptions import Interruption
+
+
+class Watch(TrainerCallback):
+    """
+    Stop training at a loss that is not finite, and end it with a checkpoint after a signal.
+
+    Stock goes on after the former, showing 0.0, and loses what it has at the latter. Losses are looked at before each
+    step of the optimizer, so that the prefix takes no spoilt gradient, and at the end.
+    """
+
+    def __init__(self, trainer: Trainer, interruption: Interruption, checkpoints: CheckpointWriter) -> None:
+        self.trainer, self.interruption, self.checkpoints = trainer, interruption, checkpoints
+        self._is_finite = torch.tensor(True, device=trainer.args.device)
+
+    def note(self, loss: torch.Tensor) -> None:
+        """Remember whether a loss [] is finite, on its device: asking at once would wait for a GPU at every batch."""
+        self._is_finite &= torch.isfinite(loss).to(self._is_finite.device)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Raise a `UserError` where a loss of this step is not finite in any process."""
+        if not self._agree():
+            self._stop("loss", state.global_step + 1)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Ask for a checkpoint after a signal."""
+        control.should_save |= self.interruption.is_due
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """End the run after a signal, once its checkpoint is there."""
+        if self.interruption.is_due and self.checkpoints.saved_step == state.global_step:
+            self._leave()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Raise a `UserError` where a trained parameter is not finite."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if not all(bool(value.isfinite().all()) for value in gather_trained(model).values()):
+            self._stop("prefix" if has_prefix(model) else "result", state.global_step)
+
+    def _agree(self) -> bool:
+        """
+        Return whether the losses of all processes were finite; tell all of a signal that came to one.
+
+        In one exchange, as it is made in every step.
+        """
+        if self.trainer.args.world_size == 1:
+            return bool(self._is_finite)
+        signal_number = torch.tensor(self.interruption.signal_number, device=self._is_finite.device)
+        facts = torch.stack([self._is_finite.to(signal_number), signal_number])
+        are_finite, signal_numbers = self.trainer.accelerator.gather(facts[None]).T.tolist()
+        self.interruption.agree(max(signal_numbers))
+        return all(are_finite)
+
+    def _stop(self, what: str, step: int) -> None:
+        kept = last_good_checkpoint(self.trainer.args.output_dir)
+        raise UserError(
+            f"The {what} is not finite at step {step} (learning rate {self.trainer._get_learning_rate():.3g}, base in "
+            f"{self.trainer.model.dtype}): most likely the learning rate is too high, or float16 overflows; lower "
+            f"--learning_rate, or use --dtype bfloat16 or float32; {kept}."
+        )
+
+    def _leave(self) -> None:
+        trainer = self.trainer
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        PartialState().destroy_process_group()
+        if trainer.is_world_process_zero():
+            checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{self.checkpoints.saved_step}"
+            print(
+                f"stopped by {self.interruption.name} at step {self.checkpoints.saved_step}; the same command with "
+                f"--resume_from_checkpoint last goes on from {checkpoint}",
+                file=sys.stderr,
+            )
+        sys.exit(self.interruption.exit_code)
