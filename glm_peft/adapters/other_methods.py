@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from glm_peft.adapters.label_loss import attach_label_loss
 from glm_peft.arguments.methods import FULL, IA3, IN_EMBEDDINGS, LORA, P_TUNING, check_generation_of_method
+from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 
 _FUSED = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
@@ -38,7 +39,7 @@ _DEFAULT_RANK = 8
 _LONGEST = 200
 
 
-def create_tuner(base: PreTrainedModel, model_args: Any) -> PreTrainedModel | PeftModel:
+def create_tuner(base: PreTrainedModel, model_args: ModelArguments) -> PreTrainedModel | PeftModel:
     """
     Return the base with a fresh adapter that is no prefix, or as it is but trainable.
 
@@ -88,7 +89,7 @@ def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trai
     return adapted
 
 
-def build_config(base: PreTrainedModel, model_args: Any) -> PeftConfig:
+def build_config(base: PreTrainedModel, model_args: ModelArguments) -> PeftConfig:
     """Return PEFT's config of the method, with what is not given filled in."""
     peft_type, task = model_args.peft_type, {"task_type": TaskType.CAUSAL_LM}
     if peft_type in IN_EMBEDDINGS:

@@ -13,9 +13,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedConfig
 
-from glm_peft.arguments.data import DataArguments
-from glm_peft.arguments.model import ModelArguments
-from glm_peft.arguments.training import TrainingArguments
+from glm_peft.arguments.training import TrainArguments, TrainingArguments
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.packing import BatchPackingCollator, PackingCollator, RowCost, pack_examples, plan_batch
@@ -58,7 +56,7 @@ def plan_batching(
     examples: Dataset,
     padded: TrainingCollator,
     config: PreTrainedConfig,
-    arguments: tuple[ModelArguments, DataArguments, TrainingArguments],
+    arguments: TrainArguments,
 ) -> Batching:
     """
     Decide what `--packing` and `--train_sampling_strategy` leave open.
