@@ -1,4 +1,4 @@
-"""The ChatGLM generations for transformers' Auto classes."""
+"""Register the ChatGLM generations with transformers' Auto classes."""
 
 import warnings
 
@@ -14,7 +14,7 @@ AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
 register_key_mapping()
 register_tokenizers()
 
-# PEFT asks every base by a name that transformers has deprecated, about which a user can do nothing.
+# PEFT reads a property that transformers has deprecated, about which a user can do nothing.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 __all__ = ["ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMModel"]
