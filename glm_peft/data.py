@@ -1,4 +1,4 @@
-"""Conversations → features: the same prompt ids for training, evaluation and prediction."""
+"""Encode conversations as features, with the same prompt ids in training, evaluation and prediction."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _TOKENS_PER_LINE = 8
 @dataclass(frozen=True)
 class GenerationFeatures:
     """
-    Prompts to generate from, and beside them, in the same order, what the batches do not carry.
+    Prompts to generate from, with the texts, in the same order, that batches do not carry.
 
     `dataset` has `input_ids` and `length`; `prompts` are the last questions as the file has them; `references` are
     the answers of the file, `None` where there is none.
@@ -41,13 +41,13 @@ def build_training_features(
     split: Split, chat_format: ChatFormat, tokenizer: PreTrainedTokenizerBase, data_args: DataArguments
 ) -> tuple[Dataset, LengthReport]:
     """
-    One example for each answer that is trained on: the prompt exactly as prediction would have it, then the answer.
+    Build one example for each answer that is trained on: the prompt exactly as in prediction, then the answer.
 
     Prompts may have `max_source_length` tokens and answers `max_target_length` (`val_max_target_length` in the
     validation split, where it is given), special tokens included; what is longer is cut by the chat format.
 
     Returns:
-        A data set of `input_ids`, `labels` (-100 on the prompt) and `length` (tokens), and the report on lengths.
+        A dataset of `input_ids`, `labels` (-100 on the prompt) and `length` (tokens), and the report on lengths.
 
     Raises:
         UserError: the chat format refuses a conversation; the message names the row.
@@ -65,12 +65,13 @@ def build_generation_features(
     split: Split, chat_format: ChatFormat, tokenizer: PreTrainedTokenizerBase, data_args: DataArguments
 ) -> GenerationFeatures:
     """
-    One prompt for each conversation, without its last answer.
+    Build one prompt for each conversation, without its last answer.
 
     Raises:
         UserError: the chat format refuses a conversation; the message names the row.
     """
     encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, None)
+    # Apart from the examples for training: generation must not see the answer, and its batches have no labels.
     rows = _as_rows(split, data_args, lambda conversation: [(conversation.prompt, "")])
     dataset, report = _with_report(
         _encode(rows, encoder, _PROMPT_FEATURES, data_args, f"{split.name} prompts"), split, data_args, None
@@ -82,7 +83,7 @@ def build_generation_features(
 @dataclass(frozen=True)
 class EncodedSplits:
     """
-    The splits of a run as the model is given them.
+    Splits of a run, encoded as the model takes them.
 
     Args:
         examples: prompts with answers, for training and for the loss in evaluation; by split, without `test`.
@@ -123,7 +124,7 @@ def encode_splits(
 
 def describe_example(tokenizer: PreTrainedTokenizerBase, feature: dict[str, Any]) -> str:
     """
-    An example for the log: every token with its id, and which carry loss.
+    Describe an example for the log: every token with its id, and which of them carry loss.
 
     Args:
         feature: `input_ids`, and `labels` if it is an example for training.
@@ -143,7 +144,7 @@ def _token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str
     tokens = tokenizer.convert_ids_to_tokens(ids)
     if not getattr(tokenizer, "is_fast", False):
         return tokens
-    # Byte-level tokens spell each byte as some letter: show the text, unless it is a part of a character.
+    # Byte-level tokens write each byte as some letter: show the text, unless it is a part of a character only.
     texts = [tokenizer.decode([id_]) for id_ in ids]
     return [token if "\ufffd" in text else text for token, text in zip(tokens, texts, strict=True)]
 
@@ -154,8 +155,9 @@ def _token_lines(name: str, tokens: list[str]) -> Iterator[str]:
 
 
 def _trained_turns(conversation: Conversation, train_on: str) -> list[tuple[list[Message], str]]:
-    """The (prompt, answer) pairs to train on: every assistant turn of a row of messages, or only the last one."""
+    """Return the (prompt, answer) pairs to train on: every assistant turn of a row of messages, or the last one."""
     messages = conversation.messages
+    # As in the published scripts: the `history` of a row of columns is context, and only its response is learnt.
     if not conversation.is_chat or train_on == "last":
         return [(conversation.prompt, messages[-1]["content"])]
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
@@ -165,7 +167,8 @@ def _trained_turns(conversation: Conversation, train_on: str) -> list[tuple[list
 def _as_rows(
     split: Split, data_args: DataArguments, turns_of: Callable[[Conversation], list[tuple[list[Message], str]]]
 ) -> Dataset:
-    """The turns as a data set, which can be handed to worker processes."""
+    """Put the turns into a dataset."""
+    # `map` hands its rows to worker processes by file, where Conversation objects would have to be pickled.
     columns: dict[str, list[Any]] = {"messages": [], "answer": [], "where": []}
     with paused_collection():
         for conversation in split:
@@ -185,7 +188,7 @@ def _with_prefix(messages: list[Message], source_prefix: str | None) -> list[Mes
 
 @dataclass
 class _Encoder:
-    """Encodes a batch of rows; `max_answer_length` is `None` where there are no answers."""
+    """Encoder of batches of rows; `max_answer_length` is `None` where there are no answers."""
 
     chat_format: Any
     tokenizer: PreTrainedTokenizerBase
@@ -203,7 +206,7 @@ class _Encoder:
             if self.max_answer_length is None:
                 return {"input_ids": prompt, "length": len(prompt), "prompt_length": prompt_length}
             ids, answer_length = self._fit(self.chat_format.encode_answer, answer, self.max_answer_length)
-        except UserError as error:
+        except UserError as error:  # the chat format knows the messages, but not the row that they came from
             raise UserError(f"{where}: {error}") from error
         return {
             "input_ids": prompt + ids,
@@ -214,13 +217,14 @@ class _Encoder:
         }
 
     def _fit(self, encode: Callable[..., Any], content: Any, limit: int) -> tuple[list[int], int]:
-        """The ids within the limit, and how many they would be without one."""
+        """Return the ids within the limit, and how many they would be without one."""
         encoded = encode(self.tokenizer, content, max_length=limit)
         return encoded.ids, encoded.whole_length
 
 
 def _encode(rows: Dataset, encoder: _Encoder, features: Features, data_args: DataArguments, name: str) -> Dataset:
-    # Encoded anew in memory each time: a random fingerprint spares hashing a tokenizer, which is not stable.
+    # Encoded anew in memory by each run, so nothing is looked up by the fingerprint; that of `datasets` would hash the
+    # tokenizer, which takes time and is not stable.
     with paused_collection():
         return rows.map(
             encoder,
@@ -244,4 +248,5 @@ def _with_report(
         flag = "--val_max_target_length" if split.name != "train" else "--max_target_length"
         lengths.append(summarize_lengths("answer", flag, max_answer_length, dataset["answer_length"][:]))
         measured.append("answer_length")
+    # Columns that served the report only.
     return dataset.remove_columns(measured), LengthReport(split, len(dataset), tuple(lengths))

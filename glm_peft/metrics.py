@@ -1,5 +1,5 @@
 """
-Scores of generated Chinese text by the published protocols: two functions, and an `evaluate` metric around them.
+Score generated Chinese text by the published protocols: two functions, and an `evaluate` metric around them.
 
 Both protocols take ROUGE-1/2/L as the F value of `rouge_chinese` over jieba words (times 100, rounded to 4 digits a
 row) and BLEU-4 as NLTK's `sentence_bleu` with smoothing method 3. They differ in what BLEU counts:
@@ -8,8 +8,7 @@ row) and BLEU-4 as NLTK's `sentence_bleu` with smoothing method 3. They differ i
 - `chatglm3` (ChatGLM3-6B, GLM-4): jieba words; 0 to 1, not rounded. The published scripts leave special tokens in the
   text that they score; what is scored here is the text that is given.
 
-The score of a file is the plain mean over its rows. With this smoothing a perfect answer of 1, 2 or 3 units gets a
-BLEU-4 of 0.35, 0.59 or 0.84; that is kept, since published numbers have it, and the exact match stands beside it.
+The score of a file is the plain mean over its rows.
 """
 
 import logging
@@ -32,16 +31,18 @@ jieba.setLogLevel(logging.WARNING)  # it reports the loading of its dictionary o
 PROTOCOLS = ("thudm", "chatglm3")
 SCORE_NAMES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 COUNT_NAMES = ("empty_predictions", "empty_references")
-PAIRS_WITHOUT_PROGRESS_BAR = 300
+PAIRS_WITHOUT_PROGRESS_BAR = 300  # scored sooner than anyone would look for a bar
 _KEPT_PAIRS = 1 << 14
 
 _cut_sentences = Rouge().cut_sent
+# With it a perfect answer of 1, 2 or 3 units gets a BLEU-4 of 0.35, 0.59 or 0.84. Kept, as published scores have it;
+# the exact match stands beside it.
 _smoothing = SmoothingFunction().method3
 
 
 def compute_scores(predictions: Sequence[str], references: Sequence[str], protocol: str = "thudm") -> dict[str, float]:
     """
-    The scores of a whole set of predictions.
+    Score a set of predictions.
 
     Args:
         predictions: the generated answers, without special tokens.
@@ -49,8 +50,8 @@ def compute_scores(predictions: Sequence[str], references: Sequence[str], protoc
         protocol: one of `PROTOCOLS`; see the module's docstring.
 
     Returns:
-        The keys of `score_pair`: means over all pairs, but numbers of rows under `empty_predictions` and
-        `empty_references`.
+        The keys of `score_pair`: means over all pairs, except for `empty_predictions` and `empty_references`, which
+        count rows.
 
     Raises:
         UserError: for an unknown protocol, for no pairs at all, and for lists of different lengths.
@@ -70,7 +71,7 @@ def compute_scores(predictions: Sequence[str], references: Sequence[str], protoc
 
 def score_pair(prediction: str, reference: str, protocol: str = "thudm") -> dict[str, float]:
     """
-    The scores of one prediction; an empty prediction or reference (nothing but white space) scores 0.
+    Score one prediction; an empty prediction or reference (nothing but white space) scores 0.
 
     Args:
         prediction: the generated answer.
@@ -87,6 +88,7 @@ def score_pair(prediction: str, reference: str, protocol: str = "thudm") -> dict
     """
     _check_protocol(protocol)
     empty_prediction, empty_reference = not prediction.strip(), not reference.strip()
+    # rouge_chinese raises for an empty text, at which the published scripts crash.
     if empty_prediction or empty_reference:
         scores = dict.fromkeys((*SCORE_NAMES, "exact_match"), 0.0)
     else:
@@ -101,15 +103,16 @@ def score_pair(prediction: str, reference: str, protocol: str = "thudm") -> dict
 
 def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     """
-    The length of the longest common subsequence of two sequences of words.
+    Compute the length of the longest common subsequence of two sequences of words.
 
     One bit per word of `first`, one step per word of `second` (H. Hyyrö, "Bit-parallel LCS-length computation
-    revisited", 2004): 5,000 words against 5,000 take milliseconds where a table in Python takes a minute and a half.
+    revisited", 2004).
     """
+    # rouge_chinese fills a table in Python: 101 s for 5,000 words against 5,000, which take milliseconds here.
     positions: dict[str, int] = {}
     for index, word in enumerate(first):
         positions[word] = positions.get(word, 0) | 1 << index
-    all_bits = (1 << len(first)) - 1
+    all_bits = (1 << len(first)) - 1  # Python's integers have no width at which the sum below would be cut
     unmatched = all_bits
     for word in second:
         matches = unmatched & positions.get(word, 0)
@@ -119,7 +122,7 @@ def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> i
 
 class ChineseGenerationMetric(evaluate.Metric):
     """
-    `compute_scores` as an `evaluate` metric: `ChineseGenerationMetric("thudm").compute(predictions=…, references=…)`.
+    Wrap `compute_scores` as a metric: `ChineseGenerationMetric("thudm").compute(predictions=…, references=…)`.
 
     Args:
         config_name: the protocol, one of `PROTOCOLS`; `None` is `thudm`.
@@ -169,7 +172,7 @@ def _bleu(prediction: list[str], reference: list[str]) -> float:
 
 
 def _rouge(prediction_words: list[str], reference_words: list[str]) -> dict[str, float]:
-    """What `Rouge().get_scores` gives, by its own functions but for the longest common subsequence."""
+    """Compute what `Rouge().get_scores` gives, by its own functions except for the longest common subsequence."""
     prediction, reference = _sentences(prediction_words), _sentences(reference_words)
     f_values = {
         "rouge-1": rouge_n(prediction, reference, 1)["f"],
@@ -180,7 +183,8 @@ def _rouge(prediction_words: list[str], reference_words: list[str]) -> dict[str,
 
 
 def _rouge_l(prediction: list[str], reference: list[str]) -> float:
-    """The F value over all words; `rouge_chinese` calls it summary level, but sentences have no part in it."""
+    """Compute the F value of ROUGE-L over all words."""
+    # rouge_chinese calls it summary level, but joins the sentences again: they have no part in it.
     words = [word for sentence in prediction for word in sentence.split(" ")]
     reference_words = [word for sentence in reference for word in sentence.split(" ")]
     common = longest_common_subsequence(reference_words, words)
@@ -188,5 +192,5 @@ def _rouge_l(prediction: list[str], reference: list[str]) -> float:
 
 
 def _sentences(words: list[str]) -> list[str]:
-    """Words to sentences as `rouge_chinese` cuts them; white space among the words disappears."""
+    """Cut words into sentences as `rouge_chinese` does; white space among the words disappears."""
     return [" ".join(sentence.split()) for sentence in _cut_sentences(" ".join(words)) if sentence]

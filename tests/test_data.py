@@ -149,7 +149,7 @@ def test_the_suggested_limits_hold_99_percent(training_features):
     rows = [{"content": "q" * number, "summary": "a" * (2 * number)} for number in range(1, 201)]
     _, report = training_features(rows)
     assert [lengths.suggestion for lengths in report.lengths] == [199, 397]
-    assert "99 % would be held by --max_source_length 199 --max_target_length 397" in str(report)
+    assert "99 % of the texts fit within --max_source_length 199 --max_target_length 397" in str(report)
 
 
 def test_the_report_is_a_table_with_what_was_left_out_and_cut(training_features, tmp_path):
@@ -161,7 +161,7 @@ def test_the_report_is_a_table_with_what_was_left_out_and_cut(training_features,
         "  tokens      50 %    90 %    99 %     max  limit                         truncated",
         "  prompt         2       5       5       5  --max_source_length 4         1 (50.0 %)",
         "  answer         2       4       4       4  --max_target_length 128       0",
-        "  99 % would be held by --max_source_length 5 --max_target_length 4",
+        "  99 % of the texts fit within --max_source_length 5 --max_target_length 4",
     ]
 
 

@@ -131,9 +131,9 @@ def test_a_file_without_answers_gives_no_scores(
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ([], "10 rows; at most 8 new tokens a row; greedy; rows a batch as memory has room"),
+        ([], "10 rows; at most 8 new tokens a row; greedy; as many rows a batch as fit in memory"),
         (["--num_beams", "2", "--per_device_eval_batch_size", "5"], "; 2 beams; 5 rows a batch"),
-        (["--do_sample", "--top_p", "0.5"], "; drawn with top_p 0.5, top_k 50, temperature 0.95, seed 42; rows a"),
+        (["--do_sample", "--top_p", "0.5"], "; drawn with top_p 0.5, top_k 50, temperature 0.95, seed 42; as many"),
     ],
 )
 def test_the_log_tells_the_settings_that_have_an_effect(

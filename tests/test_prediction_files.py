@@ -64,7 +64,7 @@ def test_a_torn_last_line_is_dropped_and_written_over(
     with PartialPredictions(tmp_path, RUN, resume=True) as partial:
         assert partial.answers.keys() == {3, 1}
         partial.add([0], ["again"])
-    assert "torn: their rows are done again" in caplog.text
+    assert "incomplete: their rows are answered again" in caplog.text
     assert PartialPredictions(tmp_path, RUN, resume=True).answers[0] == "again"
     assert [json.loads(line).get("row") for line in path.read_bytes().split(b"\n")[:-1]] == [None, 3, 1, 0]
 
@@ -178,7 +178,7 @@ def test_an_error_in_one_of_several_processes_tells_where_the_answers_of_all_are
     files = stopped_runs(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt), PartialPredictions(tmp_path, RUN, resume=True):
         raise KeyboardInterrupt
-    assert f"Stopped: answers are in {files[0]} and 2 more of the kind; the same command with" in caplog.text
+    assert f"Stopped: answers are in {files[0]} and 2 more such files; the same command with" in caplog.text
 
 
 def test_after_training_files_of_another_run_are_put_aside_and_those_of_this_one_are_kept(tmp_path: Path) -> None:

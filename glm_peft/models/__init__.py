@@ -1,4 +1,4 @@
-"""The ChatGLM generations for transformers' Auto classes."""
+"""Register the ChatGLM generations with transformers' Auto classes."""
 
 import logging
 import warnings
@@ -15,7 +15,7 @@ AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
 register_key_mapping()
 register_tokenizers()
 
-# PEFT asks every base by a name that transformers has deprecated, about which a user can do nothing.
+# PEFT reads a property that transformers has deprecated, about which a user can do nothing.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 # bitsandbytes looks on the Hub for a faster kernel than its own on every import on CPUs with AVX512-BF16.
 _SAID_OF_KERNEL = "Failed to load CPU gemm_4bit_forward from kernels-community"

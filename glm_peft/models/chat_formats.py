@@ -1,12 +1,12 @@
 """
-The five prompt formats: from messages to the ids that training, evaluation, prediction and chat all use.
+Turn messages into the ids that training, evaluation, prediction and chat all use, in five prompt formats.
 
 A training sequence is `encode_prompt(...).ids + encode_answer(...).ids`, with the loss on the second part.
 Content is always encoded as plain text, so a control token written in it never becomes one.
 
-`max_length` counts every token, special ones too. A prompt that is too long loses its oldest turns, whole (system
-messages stay), then the end of its last message: it is always exactly the prompt of a shorter conversation. An answer
-that is too long loses its end, but not its end token. Texts are cut between characters, never within one.
+`max_length` counts every token, special ones too. A prompt that is too long loses its oldest turns (system messages
+stay), then the end of its last message: it is always exactly the prompt of a shorter conversation. An answer that is
+too long loses its end, but not its end token.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from glm_peft.models.shortening import Message, shorten_prompt, shorten_text
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Token ids, and how many there would be without `max_length`."""
+    """Token ids, with the number of them that there would be without `max_length`."""
 
     ids: list[int]
     whole_length: int
@@ -33,19 +33,19 @@ class EncodedText:
 
 
 class ChatFormat(ABC):
-    """How one generation is asked and how its answers end; it holds no state and serves every tokenizer."""
+    """Format in which one generation is asked and answers; it holds no state and serves every tokenizer."""
 
     name: str
     has_roles = False
-    takes: str  # the conversations that have a prompt, in words
-    frame_tokens: tuple[str, ...] = ()
+    takes: str  # which conversations it can express, for error messages
+    frame_tokens: tuple[str, ...] = ()  # the first two begin every prompt, the others must exist
     stop_tokens: tuple[str, ...] = ()  # the first of them ends an answer
 
     def encode_prompt(
         self, tokenizer: Tokenizer, messages: list[Message], max_length: int | None = None
     ) -> EncodedText:
         """
-        The ids that the model is given to answer; they end right where its answer starts.
+        Encode the prompt that the model is given to answer; it ends right where the answer starts.
 
         Args:
             messages: a conversation that ends with a question (or an observation).
@@ -67,7 +67,7 @@ class ChatFormat(ABC):
 
     def encode_answer(self, tokenizer: Tokenizer, answer: str, max_length: int | None = None) -> EncodedText:
         """
-        The ids that the model has to learn: the answer encoded by itself, then the end token.
+        Encode what the model has to learn: the answer, then the end token.
 
         Args:
             max_length: the most tokens that the answer may have, end token counted; `None` for no limit.
@@ -76,6 +76,7 @@ class ChatFormat(ABC):
             UserError: where `max_length` does not hold one character of the answer and the end token.
         """
 
+        # By itself, as in the published scripts: encoded with the prompt, its beginning could join the prompt's end.
         def encode(text: str) -> list[int]:
             return [*self._body_ids(tokenizer, text), _token_id(tokenizer, self._stop_tokens(tokenizer)[0])]
 
@@ -85,13 +86,14 @@ class ChatFormat(ABC):
         return EncodedText(shorten_text(answer, encode, max_length, "--max_target_length"), len(ids))
 
     def stop_token_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """Every id at which generation ends; the first is the one that ends an answer in training."""
+        """Return every id at which generation ends; the first is the one that ends an answer in training."""
+        # Only the first must exist: GLM-4's later ones may be missing from a relative's tokenizer.
         ids = (_find_token_id(tokenizer, token) for token in self._stop_tokens(tokenizer))
         return [index for index in ids if index is not None]
 
     def clean_answer(self, text: str) -> str:
-        """The answer alone: decoded generated ids without the line feed by which formats with roles begin."""
-        return text.strip()
+        """Return a generated text without the white space around it."""
+        return text.strip()  # in formats with roles the model writes the line feed after its role itself
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise a `UserError` where the tokenizer lacks a token that every prompt or answer of this format has."""
@@ -100,7 +102,7 @@ class ChatFormat(ABC):
 
     @abstractmethod
     def _prompt_ids(self, tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
-        """The whole prompt, whatever its length."""
+        """Encode the prompt, whatever its length."""
 
     def _body_ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
         return _plain_ids(tokenizer, text)
@@ -113,7 +115,7 @@ class ChatFormat(ABC):
         if not self._can_render(roles):
             raise UserError(
                 f"The chat format {self.name} takes {self.takes}, but the roles of a prompt are "
-                f"{', '.join(roles) or 'none'}: mend the row."
+                f"{', '.join(roles) or 'none'}: correct the row."
             )
 
     @abstractmethod
@@ -122,7 +124,7 @@ class ChatFormat(ABC):
 
 
 class _TextFormat(ChatFormat):
-    """A format without roles: the prompt is one text; system messages are lines before the first question."""
+    """Format without roles, whose prompt is one text; system messages are lines before the first question."""
 
     takes = "questions and answers by turns, the last a question"
 
@@ -140,15 +142,15 @@ class _TextFormat(ChatFormat):
 
     @abstractmethod
     def _render(self, history: list[tuple[str, str]], query: str) -> str:
-        """The prompt's text, out of the answered questions and the open one."""
+        """Write the prompt's text, out of the answered questions and the open one."""
 
     def _special_ids(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-        """The ids before the text and those after it."""
+        """Return the ids before the text and those after it."""
         return [_token_id(tokenizer, token) for token in self.frame_tokens], []
 
 
 class _ChatGLMFormat(_TextFormat):
-    """ChatGLM-6B: the bare question, or rounds from 0 where there is a history; special tokens come last."""
+    """ChatGLM-6B's: the bare question, or rounds from 0 where there is a history; special tokens come last."""
 
     name = CHATGLM
     frame_tokens = ("[gMASK]", "<sop>")
@@ -165,7 +167,7 @@ class _ChatGLMFormat(_TextFormat):
 
 
 class _ChatGLM2Format(_TextFormat):
-    """ChatGLM2-6B: rounds from 1 with empty lines between; special tokens come first."""
+    """ChatGLM2-6B's: rounds from 1, a bare question's too, with empty lines between; special tokens come first."""
 
     name = CHATGLM2
     frame_tokens = ("[gMASK]", "sop")
@@ -177,7 +179,7 @@ class _ChatGLM2Format(_TextFormat):
 
 
 class _PlainFormat(_TextFormat):
-    """A base model that was not trained to chat: one bare question between the tokenizer's own special tokens."""
+    """Format of a base not trained to chat: one bare question between the tokenizer's own special tokens."""
 
     name = "plain"
     takes = "a single question"
@@ -192,13 +194,14 @@ class _PlainFormat(_TextFormat):
         return query
 
     def _special_ids(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+        # Tokenizers say how many special tokens they add, not where: seen on a text of one letter.
         bare, whole = _plain_ids(tokenizer, "a"), tokenizer("a")["input_ids"]
         start = next(index for index in range(len(whole)) if whole[index : index + len(bare)] == bare)
         return whole[:start], whole[start + len(bare) :]
 
 
 class _RoleFormat(ChatFormat):
-    """A format with roles: every message is a block that begins with its role's token."""
+    """Format with roles, in which every message is a block that begins with its role's token."""
 
     has_roles = True
     takes = "messages of system, user, assistant and observation, the last of user or observation"
@@ -212,32 +215,30 @@ class _RoleFormat(ChatFormat):
         for message in messages:
             ids.append(_token_id(tokenizer, f"<|{message['role']}|>"))
             ids += self._body_ids(tokenizer, message["content"])
-        return [*ids, _token_id(tokenizer, "<|assistant|>")]
+        return [*ids, _token_id(tokenizer, "<|assistant|>")]  # the line feed after it belongs to the answer
 
 
 class _ChatGLM3Format(_RoleFormat):
-    """ChatGLM3-6B: the line feed after the role and the content are encoded each by itself."""
+    """ChatGLM3-6B's, in which the line feed after the role and the content are encoded each by itself."""
 
     name = CHATGLM3
     frame_tokens = ("[gMASK]", "sop", "<|user|>", "<|assistant|>")
     stop_tokens = ("</s>", "<|user|>", "<|observation|>")
 
     def _body_ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        # As in the published code: each then begins with SentencePiece's own leading blank.
         return _plain_ids(tokenizer, "\n") + _plain_ids(tokenizer, text)
 
 
 class _GLM4Format(_RoleFormat):
-    """
-    GLM-4-9B and its native relatives: the line feed after the role is encoded with the content.
-
-    A message without content has no block, as in the chat template of the published `tokenizer_config.json`.
-    """
+    """GLM-4-9B's and its native relatives', in which the line feed after the role is encoded with the content."""
 
     name = GLM4
     frame_tokens = ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>")
-    stop_tokens = ("<|user|>", "<|endoftext|>", "<|observation|>")
+    stop_tokens = ("<|user|>", "<|endoftext|>", "<|observation|>")  # not eos_token, the second, but the next speaker
 
     def _prompt_ids(self, tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
+        # No block without content, as in the chat template of the published tokenizer_config.json.
         return super()._prompt_ids(tokenizer, [message for message in messages if message["content"]])
 
     def _body_ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
@@ -250,10 +251,10 @@ CHAT_FORMATS: dict[str, ChatFormat] = {chat_format.name: chat_format for chat_fo
 
 def get_chat_format(tokenizer: Tokenizer, name: str | None = None) -> ChatFormat:
     """
-    The chat format of a tokenizer's model.
+    Choose the chat format of a tokenizer's model.
 
     Args:
-        tokenizer: says by `generation` what it was made for; a stock fast tokenizer with GLM-4's tokens is `glm4`.
+        tokenizer: its `generation` says what it was made for; a stock fast tokenizer with GLM-4's tokens is `glm4`.
         name: a key of `CHAT_FORMATS` (the flag `--chat_format`), which wins over what the tokenizer says.
 
     Raises:
@@ -273,18 +274,19 @@ def get_chat_format(tokenizer: Tokenizer, name: str | None = None) -> ChatFormat
 
 
 def _native_format_name(tokenizer: Tokenizer) -> str | None:
-    """`glm4` for the stock tokenizers of GLM-4-0414, glm-4-9b-chat-hf, GLM-Z1 and GLM-Edge."""
+    # The stock tokenizers of GLM-4-0414, glm-4-9b-chat-hf, GLM-Z1 and GLM-Edge: no `generation`, but GLM-4's tokens.
     found = (_find_token_id(tokenizer, token) is not None for token in _GLM4Format.frame_tokens)
     return GLM4 if all(found) else None
 
 
 def _plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    # split_special_tokens: or the backend turns a control token written in a user's text into its id.
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def _find_token_id(tokenizer: Tokenizer, token: str) -> int | None:
     index = tokenizer.convert_tokens_to_ids(token) if token else None
-    return None if index == tokenizer.unk_token_id else index
+    return None if index == tokenizer.unk_token_id else index  # <unk> is the answer for a token that it lacks
 
 
 def _token_id(tokenizer: Tokenizer, token: str) -> int:

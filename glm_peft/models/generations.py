@@ -1,4 +1,4 @@
-"""Which ChatGLM generation a published file belongs to, as far as the file itself says it."""
+"""Name the ChatGLM generations, and tell by a published file's own words which one it belongs to."""
 
 import re
 
@@ -18,11 +18,12 @@ _NAMES = (
 
 def generation_of_name(recorded_name: str | None) -> str | None:
     """
-    The generation that a recorded repository name tells, or `None` where it tells none.
+    Return the generation that a recorded repository name stands for, or `None` where it stands for none.
 
-    ChatGLM2 and ChatGLM3 differ in no field that matters, so the name that the repository's own files carry decides
-    (`_name_or_path` in `config.json`, `name_or_path` in `tokenizer_config.json`). Never pass the folder's name: a
-    folder may be called anything.
+    Args:
+        recorded_name: `_name_or_path` of `config.json` or `name_or_path` of `tokenizer_config.json`, never the name of
+            the folder, which may be called anything.
     """
+    # ChatGLM2 and ChatGLM3 differ in no field that matters, so the recorded name has to decide.
     repository = (recorded_name or "").rsplit("/", 1)[-1].lower()
     return next((generation for pattern, generation in _NAMES if pattern.search(repository)), None)

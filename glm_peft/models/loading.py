@@ -1,4 +1,4 @@
-"""The frozen base and its tokenizer: loaded, and checked to belong together."""
+"""Load the frozen base and its tokenizer, and check that they belong together."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -33,12 +33,12 @@ _MODEL_TYPES = ("chatglm", "glm", "glm4")
 
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     """
-    The base's tokenizer, which pads on the left.
+    Load the base's tokenizer, which pads on the left.
 
     Raises:
         UserError: there is no such folder or Hub id, or its tokenizer file cannot be read.
     """
-    load_config(model_args)  # where the folder is no ChatGLM model, this says so
+    load_config(model_args)  # refuses a folder of another model in plainer words than the tokenizer would
     try:
         tokenizer = _load(AutoTokenizer.from_pretrained, model_args)
     except UserError as error:
@@ -48,7 +48,7 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
             f"The tokenizer file tokenizer.json is not in {model_args.model_name_or_path}: download it from the "
             "repository."
         ) from error
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = "left"  # what is generated must follow the prompt directly
     if tokenizer.pad_token_id is None:
         raise UserError(
             f"The tokenizer of {model_args.model_name_or_path} has no padding token: set pad_token in its "
@@ -59,12 +59,12 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
 
 def load_config(model_args: ModelArguments) -> PreTrainedConfig:
     """
-    The base's config, in the fields of its network.
+    Load the base's config, in the fields of its network.
 
     Raises:
         UserError: there is no such folder or Hub id, or it is of no generation that glm_peft knows.
     """
-    # Only here do the later generations differ for the network: in what rope_ratio means.
+    # The networks of the later generations differ in one thing only: what rope_ratio means.
     chat_format = model_args.chat_format
     generation = {"generation": chat_format} if chat_format in (CHATGLM2, CHATGLM3, GLM4) else {}
     model_type = _load(PreTrainedConfig.get_config_dict, model_args)[0].get("model_type")
@@ -81,20 +81,20 @@ def load_base_model(
     model_args: ModelArguments, device: torch.device | str | None = None, runs_on: torch.device | None = None
 ) -> PreTrainedModel:
     """
-    The base in evaluation mode, without gradients.
+    Load the base in evaluation mode, without gradients.
 
     Args:
         model_args: which base, and in which precision.
-        device: where it goes; a GPU if there is one, otherwise the CPU, where `None`.
+        device: where it goes; `None`: to a GPU if there is one, otherwise to the CPU.
         runs_on: the device that `--dtype auto` is for, where a backend moves the base there later.
 
     Raises:
-        UserError: the weights cannot be read, or are not all there.
+        UserError: the weights cannot be read, or some are missing.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = choose_dtype(model_args.dtype, runs_on or device)
     kwargs: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "output_loading_info": True}
-    kwargs["ignore_mismatched_sizes"] = True  # they are refused below, by name
+    kwargs["ignore_mismatched_sizes"] = True  # they are refused below, in one sentence
     if model_args.attn_implementation:
         kwargs["attn_implementation"] = model_args.attn_implementation
     if model_args.quantization_bit:
@@ -115,11 +115,13 @@ def load_base_model(
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where a GPU has it, float16 on older ones, float32 on CPUs, where half precision is slow."""
+    """Resolve `auto`: bfloat16 where a GPU has it, float16 on older ones, float32 on CPUs."""
     if dtype != "auto":
         return getattr(torch, dtype)
+    # bfloat16 is some 70 times slower than float32 on a CPU without instructions for it.
     if device.type == "cpu":
         return torch.float32
+    # Emulated bfloat16 counts as supported too where it is not ruled out.
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
@@ -129,6 +131,7 @@ def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> 
 
     Compared are the sizes and the special ids that both sides carry; each generation has its own.
     """
+    # The weights may have more rows than the tokenizer has ids: published embedding tables are padded.
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     pairs = {"<eos>": (tokenizer.eos_token_id, ends), "<pad>": (tokenizer.pad_token_id, [config.pad_token_id])}
     if config.model_type == "chatglm":
@@ -137,7 +140,7 @@ def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> 
     differing = [name for name, (id_, expected) in pairs.items() if None not in expected and id_ not in expected]
     if len(tokenizer) <= config.vocab_size and not differing:
         return
-    found = "; ".join(f"{name} is {pairs[name][0]} there, {pairs[name][1]} here" for name in differing)
+    found = "; ".join(f"{name} is {pairs[name][0]} in the first, {pairs[name][1]} in the second" for name in differing)
     raise UserError(
         f"The tokenizer in {tokenizer.name_or_path} has {len(tokenizer)} tokens and the weights in "
         f"{config.name_or_path} a vocabulary of {config.vocab_size}{': ' + found if found else ''}, so they do not "
@@ -146,7 +149,7 @@ def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> 
 
 
 def _check_complete(info: dict[str, Any], name: str) -> None:
-    # transformers goes on with random numbers for both.
+    # transformers initialises both kinds at random and only logs it.
     for key, found, expected in info["mismatched_keys"]:
         raise UserError(
             f"The weights in {name} have {key} of shape {tuple(found)} where its config.json asks for "
@@ -161,20 +164,21 @@ def _check_complete(info: dict[str, Any], name: str) -> None:
 
 
 def hub_arguments(model_args: ModelArguments) -> dict[str, Any]:
-    """Where on the Hub, and in which cache, the base's files are looked for."""
+    """Return the arguments that say where on the Hub, and in which cache, the base's files are looked for."""
     values = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _load(read: Callable[..., Any], model_args: ModelArguments, **kwargs: Any) -> Any:
-    """What `from_pretrained` or the like reads, with everything that can be wrong there told in one sentence."""
+    """Call `read` (`from_pretrained` or the like), and tell whatever goes wrong in it in one sentence."""
     set_up_connection()
     try:
-        # Said aloud: where nothing is said, transformers may ask whether to run the repository's own code.
+        # False, not left out: transformers may otherwise ask whether to run the repository's own code.
         return read(model_args.model_name_or_path, trust_remote_code=False, **hub_arguments(model_args), **kwargs)
     except UserError:
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
+        # transformers takes a folder that does not exist for a Hub id, whose form the Hub's client refuses.
         is_path = isinstance(error.__cause__, HFValidationError)
         reason = "there is no such folder" if is_path else " ".join(str(error).split()).rstrip(".")
         raise UserError(
@@ -192,10 +196,10 @@ def _advice(error: Exception) -> str:
 
 def find_generation(model_args: ModelArguments) -> str | None:
     """
-    The generation of a base by its files, or by `chat_format` where they do not say it; `None` where nothing does.
+    Find the generation of a base by its files, or by `chat_format` where they do not say it, or `None`.
 
     Args:
-        model_args: which base, and the chat format that is taken for it where nothing else says it.
+        model_args: which base, and the chat format that stands for its generation where nothing else does.
     """
     name, hub = model_args.model_name_or_path, hub_arguments(model_args)
     try:
@@ -208,7 +212,8 @@ def find_generation(model_args: ModelArguments) -> str | None:
 
 
 def generation_by_fields(config: Mapping[str, Any]) -> str | None:
-    """The one generation that has such fields in its `config.json`; ChatGLM2 and ChatGLM3 cannot be told apart."""
+    """Return the one generation that has such fields in its `config.json`, or `None` for ChatGLM2 and ChatGLM3."""
+    # Those two have the same fields.
     if config.get("model_type") == "glm4" or _GLM4_VOCABULARY in (
         config.get("padded_vocab_size"),
         config.get("vocab_size"),

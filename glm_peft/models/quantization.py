@@ -21,7 +21,7 @@ def quantization_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=True,  # the scales of the blocks are quantized too: 0.4 bits less a parameter
         bnb_4bit_compute_dtype=dtype,
     )
 

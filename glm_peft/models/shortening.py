@@ -1,5 +1,5 @@
 """
-Prompts and answers that are longer than allowed, made shorter without breaking their format.
+Shorten prompts and answers that are longer than allowed, without breaking their format.
 
 Nothing is cut out of finished ids: the conversation or the text is shortened and encoded anew, so what comes out has
 every special token and could have come from a shorter row. Texts are cut between characters, never within one.
@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from glm_peft.errors import UserError
 
-_SLACK = 32  # tokens by which a beginning may have more than a longer one, and many more than that
+# Tokens. One character more can make one token of two, so a longer beginning can have fewer; never by this many.
+_SLACK = 32
 
 Message = dict[str, str]  # {"role": system, user, assistant or observation, "content": text}
 
@@ -19,17 +20,18 @@ def shorten_prompt(
     messages: list[Message], encode: Callable[[list[Message]], list[int]], max_length: int
 ) -> list[int]:
     """
-    The ids of a prompt without its oldest turns or, where its last turn alone is too long, without the end of that.
+    Encode a prompt without its oldest turns or, where its last turn alone is too long, without the end of that.
 
     Args:
         messages: the conversation; its system messages stay.
-        encode: gives the ids of the prompt of a conversation.
+        encode: returns the ids of a conversation's prompt.
         max_length: the most tokens that the prompt may have.
 
     Raises:
         UserError: where not even one character of the last message finds room.
     """
     shorter = _without_oldest_turns(messages)
+    # bisect wants ascending keys, and lengths fall with each turn that is left out: hence the signs.
     dropped = bisect_left(shorter, -max_length, key=lambda rest: -len(encode(rest)))
     if dropped < len(shorter):
         return encode(shorter[dropped])
@@ -43,13 +45,13 @@ def shorten_prompt(
 
 def shorten_text(text: str, encode: Callable[[str], list[int]], max_length: int, flag: str) -> list[int]:
     """
-    The ids of the longest beginning of a text that stays within `max_length` tokens.
+    Encode the longest beginning of a text that stays within `max_length` tokens.
 
     Args:
         text: the text.
-        encode: gives the ids of a text, together with the special tokens around it.
+        encode: returns the ids of a text, together with the special tokens around it.
         max_length: the most tokens that there may be.
-        flag: what the user knows `max_length` by.
+        flag: the flag that gave `max_length`, for the error message.
 
     Raises:
         UserError: where not even one character finds room.
@@ -62,7 +64,7 @@ def shorten_text(text: str, encode: Callable[[str], list[int]], max_length: int,
         return len(encoded[characters])
 
     too_long = _find_end(len(text), count_tokens, max_length)
-    # The steps are those of a search in the whole text: a character more can make one token of two, so that others
+    # The range is always that of the whole text: as lengths do not only grow (see _SLACK), a search in another range
     # could end at another of the places where the limit is passed.
     characters = bisect_right(
         range(1, len(text) + 1), max_length, key=lambda n: count_tokens(n) if n < too_long else max_length + 1
@@ -76,7 +78,8 @@ def shorten_text(text: str, encode: Callable[[str], list[int]], max_length: int,
 
 
 def _find_end(length: int, count_tokens: Callable[[int], int], max_length: int) -> int:
-    """A number of characters from which on every beginning is surely too long, so that it need not be encoded."""
+    """Return a number of characters from which on every beginning is too long, so that it need not be encoded."""
+    # Encoding takes time in proportion to the text: a book cut to 64 tokens is not to be encoded whole a dozen times.
     end = 2 * max_length
     while 2 * end < length:
         if count_tokens(end) > max_length + _SLACK:
@@ -86,7 +89,8 @@ def _find_end(length: int, count_tokens: Callable[[int], int], max_length: int) 
 
 
 def _without_oldest_turns(messages: list[Message]) -> list[list[Message]]:
-    """The conversation without its oldest turn, without its two oldest, and so on; system messages stay."""
+    """Return the conversation without its oldest turn, without its two oldest, and so on; system messages stay."""
+    # A turn begins at a user's message: an observation or an answer makes no sense without what it follows.
     spoken = [index for index, message in enumerate(messages) if message["role"] != "system"]
     starts = [index for index in spoken[1:] if messages[index]["role"] == "user"]
     return [[m for index, m in enumerate(messages) if index >= start or m["role"] == "system"] for start in starts]

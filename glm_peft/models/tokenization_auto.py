@@ -1,4 +1,4 @@
-"""`AutoTokenizer` finds the published tokenizers by their class names, without remote code."""
+"""Register the published tokenizers with `AutoTokenizer` by their class names, without remote code."""
 
 from transformers import AutoTokenizer, PretrainedConfig
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
@@ -8,21 +8,21 @@ from glm_peft.models.tokenization_glm4 import ChatGLM4Tokenizer
 
 
 class _ChatGLMTokenizerKey(PretrainedConfig):
-    """`AutoTokenizer.register` asks for a config class; what finds the tokenizer is its class name in the files."""
+    """Key without a use of its own: `AutoTokenizer.register` asks for a config class."""
 
 
 class _ChatGLM4TokenizerKey(PretrainedConfig):
-    """The same for GLM-4-9B."""
+    """Key of GLM-4-9B's tokenizer."""
 
 
 def register_tokenizers() -> None:
     """
     Let `AutoTokenizer.from_pretrained` load the published tokenizers; calling it again changes nothing.
 
-    transformers has a row for `model_type: "glm"` that overrules the class name in `tokenizer_config.json`, although
-    a converted ChatGLM has that type too. Without the row the name decides, before any `auto_map` and whatever
-    `trust_remote_code` says; transformers' own GLM tokenizers load as before, since the row's class is its default.
+    The class name in `tokenizer_config.json` finds them, before any `auto_map` and whatever `trust_remote_code` says.
     """
     AutoTokenizer.register(_ChatGLMTokenizerKey, ChatGLMTokenizer, exist_ok=True)
     AutoTokenizer.register(_ChatGLM4TokenizerKey, ChatGLM4Tokenizer, exist_ok=True)
+    # The row would overrule the class name, and a saved ChatGLM has model_type "glm" too. transformers' own GLM
+    # tokenizers load as before: the row's class is the default.
     TOKENIZER_MAPPING_NAMES.pop("glm", None)

@@ -1,5 +1,5 @@
 """
-The tokenizers of ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B: one published class name, two kinds of SentencePiece file.
+Tokenize for ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B: one published class name, two kinds of SentencePiece file.
 
 Written from the published files and the ids that they give; the specification is in the files' own pieces.
 """
@@ -27,7 +27,7 @@ SAVED_FILE = "chatglm_sentencepiece.model"
 OLD_VOCAB_SIZE = 150528  # of the ChatGLM-6B revision with 20000 ids for images before those of text
 OLD_NUM_IMAGE_TOKENS = 20000
 LISTS_OF_SPECIAL_TOKENS = ("extra_special_tokens", "additional_special_tokens")  # the new name and the old one
-# What only transformers' own, slower path can give.
+# Asked for one of these, a call takes transformers' own path, which is several times slower.
 RARE_RETURNS = (
     "return_token_type_ids",
     "return_overflowing_tokens",
@@ -39,7 +39,7 @@ RARE_RETURNS = (
 
 class ChatGLMTokenizer(PublishedTokenizerMixin, PreTrainedTokenizer):
     """
-    Tokenizer of the first three generations; which one the file belongs to is told by its pieces and the record.
+    Tokenizer of the first three generations, told apart by the file's pieces and the name that the files record.
 
     Special tokens are never looked for in text: a text that holds "[gMASK]" or "sop" is text.
 
@@ -72,13 +72,15 @@ class ChatGLMTokenizer(PublishedTokenizerMixin, PreTrainedTokenizer):
         files = f"tokenizer.model (of ChatGLM-6B: {ICE_TEXT_FILE})"
         file = check_tokenizer_file(saved_file or ice_text_file or vocab_file, files, name)
         self.codec = make_codec(file, num_image_tokens)
+        # Dropped: the reference to remote code, and what the SentencePiece file itself says.
         for published in ("auto_map", "added_tokens_decoder", "tokenizer_file"):
-            kwargs.pop(published, None)  # remote code, and what the file itself tells
+            kwargs.pop(published, None)
         listed = [str(t) for key in LISTS_OF_SPECIAL_TOKENS for t in kwargs.pop(key, None) or ()]
         self._generation = self._find_generation(generation, listed, name)
         self._special_ids = self._number_special_tokens()
         self._added_tokens_decoder = {}
         kwargs = {**self._named_special_tokens(), **kwargs, "extra_special_tokens": [*self._special_ids, *listed]}
+        # Given to transformers, both are saved in tokenizer_config.json and read from it again.
         if self._generation is not None:
             kwargs["generation"] = self._generation
         if isinstance(self.codec, IceTextCodec):
@@ -95,10 +97,11 @@ class ChatGLMTokenizer(PublishedTokenizerMixin, PreTrainedTokenizer):
         if isinstance(self.codec, IceTextCodec):
             return self._check_generation(generation, (CHATGLM,), name)
         if generation is None and not set(ROLE_TOKENS).isdisjoint(listed):
-            return CHATGLM3  # a later revision of its files lists the role tokens, which ChatGLM2 does not have
+            return CHATGLM3  # a later revision of its files lists the role tokens
         return self._check_generation(generation, (CHATGLM2, CHATGLM3), name)
 
     def _number_special_tokens(self) -> dict[str, int]:
+        # ChatGLM-6B's file has its special tokens as pieces; those of ChatGLM2 and ChatGLM3 follow the last piece.
         if isinstance(self.codec, IceTextCodec):
             return {piece: self.codec.piece_to_id(piece) for piece in self.codec.control_pieces()}
         tokens = CONTROL_TOKENS + (ROLE_TOKENS if self._generation == CHATGLM3 else ())
@@ -108,20 +111,20 @@ class ChatGLMTokenizer(PublishedTokenizerMixin, PreTrainedTokenizer):
         tokens = {"unk_token": "<unk>", "mask_token": "[MASK]"}
         if isinstance(self.codec, IceTextCodec):
             return {**tokens, "bos_token": "<sop>", "eos_token": "<eop>", "pad_token": "<pad>"}
-        return {**tokens, "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+        return {**tokens, "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}  # padding has id 0 there
 
     # The vocabulary
 
     @property
     def vocab_size(self) -> int:
-        """How many ids the tokenizer has, special tokens counted; the model's table may have more rows."""
+        """Return how many ids the tokenizer has, special tokens counted; the model's table may have more rows."""
         return max(len(self.codec), 1 + max(self._special_ids.values()))
 
     def __len__(self) -> int:
         return self.vocab_size
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token and its id."""
+        """Return every token with its id."""
         return {piece: index for index, piece in enumerate(self.codec.pieces())} | self._special_ids
 
     def _convert_token_to_id(self, token: str) -> int | None:
@@ -135,7 +138,8 @@ class ChatGLMTokenizer(PublishedTokenizerMixin, PreTrainedTokenizer):
         return self.codec.id_to_piece(index)
 
     def add_special_tokens(self, special_tokens_dict: dict[str, Any], *args: Any, **kwargs: Any) -> int:
-        """Give tokens of the vocabulary a special meaning; refused, and nothing changed, for any other token."""
+        """Give tokens of the vocabulary a special meaning; refuse any other token."""
+        # Checked before anything changes: a new id would have no row in the model's table.
         for tokens in special_tokens_dict.values():
             self._check_tokens(tokens if isinstance(tokens, list | tuple) else [tokens])
         return super().add_special_tokens(special_tokens_dict, *args, **kwargs)
@@ -159,7 +163,8 @@ class ChatGLMTokenizer(PublishedTokenizerMixin, PreTrainedTokenizer):
     # Texts to ids
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        """The pieces of a text, without special tokens and without looking for any."""
+        """Cut a text into pieces, without special tokens and without looking for any."""
+        # transformers would look for them first, and find ChatGLM2's "eop" in "people".
         return [self.codec.id_to_piece(index) for index in self.codec.encode([text])[0]]
 
     def build_inputs_with_special_tokens(
@@ -172,14 +177,14 @@ class ChatGLMTokenizer(PublishedTokenizerMixin, PreTrainedTokenizer):
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """1 for a special token, 0 for one of text."""
+        """Mark every special token with 1 and every token of text with 0."""
         if already_has_special_tokens:
             return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
         before, after = self._frame()
         return [1] * len(before) + [0] * (len(token_ids_0) + len(token_ids_1 or [])) + [1] * len(after)
 
     def _frame(self) -> tuple[list[int], list[int]]:
-        """The special ids before a text and those behind it."""
+        """Return the special ids before a text and those behind it."""
         if isinstance(self.codec, IceTextCodec):
             return [], [self._special_ids["[gMASK]"], self._special_ids["<sop>"]]
         return [self._special_ids["[gMASK]"], self._special_ids["sop"]], []
@@ -218,10 +223,11 @@ class ChatGLMTokenizer(PublishedTokenizerMixin, PreTrainedTokenizer):
         verbose: bool = True,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """The ordinary call without transformers' detour over pieces, which takes several times as long."""
+        """Encode texts without transformers' detour over pieces, which takes several times as long."""
         before, after = self._frame() if add_special_tokens else ([], [])
         rows = self.codec.encode(list(texts))
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
+            # Before the special tokens are added, which the model cannot do without.
             rows = [self._truncate(row, max_length - len(before) - len(after)) for row in rows]
         if before or after:
             rows = [before + row + after for row in rows]
@@ -244,12 +250,13 @@ class ChatGLMTokenizer(PublishedTokenizerMixin, PreTrainedTokenizer):
     def _truncate(self, ids: list[int], length: int) -> list[int]:
         if len(ids) <= length:
             return ids
+        # Not ids[-length:], which is everything where the length is 0.
         return ids[:length] if self.truncation_side == "right" else ids[len(ids) - length :]
 
     # Ids to texts
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of pieces."""
+        """Join pieces to a text."""
         return self._decode(self.convert_tokens_to_ids(tokens))
 
     def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:
@@ -271,7 +278,7 @@ class ChatGLMTokenizer(PublishedTokenizerMixin, PreTrainedTokenizer):
     # Files
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write the SentencePiece file, byte for byte the published one, under a name that only we read."""
+        """Write the published SentencePiece file, byte for byte, under a name that only this tokenizer reads."""
         name = ICE_TEXT_FILE if isinstance(self.codec, IceTextCodec) else SAVED_FILE
         file = Path(save_directory) / (f"{filename_prefix}-{name}" if filename_prefix else name)
         file.write_bytes(self.codec.processor.serialized_model_proto())

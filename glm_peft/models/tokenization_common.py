@@ -1,4 +1,4 @@
-"""What the published tokenizers have in common, whatever their files: generation, chat prompts, plain errors."""
+"""Share between the published tokenizers what does not depend on their files: generation, chat prompts, errors."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from glm_peft.errors import UserError
 from glm_peft.models.generations import GENERATIONS, generation_of_name
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+# A clone made without git-lfs holds small text files of this form in the place of large ones.
 GIT_LFS_HEADER = b"version https://git-lfs.github.com/spec/"
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -21,12 +22,13 @@ Messages = list[dict[str, str]]
 
 def read_json_beside(name_or_path: str, filename: str, **hub_arguments: Any) -> dict[str, Any]:
     """
-    A JSON file of a local folder or Hub repository as it stands there, or `{}` where there is none.
+    Read a JSON file of a local folder or Hub repository as it stands there, or return `{}` where there is none.
 
     transformers overwrites `name_or_path` while it loads, so what a repository recorded is only in the raw file.
     """
-    if Path(name_or_path).is_file():
+    if Path(name_or_path).is_file():  # a single tokenizer file has nothing beside it
         return {}
+    # Private arguments, but the way that transformers itself looks for a file that may be missing.
     file = cached_file(
         name_or_path,
         filename,
@@ -40,10 +42,11 @@ def read_json_beside(name_or_path: str, filename: str, **hub_arguments: Any) -> 
 
 def recorded_generation(tokenizer_config: dict[str, Any], config: dict[str, Any]) -> str | None:
     """
-    The generation that a repository's own files record, or `None` where they record none.
+    Return the generation that a repository's own files record, or `None` where they record none.
 
-    Our own key comes first: only `save_pretrained` writes it, and by then a person may have overruled the names.
+    The key `generation` is ours: `save_pretrained` writes it.
     """
+    # It comes before the names, which a person may have overruled when it was saved.
     if tokenizer_config.get("generation") in GENERATIONS:
         return tokenizer_config["generation"]
     names = (tokenizer_config.get("name_or_path"), config.get("_name_or_path"))
@@ -52,10 +55,10 @@ def recorded_generation(tokenizer_config: dict[str, Any], config: dict[str, Any]
 
 def check_tokenizer_file(file: str | None, expected: str, name_or_path: str) -> Path:
     """
-    The path of a tokenizer file that exists and has content.
+    Check that a tokenizer file exists and has content, and return its path.
 
     Raises:
-        UserError: where the file is missing, empty, or the stand-in that git leaves without git-lfs.
+        UserError: the file is missing, empty, or the pointer that git leaves without git-lfs.
     """
     if file is None or not Path(file).is_file():
         raise UserError(f"The tokenizer file {expected} is not in {name_or_path!r}: download it from the repository.")
@@ -74,12 +77,13 @@ def check_texts(texts: list[str]) -> None:
         if found := SURROGATE.search(text):
             raise UserError(
                 f"Text {row} of the batch holds the lone surrogate U+{ord(found.group()):04X} at character "
-                f"{found.start()}, which is not a character: mend the text, or drop it with errors='ignore'."
+                f"{found.start()}, which is not a character: correct the text, or drop it with errors='ignore'."
             )
 
 
 def check_ids(ids: list[int]) -> None:
-    """Raise a `UserError` for a negative id, such as the -100 of padded labels."""
+    """Raise a `UserError` for a negative id, such as the -100 of labels."""
+    # The backends' own errors for it do not say where it comes from.
     if ids and min(ids) < 0:
         raise UserError(
             f"The id {min(ids)} cannot be decoded: replace the -100 of labels by the pad token's id first."
@@ -93,7 +97,7 @@ def _refuse(**unsupported: Any) -> None:
 
 
 class PublishedTokenizerMixin:
-    """Generation and chat prompts, for both backends of transformers."""
+    """Mixin that adds generation and chat prompts to a tokenizer of either of transformers' backends."""
 
     _generation: str | None = None
     possible_generations: tuple[str, ...] = ()
@@ -103,7 +107,7 @@ class PublishedTokenizerMixin:
         cls, pretrained_model_name_or_path: str, *init_inputs: Any, generation: str | None = None, **kwargs: Any
     ) -> "PublishedTokenizerMixin":
         """
-        Load a tokenizer from a folder or Hub id in the published layout, or as `save_pretrained` left it.
+        Load a tokenizer from a folder or Hub id in the published layout, or as `save_pretrained` wrote it.
 
         Args:
             pretrained_model_name_or_path: the folder or Hub id.
@@ -129,16 +133,16 @@ class PublishedTokenizerMixin:
 
     @classmethod
     def _settings_beside(cls, tokenizer_config: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of `__init__` that older repositories tell only in `config.json`."""
+        """Return arguments of `__init__` that older repositories have only in `config.json`."""
         return {}
 
     @property
     def generation(self) -> str | None:
-        """Which of "chatglm", "chatglm2", "chatglm3", "glm4" this tokenizer belongs to; `None` where nothing says."""
+        """Return "chatglm", "chatglm2", "chatglm3" or "glm4", or `None` where nothing says which it belongs to."""
         return self._generation
 
     def _check_generation(self, generation: str | None, possible: tuple[str, ...], name_or_path: str) -> str | None:
-        """The generation out of those that a tokenizer file may belong to; the only one there is needs no record."""
+        """Choose among the generations that a tokenizer file may belong to; a single one needs no record."""
         if generation is not None and generation not in possible:
             raise UserError(
                 f"The tokenizer in {name_or_path!r} is of {' or '.join(possible)} by its file, but generation="
@@ -182,11 +186,9 @@ class PublishedTokenizerMixin:
         **kwargs: Any,
     ) -> str | list[str] | list[int] | list[list[int]] | BatchEncoding:
         """
-        The chat prompt of this tokenizer's generation, as ids or as a text to read.
+        Encode the chat prompt of this tokenizer's generation, or return it as a text to read.
 
         It is the prompt of `glm_peft.models.chat_formats`, the same in training, prediction and chat.
-        Content is encoded as plain text whatever it holds, which no Jinja template can
-        promise; so templates are not used here.
 
         Args:
             conversation: messages with "role" and "content", or a list of such conversations.
@@ -197,6 +199,7 @@ class PublishedTokenizerMixin:
         Raises:
             UserError: where the generation is unknown, or for a feature of templates that the formats do not have.
         """
+        # No Jinja template is used: its text is encoded as one, so control tokens in a content would become such.
         _refuse(
             tools=tools,
             documents=documents,
@@ -239,6 +242,7 @@ class PublishedTokenizerMixin:
                 f"The chat format {chat_format.name} has no roles, so its prompt always ends where the answer starts: "
                 "pass add_generation_prompt=True."
             )
+        # Not asked to go on: an answer stands without its end token, a question without the assistant's role.
         if messages and messages[-1]["role"] == "assistant":
             prompt = chat_format.encode_prompt(self, messages[:-1]).ids
             return prompt + chat_format.encode_answer(self, messages[-1]["content"]).ids[:-1]

@@ -11,20 +11,21 @@ from glm_peft.arguments.methods import IN_EMBEDDINGS
 
 
 def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The base of an adapter, or the model itself."""
+    """Return the base of an adapter, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def method_of(model: PeftModel) -> str:
-    """The value of `--peft_type`."""
+    """Return the adapter's method as `--peft_type` names it."""
     return model.active_peft_config.peft_type.value.lower()
 
 
 def has_prefix(model: PreTrainedModel | PeftModel) -> bool:
-    """Whether keys and values of a prefix are on the model."""
+    """Whether the model's active adapter is a prefix."""
     return isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.PREFIX_TUNING
 
 
 def starts_with_embeddings(model: nn.Module) -> bool:
-    """Whether `generate` begins with embeddings, of virtual tokens and of the prompt, instead of with ids."""
+    """Whether `generate` begins with embeddings instead of ids."""
+    # These methods put virtual tokens before the prompt, which have embeddings but no ids.
     return isinstance(model, PeftModel) and method_of(model) in IN_EMBEDDINGS

@@ -1,1 +1,1 @@
-"""Answers: generated, kept, scored."""
+"""Generate answers, keep them on the disk, and score them."""

@@ -1,4 +1,4 @@
-"""Greedy and sampled decoding that rows leave as soon as their answer is finished."""
+"""Decode, greedily or by sampling, in batches that a row leaves as soon as its answer is finished."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 
 from glm_peft.prediction.prefix_cache import BlockCache
 
-# What the position after the last is, by the keyword under which a model takes its positions. ChatGLM-6B's first row
-# stands still behind the prompt.
+# How far the next position is from the last, by the keyword under which a model takes its positions: of ChatGLM-6B's
+# two rows the first stands still behind the prompt.
 _NEXT_POSITION = {"position_ids": 1, "position_rows": [[0], [1]]}
 
 
@@ -29,18 +29,17 @@ def decode(
     **model_kwargs: Any,
 ) -> torch.Tensor:
     """
-    What stock's own loop gives, for `generate(custom_generate=decode)` without beams.
-
-    Stock's loop carries finished rows on to the end of the longest; copies the cache, and the scores of the whole
-    vocabulary, at each token; and makes mask and positions anew from the whole sequence.
+    Decode as transformers' own loop does, but faster: for `generate(custom_generate=decode)` without beams.
 
     Args:
         input_ids: [b, prompt], padded on the left.
-        logits_processor: must not know rows by their number; those of sampling do not.
+        logits_processor: must not tell rows by their number; those of sampling do not.
 
     Returns:
-        [b, prompt + the longest answer]; behind the end of a shorter one is padding.
+        [b, prompt + the longest answer]; a shorter one is padded behind its end.
     """
+    # transformers' loop carries finished rows on to the end of the longest; copies the cache, and the scores of the
+    # whole vocabulary, at each token; and makes mask and positions anew from the complete sequence.
     if isinstance(model_kwargs.get("past_key_values"), DynamicCache):
         model_kwargs["past_key_values"] = BlockCache()
     inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
@@ -50,6 +49,7 @@ def decode(
         scores = _process(step.scores(), answers, logits_processor)
         tokens = _choose(scores, generation_config.do_sample)
         answers.add(tokens)
+        # One wait for the device a token; the rest of the bookkeeping is on lists.
         finished = stopping_criteria(answers.unfinished, None).tolist()
         if all(finished):
             return answers.all()
@@ -61,14 +61,15 @@ def decode(
 
 
 def _process(scores: torch.Tensor, answers: "_Answers", logits_processor: LogitsProcessorList) -> torch.Tensor:
-    """[b, vocabulary]; where nothing is to be done with the scores they are not even copied."""
+    """Apply the processors to the scores [b, vocabulary]."""
     if not logits_processor:
-        return scores
+        return scores  # greedy decoding spares the copy
+    # float32, as in transformers: in bfloat16 many scores are equal, and others would be cut by top-p.
     return logits_processor(answers.unfinished, scores.to(copy=True, dtype=torch.float32))
 
 
 def _choose(scores: torch.Tensor, do_sample: bool) -> torch.Tensor:
-    """[b, vocabulary] -> [b]"""
+    """Choose a token for each row of scores [b, vocabulary]."""
     if not do_sample:
         return scores.argmax(dim=-1)
     return torch.multinomial(torch.softmax(scores, dim=-1, dtype=torch.float32), num_samples=1).squeeze(1)
@@ -76,18 +77,19 @@ def _choose(scores: torch.Tensor, do_sample: bool) -> torch.Tensor:
 
 def _without(finished: list[bool]) -> list[int]:
     """
-    Which row comes where, when the finished ones have left: the last rows take their places, the others stay.
+    Say which row stands where when the finished ones have left.
 
     Returns:
         The old number of each row that is left.
     """
+    # The last rows take the places of finished ones and the others stay, so that little of the cache is copied.
     num_left = finished.count(False)
     last = [row for row in range(num_left, len(finished)) if not finished[row]]
     return [last.pop() if finished[row] else row for row in range(num_left)]
 
 
 class _Answers:
-    """Whole sequences; `unfinished` [rows, length] has those that are still in the batch."""
+    """Sequences from their prompts on; `unfinished` [rows, length] has those that are still in the batch."""
 
     def __init__(self, input_ids: torch.Tensor, pad_token_id: int) -> None:
         self.unfinished, self.pad_token_id = input_ids, pad_token_id
@@ -103,14 +105,14 @@ class _Answers:
         self.unfinished, self.rows = self.unfinished[rows], [self.rows[index] for index in rows]
 
     def all(self) -> torch.Tensor:
-        """All sequences in their order, [b, length]."""
+        """Return all sequences [b, length] in their first order."""
         self.finished |= dict(zip(self.rows, self.unfinished, strict=True))
         ordered = [self.finished[row] for row in range(len(self.finished))]
         return torch.nn.utils.rnn.pad_sequence(ordered, batch_first=True, padding_value=self.pad_token_id)
 
 
 class _Step:
-    """What goes into the model for the next token: the last token, mask and positions, cache."""
+    """Inputs of the model for the next token: the last token, mask, positions and cache, carried on in place."""
 
     def __init__(self, model: PreTrainedModel, inputs: dict[str, Any]) -> None:
         self.model, self.inputs, self.mask = model, inputs, inputs.get("attention_mask")
@@ -119,14 +121,15 @@ class _Step:
         self.advances = {name: torch.tensor(_NEXT_POSITION[name], device=self.device) for name in names}
 
     def scores(self) -> torch.Tensor:
-        """[b, vocabulary], of the next token."""
+        """Compute the scores [b, vocabulary] of the next token."""
         outputs = self.model(**self.inputs, return_dict=True)
         self.inputs["past_key_values"] = outputs.past_key_values
-        return outputs.logits[:, -1].to(self.device)
+        return outputs.logits[:, -1].to(self.device)  # a base over several devices has its head on the last one
 
     def append(self, tokens: torch.Tensor) -> None:
-        """The tokens [b] become what the model sees next."""
+        """Give the tokens [b] to the model next."""
         self.inputs["input_ids"] = tokens[:, None]
+        # From the last position, not from the mask's length: the prompt may be padded, or follow a prefix.
         for name, advance in self.advances.items():
             self.inputs[name] = self.inputs[name][..., -1:] + advance
         if self.mask is not None:
@@ -134,7 +137,7 @@ class _Step:
             self.inputs["attention_mask"] = self._step_mask()
 
     def keep(self, rows: list[int]) -> None:
-        """Only these rows, in this order."""
+        """Keep these rows only, in this order."""
         cache: Cache = self.inputs["past_key_values"]
         cache.batch_select_indices(torch.tensor(rows))
         if self.mask is not None:
@@ -144,10 +147,11 @@ class _Step:
                 self.inputs[name] = self.inputs[name][rows]
 
     def _step_mask(self) -> torch.Tensor:
-        """The mask [b, s] as attention takes it for one token, where that is known: the model need not make it."""
+        """Shape the mask [b, s] as attention takes it for one token, where that is known."""
+        # A new token sees all before it, so its mask is the padding mask: the model need not build one.
         make_mask = ALL_MASK_ATTENTION_FUNCTIONS.get(self.model.config._attn_implementation)
         if make_mask not in (eager_mask, sdpa_mask):
-            return self.mask
+            return self.mask  # of another attention, such as flash: it takes the 2-D mask or builds its own
         seen = self.mask[:, None, None].bool()
         if make_mask is sdpa_mask:
             return seen

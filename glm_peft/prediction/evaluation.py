@@ -1,4 +1,4 @@
-"""Scores of generated answers, during training and after it."""
+"""Generate answers and score them, during training and after it."""
 
 import json
 import time
@@ -26,7 +26,7 @@ from glm_peft.reporting.files import write_atomically
 
 @dataclass(frozen=True)
 class Answering:
-    """What answers a prompt: a model with its adapter, where it has one, its tokenizer, and the form of prompts."""
+    """Model that answers prompts, with its adapter if it has one, its tokenizer and its chat format."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -38,12 +38,12 @@ class Answering:
 
 
 def choose_protocol(chat_format: ChatFormat, metric_protocol: str | None) -> str:
-    """The protocol that was asked for, or else that of the generation's published scripts."""
+    """Return the protocol that was asked for, or else the one of the generation's published scripts."""
     return metric_protocol or ("chatglm3" if chat_format.name in (CHATGLM3, GLM4) else "thudm")
 
 
 def score_answers(references: Sequence[str | None], answers: Sequence[str], protocol: str) -> dict[str, float]:
-    """The scores of the rows that have a reference; nothing where none has."""
+    """Score the rows that have a reference; return no scores where none has."""
     pairs = [
         (answer, reference) for answer, reference in zip(answers, references, strict=True) if reference is not None
     ]
@@ -63,7 +63,8 @@ def evaluate_answers(
 def make_scorers(
     answering: Answering, prompts: Mapping[str, GenerationFeatures], settings: GenerationSettings, protocol: str
 ) -> dict[str, Callable[[], dict[str, float]]]:
-    """What generates and scores the answers of each split but `test`, by the split's name."""
+    """Make a function for each split but `test` that generates and scores its answers."""
+    # Without `test`, whose scores must not choose the checkpoint.
     return {
         name: partial(evaluate_answers, answering, features, settings, protocol)
         for name, features in prompts.items()
@@ -83,12 +84,12 @@ def predict(
     Generate an answer to every prompt; write `generated_predictions.jsonl` and `predict_results.json`.
 
     Args:
-        partial: keeps each batch on the disk as soon as it is there, and knows the answers of a stopped run.
+        partial: keeps each batch on the disk as soon as it is answered, and has the answers of a stopped run.
 
     Returns:
-        The results: scores where there are references, rows, and rows and tokens a second of this run alone.
+        The results: scores where there are references, rows, and rows and tokens per second of this run alone.
     """
-    # Gathered, as all processes must know the same, and none may write before all have read.
+    # Gathered: all processes must plan the same batches, and none may write before all have read.
     known = dict(gather_object(list(partial.answers.items()))) if partial else {}
     num_tokens: list[int] = []
 
@@ -111,7 +112,8 @@ def predict(
 
 
 def _measure_speed(rows: int, known: int, num_tokens: list[int], seconds: float) -> dict[str, float]:
-    """Rows of a stopped run do not count; of several processes the tokens of all are counted."""
+    """Measure the speed of all processes together."""
+    # What a stopped run answered is not divided by this run's time.
     return {
         "samples": rows,
         "resumed_samples": known,

@@ -1,4 +1,4 @@
-"""The generation engine: prompts → answers, longest first, in batches that do not change a greedy answer."""
+"""Generate answers to prompts, the longest first, in batches that do not change a greedy answer."""
 
 import hashlib
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AnsweredBatch:
-    """Answers that are ready: their row numbers in the data set, texts, and generated tokens (end tokens counted)."""
+    """Answers of a batch: their row numbers in the dataset, texts, and generated tokens (end tokens counted)."""
 
     rows: list[int]
     answers: list[str]
@@ -45,13 +45,13 @@ def generate_answers(
     known_answers: Mapping[int, str] | None = None,
 ) -> list[str]:
     """
-    The model's answer to every prompt, without the prompt, without special tokens and without what follows the end.
+    Generate the model's answer to every prompt, without the prompt, special tokens and what follows the end.
 
     The model is in evaluation mode meanwhile, and afterwards as it was, as is the state of the random generators. A
     batch that does not fit into the memory of the GPU is cut in halves. Several processes share the batches.
 
     Args:
-        features: `GenerationFeatures`, or anything with a column `input_ids` of prompts, such as a data set.
+        features: `GenerationFeatures`, or anything with a column `input_ids` of prompts, such as a dataset.
         on_batch: is called with each batch as soon as it is answered, in the process that answered it.
         known_answers: answers of an earlier run by row number, which are not generated again.
 
@@ -75,6 +75,7 @@ def generate_answers(
                 on_batch(batch)
         for _ in generator.run(filler, prompts):
             pass
+    # By row number, so that nothing depends on who answered what, or on how often.
     answers = dict(gather_object(list(answers.items())))
     return [answers[row] for row in range(len(prompts))]
 
@@ -83,13 +84,13 @@ def plan_batches(
     lengths: Sequence[int], settings: GenerationSettings, known_rows: Collection[int] = ()
 ) -> list[list[int]]:
     """
-    Row numbers in batches, the longest prompts first, so that what does not fit into memory shows at once.
+    Put row numbers into batches, the longest prompts first, so that what does not fit into memory shows at once.
 
     Args:
         lengths: of the prompts, in tokens.
-        known_rows: rows that have their answers. Greedy batches go without them. Where answers are drawn, which rows
-            share a batch decides the draws: only batches that are known as a whole are left out.
+        known_rows: rows that have their answers already.
     """
+    # Which rows share a batch decides the draws: where answers are drawn, only batches known in full are left out.
     rows = [row for row in range(len(lengths)) if settings.do_sample or row not in known_rows]
     batches: list[list[int]] = []
     for row in sorted(rows, key=lambda row: -lengths[row]):
@@ -102,11 +103,12 @@ def plan_batches(
 
 def _own_share(batches: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
     """
-    This process's batches, and a batch to do again where others have one more.
+    Return this process's batches, and a batch to answer again where other processes have one more.
 
     Processes that hold shards of one model (FSDP) must all generate equally often, or they wait for ever.
     """
     state = PartialState()
+    # One by one in turn, as batches get shorter: every process has as much to do.
     own = batches[state.process_index :: state.num_processes]
     most = len(batches[:: state.num_processes])
     return own, batches[: most - len(own)]
@@ -118,7 +120,7 @@ def _progress(batches: list[list[int]], num_prompts: int) -> tqdm:
 
 
 class _Generator:
-    """Answers batch after batch, and remembers which size of batch was too large for the GPU."""
+    """Generator of answers, batch by batch, which remembers what size of batch was too large for the GPU."""
 
     def __init__(
         self,
@@ -134,8 +136,8 @@ class _Generator:
         self.too_many_tokens = float("inf")
 
     def run(self, batches: list[list[int]], prompts: Sequence[list[int]]) -> Iterator[AnsweredBatch]:
-        """The batches, answered; one that was cut comes in its parts."""
-        waiting = batches[::-1]
+        """Answer the batches; one that was too large comes in halves."""
+        waiting = batches[::-1]  # popped from the end
         while waiting:
             rows = waiting.pop()
             batch = self._try(rows, prompts)
@@ -146,7 +148,7 @@ class _Generator:
                 waiting += [rows[middle:], rows[:middle]]
 
     def _try(self, rows: list[int], prompts: Sequence[list[int]]) -> AnsweredBatch | None:
-        """The rows' answers, or `None` where they are too many for the GPU's memory."""
+        """Answer the rows, or return `None` where they are too many for the GPU's memory."""
         tokens = _batch_tokens(len(rows), len(prompts[rows[0]]), self.settings)
         if tokens >= self.too_many_tokens and len(rows) > 1:
             return None
@@ -155,7 +157,7 @@ class _Generator:
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise UserError(_too_large(rows[0], len(prompts[rows[0]]), self.settings)) from error
-        # The traceback, which holds on to the tensors, is gone here.
+        # Outside of `except`: its traceback holds on to the tensors, and the memory would not be free.
         torch.cuda.empty_cache()
         self.too_many_tokens = tokens
         logger.warning("%d rows at a time are too many for the GPU's memory: going on with half of them.", len(rows))
@@ -163,7 +165,7 @@ class _Generator:
 
     def _answer(self, rows: list[int], prompts: list[list[int]]) -> AnsweredBatch:
         batch, device = self.collate([{"input_ids": prompt} for prompt in prompts]), self.model.device
-        # Positions are left to `generate`, which has them from the mask, or to the model, where they have two rows.
+        # Positions are left to `generate`, which makes them from the mask, or to the model if they have two rows.
         inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         with _seeded(self.settings, rows[0], device):
             sequences = self.model.generate(**inputs, generation_config=self.config, **self.decoding)
@@ -173,11 +175,13 @@ class _Generator:
 
     def _text(self, ids: list[int]) -> str:
         stops = self.config.eos_token_id
+        # skip_special_tokens would leave in what ends an answer without being special to the tokenizer.
         text = self.tokenizer.decode([id_ for id_ in ids if id_ not in stops], skip_special_tokens=True)
         return self.chat_format.clean_answer(text)
 
 
 def _batch_tokens(rows: int, prompt_length: int, settings: GenerationSettings) -> int:
+    # The longest prompt counts for all rows, which are padded to it, and each beam has a cache of its own.
     return rows * settings.num_beams * (prompt_length + settings.max_new_tokens)
 
 
@@ -188,7 +192,8 @@ def _has_room(rows: int, longest: int, settings: GenerationSettings) -> bool:
 
 
 def _until_end(ids: list[int], stops: list[int]) -> list[int]:
-    """The ids up to the first end token, and it; after it, a shorter row of a batch has padding."""
+    """Return the ids up to the first end token, and it."""
+    # What follows it in a shorter row of a batch is padding.
     end = next((index for index, id_ in enumerate(ids) if id_ in stops), len(ids))
     return ids[: end + 1]
 
@@ -202,22 +207,24 @@ def _too_large(row: int, length: int, settings: GenerationSettings) -> str:
 
 
 def _decoding(model: torch.nn.Module, settings: GenerationSettings) -> dict[str, Any]:
-    """How `generate` goes on from token to token: beams, and processes that wait for each other, as in stock."""
+    """Choose the arguments by which `generate` decodes: our own loop or transformers'."""
+    # Sharded, all processes must call the model until the last of them is done, or they wait for ever.
     if _is_sharded(model):
         return {"synced_gpus": PartialState().num_processes > 1}
+    # Beams and models that start from embeddings stay with transformers' loop.
     is_stock = isinstance(base_of(model), GenerationMixin) and not starts_with_embeddings(model)
     return {"custom_generate": decode} if is_stock and settings.num_beams == 1 else {}
 
 
 def _is_sharded(model: torch.nn.Module) -> bool:
-    """Return whether each process holds only a shard of the parameters."""
+    """Whether each process holds a shard of the parameters only (FSDP)."""
     sharded = (FSDPModule, FullyShardedDataParallel)
     return any(isinstance(module, sharded) for module in model.modules())
 
 
 @contextmanager
 def _ready(model: torch.nn.Module, config: GenerationConfig) -> Iterator[None]:
-    """The model as it generates, for a whole run."""
+    """Prepare the model for generating, and put it back afterwards."""
     with ExitStack() as stack:
         stack.enter_context(_evaluation_mode(model))
         stack.enter_context(_in_effect(config, model))
@@ -227,7 +234,8 @@ def _ready(model: torch.nn.Module, config: GenerationConfig) -> Iterator[None]:
 
 @contextmanager
 def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """`generate` crashes in training mode under activation checkpointing, and dropout would change the answers."""
+    """Put the model into evaluation mode, and each module back into its own afterwards."""
+    # In training mode `generate` crashes under activation checkpointing, and dropout would change the answers.
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -239,12 +247,9 @@ def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _in_effect(config: GenerationConfig, model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """
-    The base with `config` as its own, for as long as it generates.
-
-    `generate` fills what a given config leaves open with what the base's own says, such as a published `top_p` beside
-    greedy decoding; and PEFT hands a config on only to bases without an inner `model`.
-    """
+    """Set `config` as the model's own generation config, and put the model's back afterwards."""
+    # `generate` fills what a given config leaves open with what the base's own says, such as a published `top_p`
+    # beside greedy decoding; and PEFT hands a config on only to bases without an inner `model`.
     base = base_of(model)
     owners = [owner for owner in {id(owner): owner for owner in (model, base)}.values() if _owns_config(owner)]
     before = [owner.generation_config for owner in owners]
@@ -263,10 +268,11 @@ def _owns_config(model: torch.nn.Module) -> bool:
 
 @contextmanager
 def _seeded(settings: GenerationSettings, first_row: int, device: torch.device) -> Iterator[None]:
-    """Draws that depend on nothing but the seed and the batch; greedy decoding draws nothing."""
+    """Seed the random generators by the seed and the batch alone, and restore their states afterwards."""
     if not settings.do_sample:
         yield
         return
+    # A digest, as the sum of seed and row would give batches of different seeds the same draws.
     digest = hashlib.sha256(f"{settings.seed} {first_row}".encode()).digest()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int.from_bytes(digest[:8], "big"))

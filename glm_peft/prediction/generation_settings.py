@@ -1,4 +1,4 @@
-"""How answers are generated: the settings, from the arguments to what `generate` takes."""
+"""Turn arguments into generation settings, and settings into the config that `generate` takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ CACHE_BYTES = 1 << 30  # what its keys and values may take on a CPU
 CACHE_SHARE = 1 / 8  # and of a GPU's memory
 
 _SAMPLING = ("top_p", "top_k", "temperature")
+# Where --max_new_tokens is not given, an answer may be as long as those of the data.
 _OTHER_FLAGS = {
     "batch_size": ("per_device_eval_batch_size",),
     "max_new_tokens": ("max_new_tokens", "val_max_target_length", "max_target_length"),
@@ -26,7 +27,7 @@ _OTHER_FLAGS = {
 @dataclass(frozen=True)
 class GenerationSettings:
     """
-    How answers are generated, and how prompts are put into batches.
+    Settings by which answers are generated and prompts are put into batches.
 
     Args:
         max_new_tokens: the most tokens that an answer may have, its end token counted.
@@ -34,7 +35,7 @@ class GenerationSettings:
             probability `top_p`, at `temperature`; off, the most likely token is taken, and the three have no effect.
         num_beams: number of beams; 1 is no beam search.
         seed: of the draws. Each batch has its own, made of this one and of the batch's first row.
-        batch_size: rows in a batch; `None` for what `settle_batch_size` says.
+        batch_size: rows in a batch; `None` for the size that `settle_batch_size` chooses.
         max_batch_tokens: instead of `batch_size`, the most tokens in a batch: rows * `num_beams` * (longest prompt +
             `max_new_tokens`). A row that is larger by itself is a batch by itself.
 
@@ -63,7 +64,7 @@ class GenerationSettings:
     @classmethod
     def from_arguments(cls, *sources: Any) -> "GenerationSettings":
         """
-        The settings in argument dataclasses: each from the first that has a field of its name with a value.
+        Collect the settings from argument dataclasses, each from the first that has a field of its name with a value.
 
         `batch_size` is called `per_device_eval_batch_size` there, and where there is no `max_new_tokens`, an answer
         may be as long as those of the data: `val_max_target_length` or else `max_target_length`.
@@ -81,11 +82,10 @@ def settle_batch_size(
     settings: GenerationSettings, model: PreTrainedModel | PeftModel, lengths: Sequence[int]
 ) -> GenerationSettings:
     """
-    The settings with a `batch_size`, where they say nothing of batches.
+    Choose a `batch_size` where the settings say nothing of batches.
 
     It is as many rows, 8 to 64, as have their keys and values in 1 GiB, or in an eighth of the GPU's memory; above 8
-    no more than half of each process's rows, so that a stopped run has kept some. As drawn answers depend on their
-    batches, there it depends on nothing that changes from run to run, the number of processes included.
+    no more than half of each process's rows.
 
     Args:
         lengths: of all prompts, in tokens.
@@ -93,8 +93,9 @@ def settle_batch_size(
     if settings.batch_size or settings.max_batch_tokens:
         return settings
     batch_size = FEWEST_ROWS
+    # Drawn answers depend on their batches, so there the size must not depend on the number of processes.
     processes = 1 if settings.do_sample else PartialState().num_processes
-    half = len(lengths) // (2 * processes)
+    half = len(lengths) // (2 * processes)  # two batches at least, or a stopped run would have kept nothing
     if half > FEWEST_ROWS:
         fitting = _cache_bytes(model.device) // _row_bytes(settings, model, max(lengths))
         batch_size = max(min(fitting, half, MOST_ROWS), FEWEST_ROWS)
@@ -102,7 +103,7 @@ def settle_batch_size(
 
 
 def _row_bytes(settings: GenerationSettings, model: PreTrainedModel | PeftModel, longest: int) -> int:
-    """Bytes of the keys and values of a row at its end."""
+    """Compute the bytes of a row's keys and values when it is as long as it can get."""
     config = model.config
     token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
     return token * (_num_virtual_tokens(model) + longest + settings.max_new_tokens) * settings.num_beams
@@ -121,7 +122,8 @@ def _num_virtual_tokens(model: PreTrainedModel | PeftModel) -> int:
 def build_generation_config(
     tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, settings: GenerationSettings
 ) -> GenerationConfig:
-    """The settings for `generate`, with every token that ends an answer of this generation."""
+    """Build the config for `generate`, with every token that ends an answer of this generation."""
+    # transformers warns about sampling values beside greedy decoding.
     sampling = {name: getattr(settings, name) for name in _SAMPLING if settings.do_sample}
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
@@ -129,7 +131,7 @@ def build_generation_config(
         num_beams=settings.num_beams,
         eos_token_id=chat_format.stop_token_ids(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,  # a prefix needs the cache
+        use_cache=True,  # PEFT passes a prefix to `generate` as the beginning of the cache
         **sampling,
     )
 

@@ -1,4 +1,4 @@
-"""The files of a prediction run: answers as they come, which a stopped run goes on from, and the finished file."""
+"""Write the files of a prediction run: the answers batch by batch, to resume from, and the finished file."""
 
 import json
 import logging
@@ -17,7 +17,8 @@ from glm_peft.reporting.files import flush_to_disk, write_atomically
 logger = logging.getLogger(__name__)
 
 RESULTS_NAME = "predict_results.json"
-PARTIAL_NAME = "generated_predictions.partial.jsonl"  # of the first process; of the second, ….partial.1.jsonl
+# Each process writes its own, as appends of several to one file could mix: the second, ….partial.1.jsonl.
+PARTIAL_NAME = "generated_predictions.partial.jsonl"
 OTHER_RUN_NAME = PARTIAL_NAME.replace("partial", "other_run")
 
 
@@ -25,9 +26,9 @@ def write_predictions(
     path: str | Path, prompts: Sequence[str], references: Sequence[str | None], answers: Sequence[str]
 ) -> None:
     """
-    One JSON object a row, `prompt`, `labels` (null where there is none) and `predict`, in one stroke.
+    Write one JSON object a row: `prompt`, `labels` (null where there is none) and `predict`.
 
-    A reader sees the file that was there before or the whole new one, never a part.
+    A reader sees the file that was there before or the complete new one, never a part.
     """
     rows = zip(prompts, references, answers, strict=True)
     names = ("prompt", "labels", "predict")
@@ -36,10 +37,10 @@ def write_predictions(
 
 def check_resumable(folder: str | Path, resume: bool) -> None:
     """
-    See to it that a stopped run is not overwritten; to be called before anything that takes long.
+    Refuse to overwrite a stopped run; to be called before anything that takes long.
 
     Raises:
-        UserError: there is a file of a stopped run and `resume` is not set.
+        UserError: the folder has a file of a stopped run, and `resume` is not set.
     """
     for path in partial_files(folder):
         if not resume:
@@ -49,24 +50,23 @@ def check_resumable(folder: str | Path, resume: bool) -> None:
 
 
 def partial_files(folder: str | Path) -> list[Path]:
-    """The files that a stopped run left in the folder: one of each process that had answers."""
+    """List the files that a stopped run left in the folder: one of each process that had answers."""
     return sorted(Path(folder).glob(PARTIAL_NAME.replace(".jsonl", "*.jsonl")))
 
 
 class PartialPredictions:
     """
-    The answers of a run that is not finished, one line each behind a first line that says which run it is.
+    Answers of an unfinished run, one line each behind a first line that says which run it is.
 
-    Each batch is on the disk before the next one starts; before the first, there is no file. A line that was being
-    written when the run was stopped is dropped. `answers` has what is there, by row number. Of several processes each
-    has a file of its own, and all read those of all: the next run may have another number of them.
+    Each batch is on the disk before the next one starts; before the first, there is no file. `answers` has all of
+    them by row number, those of the other processes of a stopped run too.
     """
 
     way_on = "the same command with --resume"
 
     def __init__(self, folder: str | Path, run: Mapping[str, Any], resume: bool) -> None:
         """
-        Reads what a stopped run left in the folder.
+        Read what a stopped run left in the folder.
 
         Args:
             folder: where the predictions will be.
@@ -74,12 +74,13 @@ class PartialPredictions:
             resume: whether to go on with the files of a stopped run, if there are some.
 
         Raises:
-            UserError: there is a file of a stopped run and `resume` is not set, or it is another run's.
+            UserError: the folder has a file of a stopped run and `resume` is not set, or one of another run.
         """
         check_resumable(folder, resume)
         self.path, self.run = _own_path(Path(folder)), dict(run)
         self.answers: dict[int, str] = {}
         self._ends: dict[Path, int] = {}
+        # All files, not only this process's: the stopped run may have had another number of processes.
         for path in partial_files(folder):
             answers, self._ends[path] = _read(path, self.run)
             self.answers |= answers
@@ -94,20 +95,21 @@ class PartialPredictions:
         if error_type and (files := partial_files(self.path.parent)):
             kept = f"{len(self.answers)} answers are in {files[0]}"
             if len(files) > 1:
-                kept = f"answers are in {files[0]} and {len(files) - 1} more of the kind"
+                kept = f"answers are in {files[0]} and {len(files) - 1} more such files"
             logger.warning("Stopped: %s; %s goes on from there.", kept, self.way_on)
 
     def add(self, rows: Sequence[int], answers: Sequence[str]) -> None:
-        """Puts the answers of a batch on the disk."""
+        """Write the answers of a batch to the disk."""
         if self._file is None:
             self._open()
         self._append([{"row": row, "predict": answer} for row, answer in zip(rows, answers, strict=True)])
         self.answers.update(zip(rows, answers, strict=True))
 
     def remove(self) -> None:
-        """Ends it, once the answers are where they belong, and no other process needs them."""
+        """Remove the files of all processes, once the answers are in the finished file."""
         if self._file:
             self._file.close()
+        # A process that still read or wrote one would lose answers.
         PartialState().wait_for_everyone()
         for path in partial_files(self.path.parent):
             path.unlink(missing_ok=True)
@@ -115,7 +117,7 @@ class PartialPredictions:
     def _open(self) -> None:
         self._file = self.path.open("ab")
         end = self._ends.get(self.path, 0)
-        self._file.truncate(end)
+        self._file.truncate(end)  # off goes a line that was being written when the run was stopped
         if not end:
             self._append([{"run": self.run}])
 
@@ -127,14 +129,13 @@ class PartialPredictions:
 @contextmanager
 def keep_predictions(folder: str | Path, run: Mapping[str, Any]) -> Iterator[PartialPredictions]:
     """
-    The answers of a prediction that follows training, which goes on by itself with those of the same run.
-
-    Those of another run are put aside: what was trained is not to be lost for them.
+    Keep the answers of a prediction that follows training, and go on with those of the same run, if any.
 
     Args:
-        run: what the answers depend on; of several processes that of the first counts.
+        run: what the answers depend on; the first process's counts.
     """
     (run,) = broadcast_object_list([run])
+    # An error, as in `predict`, would come after hours of training: other runs' answers are renamed instead.
     with PartialState().local_main_process_first():
         _put_other_runs_aside(folder, run)
     partial = PartialPredictions(folder, run, resume=True)
@@ -160,7 +161,7 @@ def _put_other_runs_aside(folder: str | Path, run: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path, run: Mapping[str, Any]) -> tuple[dict[int, str], int]:
-    """The answers in the whole lines of a file, by row, and where those end, in bytes."""
+    """Read the answers in the complete lines of a file, by row, and the byte at which those lines end."""
     lines = list(_whole_lines(path.read_bytes()))
     if not lines:
         return {}, 0
@@ -178,7 +179,7 @@ def _check_run(path: Path, begun: Any, run: Mapping[str, Any]) -> None:
 
 
 def _whole_lines(content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
-    """The lines before the first that is torn, each with the place of its end."""
+    """Read the lines before the first incomplete one, each with the byte at which it ends."""
     end = 0
     for line in BytesIO(content):
         try:
@@ -187,7 +188,7 @@ def _whole_lines(content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
             values = None
         if not isinstance(values, dict):
             logger.warning(
-                "The last %d bytes of the stopped run are torn: their rows are done again.", len(content) - end
+                "The stopped run's last %d bytes are incomplete: their rows are answered again.", len(content) - end
             )
             return
         end += len(line)

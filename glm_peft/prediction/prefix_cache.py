@@ -1,4 +1,4 @@
-"""A cache of keys and values that is written in place, and the prefix at its head, computed once for many batches."""
+"""Cache keys and values in place, and compute the prefix at the cache's head once for many batches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +9,14 @@ from peft import PeftModel, PeftType
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-BLOCK = 128  # tokens that there is new room for whenever a layer is full
+BLOCK = 128  # tokens by which a full layer grows, with one copy of it each time
 
 
 class BlockCache(DynamicCache):
     """
-    A `DynamicCache` with room for tokens to come, into which new ones are written.
+    `DynamicCache` with room for tokens to come, into which new ones are written.
 
-    Stock's is copied whole at each token. Here rows are also taken out in place: what moves is only the rows that take
-    the places of others.
+    transformers' own is copied at each token. Rows are also removed in place.
     """
 
     def __init__(self) -> None:
@@ -26,8 +25,9 @@ class BlockCache(DynamicCache):
 
     @classmethod
     def repeating(cls, cache: DynamicCache, batch_size: int) -> "BlockCache":
-        """The one row of `cache` for each row of a batch; it is copied when the first tokens are added."""
+        """Repeat the one row of `cache` for each row of a batch."""
         repeated = cls()
+        # Expanded, not copied: the first tokens that are added make the copy.
         for layer in cache.layers:
             own = BlockLayer()
             own.lazy_initialization(layer.keys, layer.values)
@@ -37,8 +37,9 @@ class BlockCache(DynamicCache):
         return repeated
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Row i becomes what row `indices[i]` is, for as many rows as there are indices, at most all."""
+        """Replace row i by row `indices[i]`, and keep as many rows as there are indices (at most all)."""
         wanted = indices.tolist()
+        # Only rows that take the place of another are written.
         moved = [row for row, source in enumerate(wanted) if row != source]
         sources = [wanted[row] for row in moved]
         for layer in self.layers:
@@ -49,14 +50,14 @@ class BlockCache(DynamicCache):
 
 
 class BlockLayer(DynamicLayer):
-    """One layer: `keys` and `values` [b, n_kv, s, d] are the filled parts of `_rooms`."""
+    """Layer whose `keys` and `values` [b, n_kv, s, d] are views of the filled part of `_rooms`."""
 
     _rooms: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds keys and values [b, n_kv, new, d]; returns all of them."""
+        """Add keys and values [b, n_kv, new, d], and return all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         past = self.get_seq_length()
@@ -71,17 +72,17 @@ class BlockLayer(DynamicLayer):
         return self.keys, self.values
 
     def move_rows(self, sources: list[int], targets: list[int], num_rows: int) -> None:
-        """Rows `targets` become what rows `sources` were; rows from `num_rows` on are forgotten."""
-        # Without room of their own all rows are one, the prefix, which is not to be written to.
+        """Replace the rows `targets` by the rows `sources`, and drop the rows from `num_rows` on."""
+        # Before the first update all rows are one expanded tensor, the prefix, which other batches use too.
         if targets and self._rooms is not None:
             self.keys[targets], self.values[targets] = self.keys[sources], self.values[sources]
         self.keys, self.values = self.keys[:num_rows], self.values[:num_rows]
 
 
 def _make_room(old: torch.Tensor, new: torch.Tensor, past: int, size: int) -> torch.Tensor:
-    """[b, n_kv, size, d], with what there is at its head."""
+    """Allocate [b, n_kv, size, d], with the old keys or values at its head."""
     room = new.new_empty(*new.shape[:2], size, new.shape[3])
-    if past:
+    if past:  # an empty layer's tensors are one-dimensional
         room[:, :, :past] = old
     return room
 
@@ -89,11 +90,11 @@ def _make_room(old: torch.Tensor, new: torch.Tensor, past: int, size: int) -> to
 @contextmanager
 def prefix_computed_once(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """
-    The prefix of the model's adapter is computed for the first batch and taken again for the others.
+    Compute the prefix of the model's adapter for the first batch, and use it again for the others.
 
-    PEFT runs its encoder for each call of `generate`, and repeats the result for each row. The adapter must not change
-    meanwhile. Models without a prefix are left alone.
+    The adapter must not change meanwhile. Models without a prefix are left alone.
     """
+    # PEFT runs its encoder for each call of `generate`, and copies the result for each row.
     if not isinstance(model, PeftModel) or model.active_peft_config.peft_type != PeftType.PREFIX_TUNING:
         yield
         return

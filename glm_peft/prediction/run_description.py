@@ -1,4 +1,4 @@
-"""What the answers of a run depend on, so that a stopped run is gone on with by the same one only."""
+"""Describe what the answers of a run depend on, so that only the same run goes on with a stopped one."""
 
 import hashlib
 import json
@@ -17,7 +17,8 @@ from glm_peft.prediction.generation_settings import GenerationSettings
 _DRAWING = ("top_p", "top_k", "temperature", "seed", "batch_size", "max_batch_tokens")
 _WEIGHTS, _CONFIGS = (".safetensors", ".bin"), ("config.json", "adapter_config.json")
 _CHUNK = 1 << 24
-_MOST_NUMBERS = 1 << 20  # of a parameter: a whole model has too many, and training changes them all
+# Values of a parameter that are hashed: a large one takes too long, and training changes all of its values.
+_MOST_NUMBERS = 1 << 20
 
 
 def describe_run(
@@ -27,16 +28,15 @@ def describe_run(
     model: PeftModel | PreTrainedModel | None = None,
 ) -> dict[str, Any]:
     """
-    The name of what the answers depend on → its value, or a digest of it.
+    Map the name of each thing that the answers depend on to its value, or to a digest of it.
 
     Args:
-        model: what was trained of it, in memory, counts instead of the adapter's files.
-
-    Files of the adapter and the prompts' ids count with their content, the base's files with their names and sizes.
-    Batches count only where answers are drawn: greedy ones do not depend on them.
+        model: its trained parameters, in memory, count instead of the adapter's files.
     """
+    # Batches count only where answers are drawn: greedy ones do not depend on them.
     kept = [name for name in asdict(settings) if settings.do_sample or name not in _DRAWING]
     return {
+        # By names and sizes: reading a base of 12 GB takes minutes.
         "base": _describe_source(model_args.model_name_or_path, with_content=False),
         "base's revision": model_args.model_revision,
         "dtype": model_args.dtype,
@@ -48,12 +48,12 @@ def describe_run(
 
 
 def describe_settings(settings: GenerationSettings) -> str:
-    """The settings that have an effect, in words."""
+    """Describe the settings that have an effect, for the log."""
     search = f"{settings.num_beams} beams" if settings.num_beams > 1 else "greedy"
     if settings.do_sample:
         search = ", ".join(f"{name} {getattr(settings, name)}" for name in ("top_p", "top_k", "temperature", "seed"))
         search = f"drawn with {search}" + (f", {settings.num_beams} beams" if settings.num_beams > 1 else "")
-    batches = f"{settings.batch_size} rows a batch" if settings.batch_size else "rows a batch as memory has room"
+    batches = f"{settings.batch_size} rows a batch" if settings.batch_size else "as many rows a batch as fit in memory"
     if settings.max_batch_tokens:
         batches = f"at most {settings.max_batch_tokens} tokens a batch"
     return f"at most {settings.max_new_tokens} new tokens a row; {search}; {batches}"

@@ -1,1 +1,1 @@
-"""Rows become batches: records, conversations, lengths, collators, packing, batching."""
+"""Turn rows into batches: records, conversations, lengths, collators, packing, batching."""

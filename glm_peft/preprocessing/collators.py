@@ -1,4 +1,4 @@
-"""Features → batches: padding, masks and positions."""
+"""Collate features into batches: padding, masks and positions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,9 @@ IGNORED_LABEL = -100
 @dataclass
 class GenerationCollator:
     """
-    Prompts padded on the left to the longest of the batch.
+    Pad prompts on the left to the longest of the batch.
 
-    Input: features with `input_ids`; other columns are not looked at. Output, each [b, s] and int64: `input_ids`,
+    Input: features with `input_ids`; other columns are ignored. Output, each [b, s] and int64: `input_ids`,
     `attention_mask`, and `position_ids` that count the real tokens from 0 (0 on padding).
     """
 
@@ -29,7 +29,7 @@ class GenerationCollator:
 @dataclass
 class TrainingCollator:
     """
-    Prompts with answers, padded on the tokenizer's padding side to the longest of the batch.
+    Pad prompts with answers on the tokenizer's padding side to the longest of the batch.
 
     Input: features with `input_ids`, and `labels` if there are any. Output as `GenerationCollator`, with `labels`:
     padded with -100, or, where `ignore_pad_token_for_loss` is off as published scripts allow, with the pad token.
@@ -56,17 +56,18 @@ def _padded_inputs(
     if pad is None:
         raise UserError("The tokenizer has no pad token, which batches need: set tokenizer.pad_token.")
     multiple = collator.pad_to_multiple_of or 1
-    length = -(-max(len(row) for row in rows) // multiple) * multiple
+    length = -(-max(len(row) for row in rows) // multiple) * multiple  # rounded up
     attention_mask = _padded([[1] * len(row) for row in rows], 0, length, side)
     return {
         "input_ids": _padded(rows, pad, length, side),
         "attention_mask": attention_mask,
+        # Always given: without them PEFT counts the padding too, and the logits of padded rows are wrong.
         "position_ids": (attention_mask.cumsum(dim=-1) - 1) * attention_mask,
     }
 
 
 def _padded(rows: list[list[int]], filler: int, length: int, side: str) -> torch.Tensor:
-    """The rows as one tensor [b, length]."""
+    """Pad rows to one tensor [b, length]."""
     fillers = [[filler] * (length - len(row)) for row in rows]
     pairs = zip(fillers, rows, strict=True) if side == "left" else zip(rows, fillers, strict=True)
     return torch.tensor([first + second for first, second in pairs], dtype=torch.long)

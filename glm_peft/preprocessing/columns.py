@@ -1,4 +1,4 @@
-"""Which columns of a file hold the prompt, the answer, the history or the messages."""
+"""Find the columns of a file that hold the prompt, the answer, the history or the messages."""
 
 import difflib
 import logging
@@ -10,27 +10,28 @@ from glm_peft.preprocessing.records import Row, quoted
 
 logger = logging.getLogger(__name__)
 
+# The names of the published scripts: GLM-4's and ChatGLM3's; ADGEN's and the chat data of ChatGLM-6B and ChatGLM2.
 _MESSAGE_COLUMNS = ("messages", "conversations")
 _PAIR_COLUMNS = (("content", "summary"), ("prompt", "response"))
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what: `messages` alone, or `prompt` with `response` and `history`."""
+    """Names of the columns to read: `messages` alone, or `prompt` with `response` and `history`."""
 
     messages: str | None = None
     prompt: str | None = None
     response: str | None = None
     history: str | None = None
-    history_required: bool = False
+    history_required: bool = False  # a flag names it, so a row without it is an error
 
 
 def find_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> Columns:
     """
-    Which columns to read: those of the flags, else the well-known names that the file's first row has.
+    Find the columns to read: those of the flags, else the well-known names that the file's first row has.
 
     Raises:
-        UserError: a column of the flags is not there (with the nearest name), or no well-known name is.
+        UserError: a column of the flags is missing (with the nearest name), or the row has no well-known name.
     """
     flags = (data_args.prompt_column, data_args.response_column)
     columns = _flagged_columns(row, data_args, needs_answer) if any(flags) else _known_columns(row, needs_answer)
@@ -57,6 +58,7 @@ def _known_columns(row: Row, needs_answer: bool) -> Columns:
             logger.info("%s: reading the conversations of the column %r.", row.file, name)
             return Columns(messages=name)
     for prompt, response in _PAIR_COLUMNS:
+        # Rows to predict need no answer; one that they have is the reference.
         if prompt in row.values and (response in row.values or not needs_answer):
             history = "history" if prompt == "prompt" else None
             names = quoted(filter(None, (prompt, response, history)))
@@ -74,7 +76,8 @@ def _require_column(row: Row, name: str, flag: str) -> None:
 
 
 def describe_missing_column(row: Row, name: str) -> str:
-    """That the column is not in the row, which one is nearest, and which there are."""
+    """Write that the row lacks the column, which of its columns is nearest, and which there are."""
+    # difflib counts "Prompt" and "prompt" as different in a letter, which should be the nearest of all.
     by_lower_case = {str(column).lower(): column for column in row.values}
     near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.4)
     nearest = f"the nearest is {by_lower_case[near[0]]!r}, " if near else ""

@@ -1,4 +1,4 @@
-"""Rows of every known shape → conversations: messages that were checked, with the place that they came from."""
+"""Turn rows of every known shape into conversations: checked messages, with the place that they came from."""
 
 import gc
 import json
@@ -16,6 +16,7 @@ from glm_peft.preprocessing.records import BadRow, Row, describe_value, quoted, 
 
 Message = dict[str, str]
 
+# ShareGPT's names stand beside the published ones.
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 _LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
@@ -24,30 +25,29 @@ _LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """
-    One row as messages `{"role", "content"}`: maybe a system message, then user and assistant by turns.
+    One row as messages `{"role", "content"}`: maybe a system message, then user and assistant taking turns.
 
     The last assistant message is the answer; a conversation that ends with the user's question has none.
-    `is_chat` tells a row of messages, where every assistant turn may be trained on, from a row of columns.
     """
 
     messages: list[Message]
     where: str
-    is_chat: bool
+    is_chat: bool  # a row of messages, where every assistant turn may be trained on, not one of columns
 
     @property
     def prompt(self) -> list[Message]:
-        """The messages up to and including the last question."""
+        """Return the messages up to and including the last question."""
         return self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
 
     @property
     def answer(self) -> str | None:
-        """The answer to the last question, or `None` where the row has none."""
+        """Return the answer to the last question, or `None` where the row has none."""
         return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else None
 
 
 @dataclass
 class Split:
-    """The conversations of one split, and what happened while they were read."""
+    """Conversations of one split, with the rows that were left out and the limit that stopped the reading."""
 
     name: str
     source: str
@@ -57,12 +57,13 @@ class Split:
 
     @property
     def kind(self) -> str:
-        """`train`, `validation` or `test`: the name, but for what tells several splits for evaluation apart."""
+        """Return `train`, `validation` or `test`."""
+        # Several files for evaluation are called `validation_NAME`.
         return self.name.partition("_")[0]
 
     @property
     def rows_read(self) -> int:
-        """Rows that were used or left out."""
+        """Return how many rows were used or left out."""
         return len(self.conversations) + len(self.left_out)
 
     def __len__(self) -> int:
@@ -91,7 +92,8 @@ def load_splits(data_args: DataArguments, splits: list[str]) -> dict[str, Split]
 
 @contextmanager
 def paused_collection() -> Iterator[None]:
-    """While many rows are made, which all stay: the collector of cycles would look at all of them again and again."""
+    """Pause Python's collector of reference cycles while many rows are made."""
+    # They all stay, and it would go through all of them again and again.
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -108,6 +110,7 @@ def _load_split(data_args: DataArguments, name: str) -> Split:
     rows = read_rows(file) if file else read_hub_rows(data_args.dataset_name, data_args.dataset_config_name, name)
     split = Split(name, file or f"{data_args.dataset_name} ({name})")
     limit = getattr(data_args, _LIMITS[split.kind])
+    # islice ends the reading itself at the limit: the rest of a large file is neither read nor checked.
     split.conversations = list(islice(_conversations(rows, split, data_args), limit))
     if limit is not None and len(split) == limit:
         split.limit = f"--{_LIMITS[split.kind]} {limit}"
@@ -122,6 +125,7 @@ def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) 
         try:
             if row.problem:
                 raise BadRow(row, row.problem, "unreadable row")
+            # By the first row that can be read; a later one without these columns is an error of that row.
             if columns is None:
                 columns = find_columns(row, data_args, needs_answer)
             yield read_conversation(row, columns, needs_answer)
@@ -139,10 +143,10 @@ def _nothing_left(split: Split) -> str:
 
 def read_conversation(row: Row, columns: Columns, needs_answer: bool) -> Conversation:
     """
-    The row as a conversation.
+    Read a row as a conversation.
 
     Args:
-        needs_answer: whether the row must end with an answer; without, an empty or absent answer counts as none.
+        needs_answer: whether the row must end with an answer; if not, an empty or absent one counts as none.
 
     Raises:
         BadRow: a column is missing, a value has the wrong type or is empty, or the roles do not take turns.
@@ -164,12 +168,13 @@ def _value(row: Row, column: str) -> Any:
 
 
 def _text(row: Row, column: str, value: Any, name: str, may_be_empty: bool = False) -> str:
-    """The value as text, or a `BadRow` that calls it `name`."""
+    """Return the value if it is text, or raise a `BadRow` that calls it `name`."""
     if not isinstance(value, str):
         problem = f"column {column!r}: the {name} must be text, found {describe_value(value)}"
         raise BadRow(row, problem, "wrong type")
     if not may_be_empty and not value.strip():
         raise BadRow(row, f"column {column!r}: the {name} is empty, found {value!r}", f"empty {name.split(' of ')[0]}")
+    # JSON can spell half of a surrogate pair, which no tokenizer and no output file can encode.
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -205,8 +210,8 @@ def _read_history(row: Row, columns: Columns) -> list[Message]:
 
 
 def _list(row: Row, column: str, value: Any, name: str) -> list[Any]:
-    """A list, or the JSON text of one, which is how a CSV file holds it."""
-    if isinstance(value, str):
+    """Return the value if it is a list, or the list that its text is in JSON."""
+    if isinstance(value, str):  # as a CSV file holds it
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
@@ -223,6 +228,7 @@ def _read_messages(row: Row, column: str, needs_answer: bool) -> list[Message]:
     items = _list(row, column, _value(row, column), "conversation")
     messages = [_read_message(row, column, number, item) for number, item in enumerate(items, 1)]
     _check_turns(row, column, [message["role"] for message in messages], needs_answer)
+    # A file to predict may keep the place of the answer empty.
     blank_answer = messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip()
     if blank_answer and not needs_answer:
         messages.pop()
@@ -248,7 +254,7 @@ def _read_message(row: Row, column: str, number: int, item: Any) -> Message:
 
 
 def _check_turns(row: Row, column: str, roles: list[str], needs_answer: bool) -> None:
-    """After an optional system message, user and assistant take turns; `needs_answer`: the assistant is last."""
+    """Check that user and assistant take turns after an optional system message, up to an answer if it is needed."""
     first = 1 if roles[:1] == ["system"] else 0
     problem = None
     for number, role in enumerate(roles[first:]):

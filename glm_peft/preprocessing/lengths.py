@@ -1,4 +1,4 @@
-"""How long prompts and answers are in tokens, what was cut off, and which limits would have held them."""
+"""Report how long prompts and answers are in tokens, what was cut off, and which limits would hold them."""
 
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,7 +17,7 @@ _SHOWN_ROWS = 5
 @dataclass(frozen=True)
 class Lengths:
     """
-    Lengths in tokens, special tokens included, before anything was cut.
+    Lengths in tokens, special tokens included, as they were before anything was cut.
 
     `percentiles` are the lengths that hold 50, 90, 99 and 100 % of the texts; `limit` is the value of `flag`, and
     `truncated` the number of texts that are longer.
@@ -31,13 +31,13 @@ class Lengths:
 
     @property
     def suggestion(self) -> int:
-        """The smallest limit that holds 99 % of the texts."""
-        return self.percentiles[2]
+        """Return the smallest limit that holds 99 % of the texts."""
+        return self.percentiles[2]  # not the longest: one outlier would set the memory that all of a run needs
 
 
 @dataclass(frozen=True)
 class LengthReport:
-    """What became of the rows of a split; `str()` gives it as a block of text for the log."""
+    """Report on what became of the rows of a split; `str()` writes it as a block of text for the log."""
 
     split: Split
     examples: int
@@ -48,7 +48,7 @@ class LengthReport:
         lines.append(f"  {'tokens':<8}{'50 %':>8}{'90 %':>8}{'99 %':>8}{'max':>8}  {'limit':<30}truncated")
         lines += [_table_line(lengths, self.examples) for lengths in self.lengths]
         fitting = " ".join(f"{lengths.flag} {lengths.suggestion}" for lengths in self.lengths)
-        lines.append(f"  99 % would be held by {fitting}")
+        lines.append(f"  99 % of the texts fit within {fitting}")
         return "\n".join(lines)
 
     def _headline(self) -> str:
@@ -63,14 +63,15 @@ class LengthReport:
 
 
 def summarize_lengths(name: str, flag: str, limit: int, lengths: list[int]) -> Lengths:
-    """Percentiles (nearest rank: each is a length that occurs) of lengths in tokens, and how many pass `limit`."""
+    """Summarize lengths in tokens: their percentiles, and how many are above `limit`."""
     array = np.asarray(lengths)
+    # By nearest rank, so that each percentile is a length that occurs, and a limit that holds its share exactly.
     percentiles = np.percentile(array, _PERCENTILES, method="inverted_cdf")
     return Lengths(name, flag, limit, tuple(int(value) for value in percentiles), int((array > limit).sum()))
 
 
 def measure_lengths(dataset: Any) -> list[list[int]]:
-    """Tokens of each prompt, and of each answer where there are labels."""
+    """Count the tokens of each prompt, and of each answer where there are labels."""
     totals = dataset["length"][:]
     if "labels" not in dataset.column_names:
         return [totals]
@@ -79,7 +80,8 @@ def measure_lengths(dataset: Any) -> list[list[int]]:
 
 
 def limit_report(report: LengthReport, lengths: list[list[int]], data_args: DataArguments) -> LengthReport:
-    """A report on whole texts, with the limits that the flags give."""
+    """Compare a report on uncut texts with the limits of the flags."""
+    # The doctor encodes every text uncut to measure it, but reports what the run's own limits would cut off.
     limits = [getattr(data_args, measured.flag.removeprefix("--")) for measured in report.lengths]
     measured = zip(report.lengths, limits, lengths, strict=True)
     return replace(report, lengths=tuple(summarize_lengths(x.name, x.flag, limit, own) for x, limit, own in measured))
@@ -87,6 +89,7 @@ def limit_report(report: LengthReport, lengths: list[list[int]], data_args: Data
 
 def _left_out_lines(split: Split) -> list[str]:
     lines = []
+    # groupby joins neighbours only, hence the sorting; it keeps the rows of a kind in the order of the file.
     for kind, group in groupby(sorted(split.left_out, key=lambda bad_row: bad_row.kind), lambda bad_row: bad_row.kind):
         numbers = [bad_row.row.number for bad_row in group]
         more = ", …" if len(numbers) > _SHOWN_ROWS else ""

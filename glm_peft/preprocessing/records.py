@@ -1,4 +1,4 @@
-"""Files and Hub data sets, read row by row; every row knows the file and the line that it came from."""
+"""Read files and Hub datasets row by row; every row knows the file and the line that it came from."""
 
 import codecs
 import csv
@@ -15,17 +15,17 @@ from glm_peft.errors import UserError
 
 _raw_decode = json.JSONDecoder().raw_decode
 _skip_space = re.compile(r"[ \t\n\r]*").match
-_SNIPPET = 40
+_SNIPPET = 40  # characters of a value that an error message shows
 _SAMPLE = 1 << 16  # bytes from which the encoding is guessed
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """
-    One row as it was read: `values` by column, or the `problem` that kept it from being read.
+    One row as it was read: its `values` by column, or the `problem` that kept it from being read.
 
     `number` counts from 1: the line in a text file on which the row begins (`unit` "line"), or its place in a
-    Parquet file or a Hub data set (`unit` "row").
+    Parquet file or a Hub dataset (`unit` "row").
     """
 
     file: str
@@ -36,12 +36,12 @@ class Row:
 
     @property
     def where(self) -> str:
-        """The place that an error message names, such as `train.json, line 3`."""
+        """Name the place for an error message, such as `train.json, line 3`."""
         return f"{self.file}, {self.unit} {self.number}"
 
 
 class BadRow(UserError):
-    """A row that cannot be used; `row` is where it stands, `problem` what is wrong with it, `kind` a word for it."""
+    """Error about a row that cannot be used: the row, what is wrong with it, and the `kind` that it is counted as."""
 
     def __init__(self, row: Row, problem: str, kind: str) -> None:
         super().__init__(f"{row.where}, {problem}")
@@ -51,13 +51,13 @@ class BadRow(UserError):
 
 def read_rows(file: str) -> Iterator[Row]:
     """
-    The rows of a `.json`, `.jsonl`, `.csv` or `.parquet` file, in order.
+    Read the rows of a `.json`, `.jsonl`, `.csv` or `.parquet` file, in order.
 
     JSON may be an array of objects, an object with such an array under `data`, or one object a line, whatever the
     extension says; blank lines are no rows. A line that cannot be read is a row with a `problem`.
 
     Raises:
-        UserError: the file does not exist, has another extension, is empty, is not UTF-8, or is broken as a whole.
+        UserError: the file does not exist, has another extension, is empty, is not UTF-8, or cannot be read at all.
     """
     reader = _READERS.get(Path(file).suffix.lower())
     if reader is None:
@@ -69,10 +69,10 @@ def read_rows(file: str) -> Iterator[Row]:
 
 def read_hub_rows(dataset_name: str, config_name: str | None, split: str) -> Iterator[Row]:
     """
-    The rows of one split of a Hub data set or of a local folder that `datasets` can load.
+    Read the rows of one split of a Hub dataset or of a local folder that `datasets` can load.
 
     Raises:
-        UserError: the data set cannot be loaded or has no such split.
+        UserError: the dataset cannot be loaded or has no such split.
     """
     import datasets
 
@@ -89,10 +89,10 @@ def read_hub_rows(dataset_name: str, config_name: str | None, split: str) -> Ite
 
 
 def describe_value(value: Any) -> str:
-    """What stands in a place, in the words of JSON, short enough for an error message."""
+    """Describe a value in JSON's terms, short enough for an error message."""
     if value is None:
         return "null"
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # before int, of which it is a kind
         return f"the truth value {str(value).lower()}"
     if isinstance(value, int | float):
         return f"the number {value}"
@@ -102,7 +102,7 @@ def describe_value(value: Any) -> str:
 
 
 def quoted(names: Iterable[Any]) -> str:
-    """Names for an error message: `'content', 'summary'`."""
+    """Join names for an error message: `'content', 'summary'`."""
     return ", ".join(repr(name) for name in names)
 
 
@@ -120,7 +120,7 @@ def _nearest_file(path: Path) -> str:
 def _read_text(file: str) -> str:
     data = Path(file).read_bytes()
     try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
+        text = data.decode("utf-8").removeprefix("\ufeff")  # Windows editors begin UTF-8 files with it
     except UnicodeDecodeError as error:
         raise UserError(_encoding_problem(file, data, error.start)) from error
     if not text.strip():
@@ -133,15 +133,17 @@ def _encoding_problem(file: str, data: bytes, offset: int) -> str:
     found = f"{file}, line {line}, byte {column}: 0x{data[offset]:02x} is not UTF-8"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return f"{found} (the file looks like UTF-16); save the file as UTF-8."
+    # From the line's first byte, not from the bad one, which may be the second of a character.
     if _looks_like_gbk(data[offset - column + 1 :][:_SAMPLE]):
         return f"{found} (the file looks like GBK): convert it with `iconv -f GB18030 -t UTF-8 {file} > NEW_FILE`."
     return f"{found}; save the file as UTF-8."
 
 
 def _looks_like_gbk(data: bytes) -> bool:
-    """Whether the bytes are GB18030, and most of what is not ASCII are common Chinese characters and their marks."""
+    """Whether the bytes are GB18030, and most of what is not ASCII is common Chinese."""
+    # Nearly all bytes are some GB18030, most of it rare characters where the encoding is another one.
     try:
-        text = codecs.getincrementaldecoder("gb18030")().decode(data)  # the end may be within a character
+        text = codecs.getincrementaldecoder("gb18030")().decode(data)  # incremental: a sample may end in a character
     except UnicodeDecodeError:
         return False
     other = [character for character in text if not character.isascii()]
@@ -150,12 +152,12 @@ def _looks_like_gbk(data: bytes) -> bool:
 
 
 def _is_common(character: str) -> bool:
-    """Of the first level of GB 2312, by pronunciation, or its signs and full-width letters."""
+    """Whether a character is of GB 2312's first level, or one of its signs and full-width letters."""
     try:
         lead = character.encode("gb2312")[0]
     except UnicodeEncodeError:
         return False
-    return lead <= 0xD7
+    return lead <= 0xD7  # the second level, of rarer characters, follows
 
 
 def _json_rows(file: str) -> Iterator[Row]:
@@ -164,8 +166,9 @@ def _json_rows(file: str) -> Iterator[Row]:
     if text[start] == "[":
         return _array_rows(file, text, start, alone=True)
     try:
-        value, end = _raw_decode(text, start)
+        value, end = _raw_decode(text, start)  # whatever the extension says: ADGEN's train.json holds lines
     except json.JSONDecodeError as error:
+        # One broken object over many lines has one error, at its own place; of lines each may have its own.
         if not _looks_like_lines(text):
             raise UserError(f"{file}, line {error.lineno}, {_json_problem(error)}.") from error
         return _line_rows(file, text)
@@ -182,7 +185,8 @@ def _looks_like_lines(text: str) -> bool:
 
 
 def _start_of_value(text: str, position: int, name: str) -> int:
-    """Where the value of the key `name` begins in the valid JSON object that opens at `position`."""
+    """Find where the value of the key `name` begins in the valid JSON object that opens at `position`."""
+    # Decoded key by key: a search for the name could find it inside of another value.
     while True:
         key, end = _raw_decode(text, _skip_space(text, position + 1).end())
         start = _skip_space(text, text.index(":", end) + 1).end()
@@ -192,7 +196,8 @@ def _start_of_value(text: str, position: int, name: str) -> int:
 
 
 def _array_rows(file: str, text: str, position: int, alone: bool = False) -> Iterator[Row]:
-    """The elements of the array that opens at `position`, each with its line; nothing may follow one `alone`."""
+    """Read the elements of the array that opens at `position`, each with its line; nothing may follow one `alone`."""
+    # Element by element, as json.loads would not say on which line each begins.
     line, counted = 1, 0
     position = _skip_space(text, position + 1).end()
     while not text.startswith("]", position):
@@ -206,7 +211,7 @@ def _array_rows(file: str, text: str, position: int, alone: bool = False) -> Ite
 
 
 def _array_element(file: str, text: str, position: int) -> tuple[Any, int]:
-    """One element, and where the next one (or the closing bracket) begins."""
+    """Decode one element, and return it with the place where the next one (or the closing bracket) begins."""
     try:
         value, end = _raw_decode(text, position)
         end = _skip_space(text, end).end()
@@ -245,7 +250,7 @@ def _object_row(file: str, line: int, value: Any) -> Row:
 
 
 def _csv_rows(file: str) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long document; more overflows on Windows
     reader = csv.reader(io.StringIO(_read_text(file), newline=""), strict=True)
     header: list[str] | None = None
     for line, fields in _csv_records(file, reader):
@@ -259,9 +264,9 @@ def _csv_rows(file: str) -> Iterator[Row]:
 
 
 def _csv_records(file: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """Each record that is not a blank line, with the line on which it begins: a quoted field may span lines."""
+    """Read each record that is not a blank line, with the line on which it begins."""
     while True:
-        line = reader.line_num + 1
+        line = reader.line_num + 1  # taken before the record is read, as a quoted field may span lines
         try:
             fields = next(reader)
         except StopIteration:

@@ -386,7 +386,7 @@ def test_workers_of_datasets_map_encode(tokenizer):
         (None, "tokenizer.model .* is not in"),
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1018370\n", "git-lfs pointer"),
-        (b"\x0a\x0fcut off in the middle", "not a whole SentencePiece model"),
+        (b"\x0a\x0fcut off in the middle", "not a complete SentencePiece model"),
     ],
 )
 def test_missing_or_broken_file_is_one_clear_sentence(tmp_path, content, message):

@@ -1,4 +1,4 @@
-"""The config of ChatGLM-6B, and the door through which every published `model_type: "chatglm"` config comes."""
+"""Define ChatGLM-6B's config, and read every published config of `model_type: "chatglm"`."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from glm_peft.errors import UserError
 from glm_peft.models.generations import CHATGLM
 from glm_peft.models.glm.configuration_glm import GlmConfig, check_generation, is_published, translate_config
 
+# The older revision keeps 20000 ids for images before those of text, and its config may leave out the ids below.
 _OLD_REVISION_VOCABULARY = 150528
 _OLD_REVISION_IDS = {
     "mask_token_id": 150000,
@@ -20,7 +21,7 @@ _OLD_REVISION_IDS = {
 
 class ChatGLMConfig(PreTrainedConfig):
     """
-    ChatGLM-6B's config under transformers' field names; the published names are read too.
+    ChatGLM-6B's config, which has transformers' field names and also reads the published ones.
 
     `mask_token_id` and `gmask_token_id` are `[MASK]` and `[gMASK]`, `bos_token_id` is `<sop>`.
     """
@@ -39,13 +40,13 @@ class ChatGLMConfig(PreTrainedConfig):
     intermediate_size: int = 16384
     num_hidden_layers: int = 28
     num_attention_heads: int = 32
-    hidden_act: str = "gelu_pytorch_tanh"
+    hidden_act: str = "gelu_pytorch_tanh"  # the published code has the tanh form of GELU, and no field for it
     layer_norm_eps: float = 1e-5
     max_position_embeddings: int = 2048
     initializer_range: float = 0.02
     attention_dropout: float = 0.0
     use_cache: bool = True
-    tie_word_embeddings: bool = True
+    tie_word_embeddings: bool = True  # checkpoints store lm_head.weight too, with the same values
     rope_theta: float = 10000.0
     position_encoding_2d: bool = True
     bos_token_id: int | None = 130004
@@ -56,18 +57,18 @@ class ChatGLMConfig(PreTrainedConfig):
 
     @property
     def head_dim(self) -> int:
-        """Numbers of one head; PEFT sizes the prefix by it."""
+        """Return the size of one head; PEFT sizes the prefix by it."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def num_key_value_heads(self) -> int:
-        """Every head has keys and values of its own."""
+        """Return the number of heads, each of which has keys and values of its own; PEFT reads it under this name."""
         return self.num_attention_heads
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PreTrainedConfig:
         """
-        The config of whichever generation the fields describe: four share `model_type: "chatglm"`.
+        Return the config of the generation that the fields describe: four share `model_type: "chatglm"`.
 
         Args:
             generation (keyword): wins over what the recorded name tells, where ChatGLM2 and ChatGLM3 differ.
@@ -77,8 +78,10 @@ class ChatGLMConfig(PreTrainedConfig):
                 for.
         """
         generation = kwargs.pop("generation", None)
+        # Without auto_map the Auto classes find no remote code to run, whatever trust_remote_code says.
         config_dict = {name: value for name, value in config_dict.items() if name != "auto_map"}
         _refuse_quantized_weights(config_dict)
+        # The Auto classes choose the network by the class of what is returned, not by model_type.
         if is_published(config_dict):
             return GlmConfig.from_dict(translate_config(config_dict, generation), **kwargs)
         if not {"position_encoding_2d", "inner_hidden_size"} & config_dict.keys():
@@ -104,6 +107,6 @@ def _refuse_quantized_weights(config: dict[str, Any]) -> None:
 
 
 def _with_old_revision_ids(config: dict[str, Any]) -> dict[str, Any]:
-    """The older revision has every id 20000 higher, and its config may leave some of them out."""
+    """Add the special ids of the older revision where its config leaves them out."""
     is_old = config.get("vocab_size") == _OLD_REVISION_VOCABULARY
     return _OLD_REVISION_IDS | config if is_old else config

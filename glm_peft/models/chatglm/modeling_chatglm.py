@@ -1,7 +1,7 @@
 """
-ChatGLM-6B in transformers' style, written from its description (FORMATS section 3).
+Define ChatGLM-6B's network in transformers' style, written from its description (FORMATS section 3).
 
-Shapes: b batch, s tokens of this call, n_h heads, d numbers of a head, h = n_h * d. The modules have the published
+Shapes: b batch, s tokens of this call, n_h heads, d features of a head, h = n_h * d. The modules have the published
 names, so published weights load as they are.
 """
 
@@ -25,17 +25,18 @@ from transformers.utils.output_capturing import capture_outputs
 from glm_peft.models.chatglm.configuration_chatglm import ChatGLMConfig
 from glm_peft.models.chatglm.positions import build_position_rows
 
-# The published code takes 28 layers here, whatever the number of layers is.
+# The published code takes 28 layers here, whatever num_layers says.
 _RESIDUAL_SCALE = math.sqrt(2 * 28)
 
 
 class ChatGLMRotaryEmbedding(nn.Module):
-    """The cosines and sines of both position rows, a half of the head for each."""
+    """Rotary embedding that gives each of the two position rows one half of the head."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__()
         self.config = config
-        # transformers rebuilds such a buffer under these names after loading on the meta device.
+        # After loading on the meta device, transformers rebuilds the buffers of a class with RotaryEmbedding in its
+        # name, by these attributes.
         self.rope_type = "default"
         inv_freq, self.attention_scaling = self.compute_default_rope_parameters(config)
         self.inv_freq = nn.Buffer(inv_freq, persistent=False)
@@ -45,21 +46,23 @@ class ChatGLMRotaryEmbedding(nn.Module):
     def compute_default_rope_parameters(
         config: ChatGLMConfig, device: torch.device | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, float]:
-        """The frequencies [d / 4], rounded to float16 as published, and a scale of 1."""
+        """Return the frequencies [d / 4] and a scale of 1."""
         half = config.head_dim // 2
         inv_freq = 1.0 / config.rope_theta ** (torch.arange(0, half, 2, dtype=torch.float32) / half)
+        # The weights were trained with frequencies in float16. Rounded anywhere else, a rebuilt buffer would not be.
         return inv_freq.half().float().to(device), 1.0
 
     @torch.no_grad()
     def forward(self, hidden_states: torch.Tensor, position_rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """position_rows [b, 2, s] -> cosines and sines [b, 1, s, 2, d / 2]."""
+        """Turn position_rows [b, 2, s] into cosines and sines [b, 1, s, 2, d / 2]."""
         angles = position_rows.transpose(1, 2)[..., None].float() * self.inv_freq
         angles = torch.cat((angles, angles), dim=-1)[:, None]
         return angles.cos().to(hidden_states.dtype), angles.sin().to(hidden_states.dtype)
 
 
 def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """states [b, n_h, s, d], its halves turned by one position row each; number j goes with j + d / 4."""
+    """Rotate states [b, n_h, s, d], each half of the head by its own position row."""
+    # Feature j is paired with j + d / 4: the half is cut in two, where GLM-4 interleaves.
     halves = states.unflatten(-1, (2, -1))
     first, second = halves.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
@@ -67,17 +70,17 @@ def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 class ChatGLMAttention(nn.Module):
-    """Multi-head attention with one fused projection."""
+    """Multi-head attention that projects query, key and value in one linear layer."""
 
     def __init__(self, config: ChatGLMConfig, layer_idx: int):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
         self.head_dim = config.head_dim
-        self.num_key_value_groups = 1
+        self.num_key_value_groups = 1  # eager attention repeats keys and values by it
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
-        self.is_causal = False
+        self.is_causal = False  # sdpa takes a missing mask for a causal one otherwise; the prompt is bidirectional
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -89,8 +92,9 @@ class ChatGLMAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """hidden_states [b, s, h] -> [b, s, h] and the attention weights, where the implementation has them."""
+        """Turn hidden_states [b, s, h] into [b, s, h], and return the weights where the implementation has them."""
         input_shape = hidden_states.shape[:-1]
+        # Query, key and value stand side by side within each head, so the cut is along 3 * d, not along 3 * h.
         fused = self.query_key_value(hidden_states).view(*input_shape, -1, 3 * self.head_dim)
         query, key, value = fused.transpose(1, 2).chunk(3, dim=-1)
         query, key = _rotate(query, *position_embeddings), _rotate(key, *position_embeddings)
@@ -107,7 +111,7 @@ class ChatGLMAttention(nn.Module):
 
 
 class ChatGLMMLP(nn.Module):
-    """h -> 4h -> h with the tanh form of GELU."""
+    """Feed-forward network that goes from h to 4h and back."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__()
@@ -116,12 +120,12 @@ class ChatGLMMLP(nn.Module):
         self.activation_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[b, s, h] -> [b, s, h]"""
+        """Turn [b, s, h] into [b, s, h]."""
         return self.dense_4h_to_h(self.activation_fn(self.dense_h_to_4h(hidden_states)))
 
 
 class ChatGLMLayer(GradientCheckpointingLayer):
-    """A layer whose residuals start from the normalised input, scaled."""
+    """Layer whose residuals start from the normalised input, scaled."""
 
     def __init__(self, config: ChatGLMConfig, layer_idx: int):
         super().__init__()
@@ -131,7 +135,7 @@ class ChatGLMLayer(GradientCheckpointingLayer):
         self.mlp = ChatGLMMLP(config)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """[b, s, h] -> [b, s, h]"""
+        """Turn [b, s, h] into [b, s, h]."""
         normed = self.input_layernorm(hidden_states)
         hidden_states = normed * _RESIDUAL_SCALE + self.attention(normed, **kwargs)[0]
         normed = self.post_attention_layernorm(hidden_states)
@@ -139,15 +143,15 @@ class ChatGLMLayer(GradientCheckpointingLayer):
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
-    """What ChatGLM-6B's models have in common."""
+    """Base class that tells transformers how ChatGLM-6B is loaded, split over devices and attended."""
 
     config_class = ChatGLMConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ChatGLMLayer"]
     _skip_keys_device_placement = ["past_key_values"]
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
-    # Flash attention has no mask in which a part is bidirectional.
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # published checkpoints store it, the model has it
+    # Flash attention knows no mask in which only the prompt is bidirectional.
     _supports_flash_attn = False
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -157,7 +161,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
-    """Token ids to hidden states."""
+    """Decoder that turns token ids into hidden states."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)
@@ -188,8 +192,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """
+        Compute the hidden states [b, s, h] after the last norm.
+
         Args:
-            input_ids: [b, s]. Whole sequences, unless `position_rows` says where they are.
+            input_ids: [b, s]. Complete sequences, unless `position_rows` says where they are.
             attention_mask: [b, past + s], 1 for real tokens.
             position_ids: ignored. ChatGLM-6B has two rows, and PEFT shifts what comes under this name.
             position_rows: [b, 2, s], see `build_position_rows`; computed from `input_ids` where absent.
@@ -207,7 +213,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         kwargs["position_embeddings"] = self.rotary_emb(hidden_states, position_rows)
         for layer in self.layers:
             hidden_states = layer(hidden_states, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
-        # A prefix comes as a cache also where none is kept: returned, `generate` would take it for one that is.
+        # PEFT passes a prefix as a cache even with use_cache=False: returned, `generate` would go on with it.
         return BaseModelOutputWithPast(self.final_layernorm(hidden_states), past_key_values if use_cache else None)
 
     def _build_mask(
@@ -217,13 +223,14 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         past_key_values: Cache | None,
         position_rows: torch.Tensor,
     ) -> torch.Tensor | None:
-        """Causal, but that the tokens before `<sop>`, whose second position is 0, are seen by all of their example."""
+        """Build a causal mask, but let every token see all of its example's prompt (up to `<sop>`)."""
         past, length = 0, inputs_embeds.shape[1]
         total = length
         if past_key_values is not None:
             past = int(past_key_values.get_seq_length())
+            # A static cache has columns for tokens to come, which the mask must have too.
             total = past_key_values.get_mask_sizes(length, 0)[0]
-        # What is in the cache is seen by all anyway.
+        # The second position is 0 in the prompt only. Cached tokens come before all others: causal shows them anyway.
         is_prompt = nn.functional.pad(position_rows[:, 1] == 0, (past, max(total - past - length, 0)))
 
         # Only the first token of an example has both positions 0; several of them make a packed row.
@@ -247,7 +254,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
 
 class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
-    """ChatGLM-6B with the language modelling head, which is tied to the embeddings."""
+    """ChatGLM-6B with the language modelling head, whose weight is tied to the embeddings."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
 
@@ -272,9 +279,10 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """
-        As `ChatGLMModel.forward`, and:
+        Compute the logits, and the loss where there are labels.
 
         Args:
+            (others): those of `ChatGLMModel.forward`.
             labels: [b, s], -100 where there is no loss.
             logits_to_keep: how many of the last positions get logits (0 for all), or their indices.
         """
@@ -302,11 +310,13 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As stock, with the position rows of the tokens that this step computes, from the whole sequence."""
+        """Prepare a step's inputs as transformers does, with the position rows of the tokens that it computes."""
         inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        # Made from the complete sequence: a cached step passes on the last token only, which does not tell its rows.
+        # Under a name of their own PEFT leaves them alone; it would add the prefix length to `position_ids`.
         rows = build_position_rows(input_ids, attention_mask, self.config)
         inputs["position_rows"] = rows[:, :, -inputs["input_ids"].shape[1] :]
-        # With a static cache stock has made this a plain causal 4-D mask, in which the prompt is not bidirectional.
+        # With a static cache transformers has made it a plain causal 4-D mask: the prompt would not be bidirectional.
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
         return inputs

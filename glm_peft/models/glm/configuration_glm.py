@@ -1,4 +1,4 @@
-"""The published configs of ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B, told in the fields of transformers' `GlmConfig`."""
+"""Translate the published configs of ChatGLM2-6B, ChatGLM3-6B and GLM-4-9B into transformers' `GlmConfig`."""
 
 from typing import Any
 
@@ -17,6 +17,7 @@ _RENAMED = {
     "add_qkv_bias": "attention_bias",
     "seq_length": "max_position_embeddings",
 }
+# Everything else is dropped, `auto_map` with the repository's own code above all.
 _KEPT = (
     "hidden_size",
     "num_attention_heads",
@@ -29,7 +30,7 @@ _KEPT = (
     "_name_or_path",
     "transformers_version",
 )
-# Another value of one of these is another network.
+# Another value of one of these makes it another network, which GlmForCausalLM would compute wrongly.
 _PUBLISHED = {
     "add_bias_linear": False,
     "rmsnorm": True,
@@ -41,36 +42,36 @@ _PUBLISHED = {
 _POSSIBLE_GENERATIONS = (CHATGLM2, CHATGLM3, GLM4)
 _CHATGLM3_VOCABULARY = 65024
 _GLM4_VOCABULARY = 151552
-_CHATGLM3_END_TOKENS = [2, 64795, 64797]  # </s>, <|user|>, <|observation|>
+# </s>, <|user|>, <|observation|>: the model ends a turn with the next speaker too, where its config has only </s>.
+_CHATGLM3_END_TOKENS = [2, 64795, 64797]
 
 
 class GlmConfig(transformers.GlmConfig):
-    """
-    transformers' `GlmConfig`, which also reads a published `config.json`.
+    """transformers' `GlmConfig`, which also reads a published `config.json`."""
 
-    The name is the stock one because the Auto classes find model classes by the config's class name. PEFT asks
-    `type(config).from_pretrained(base)` for the vocabulary, so the class itself has to translate.
-    """
+    # The class has transformers' name because the Auto classes find model classes by it.
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        """The fields of a `config.json`, translated where it is a published one."""
+        """Read the fields of a `config.json`, and translate them where it is a published one."""
+        # Here, because PEFT asks `type(config).from_pretrained(base)` for the vocabulary: where that was not the
+        # model's, it would save the embeddings and the head in every adapter.
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return (translate_config(config, kwargs.pop("generation", None)) if is_published(config) else config), kwargs
 
 
 def is_published(config: dict[str, Any]) -> bool:
-    """Whether these are fields of ChatGLM2, ChatGLM3 or GLM-4 as published."""
+    """Whether these are the fields of a ChatGLM2, ChatGLM3 or GLM-4 as published."""
     return "multi_query_group_num" in config
 
 
 def translate_config(config: dict[str, Any], generation: str | None = None) -> dict[str, Any]:
     """
-    Tell a published config in `GlmConfig`'s fields (the table of FORMATS section 2).
+    Translate a published config into `GlmConfig`'s fields (the table of FORMATS section 2).
 
     Args:
         config: the published fields.
-        generation: wins over what the recorded `_name_or_path` tells.
+        generation: wins over what the recorded `_name_or_path` says.
 
     Raises:
         UserError: the fields describe another network or generation, or `rope_ratio` could mean two things.
@@ -84,7 +85,7 @@ def translate_config(config: dict[str, Any], generation: str | None = None) -> d
     translated["rope_parameters"] = _rope_parameters(config, generation)
     if generation == CHATGLM3 and translated.get("vocab_size") == _CHATGLM3_VOCABULARY:
         translated["eos_token_id"] = _CHATGLM3_END_TOKENS
-    # GlmConfig has defaults of its own for these two, which are GLM-4's.
+    # GlmConfig's own defaults for these two are GLM-4's.
     return {"eos_token_id": 2, "pad_token_id": 0} | translated
 
 
@@ -100,7 +101,7 @@ def check_generation(generation: str | None, possible: tuple[str, ...], config: 
 
 
 def _recorded_generation(config: dict[str, Any]) -> str | None:
-    """By the recorded name, or by GLM-4's vocabulary, which no other generation has."""
+    """Return the generation of the recorded name, or GLM-4 by its vocabulary, which no other generation has."""
     generation = generation_of_name(config.get("_name_or_path"))
     if generation in _POSSIBLE_GENERATIONS:
         return generation
@@ -117,7 +118,7 @@ def _refuse_other_networks(config: dict[str, Any]) -> None:
 
 
 def _rope_parameters(config: dict[str, Any], generation: str | None) -> dict[str, Any]:
-    """ChatGLM2-6B-32k divides the positions by `rope_ratio`; ChatGLM3 and GLM-4 multiply theta by it."""
+    """Return the rotary parameters that `rope_ratio` stands for."""
     ratio = config.get("rope_ratio") or 1
     parameters = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     if ratio == 1:
@@ -128,6 +129,7 @@ def _rope_parameters(config: dict[str, Any], generation: str | None) -> dict[str
             f"_name_or_path ({config.get('_name_or_path')!r}) names none of them: say which with "
             "generation='chatglm2', 'chatglm3' or 'glm4' (--chat_format on the command line)."
         )
+    # ChatGLM2-6B-32k divides the positions by the ratio, the later generations multiply theta by it.
     if generation == CHATGLM2:
         return parameters | {"rope_type": "linear", "factor": float(ratio)}
     return parameters | {"rope_theta": 10000.0 * ratio}

@@ -1,5 +1,5 @@
 """
-The published parameter names of ChatGLM2, ChatGLM3 and GLM-4, read as those of `GlmForCausalLM` (FORMATS section 2).
+Map the published parameter names of ChatGLM2, ChatGLM3 and GLM-4 to those of `GlmForCausalLM` (FORMATS section 2).
 
 transformers applies the mapping while it reads the shards, so quantization, sharding and low memory use come with it.
 """
@@ -7,11 +7,13 @@ transformers applies the mapping while it reads the shards, so quantization, sha
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
-_NOTHING = r"^(?!)"
+_NOTHING = r"^(?!)"  # matches no name
 
 
 class _ReadOnlyRenaming(WeightRenaming):
-    """Renames on loading only: undone on saving, it would leave a `glm` folder that stock transformers cannot read."""
+    """Rename on loading only."""
+
+    # Undone on saving, a mapping leaves a "glm" folder that stock transformers loads with random weights.
 
     def reverse_transform(self) -> WeightRenaming:
         return WeightRenaming(_NOTHING, _NOTHING)
@@ -36,6 +38,7 @@ def register_key_mapping() -> None:
             _ReadOnlyRenaming(r"self_attention\.dense", "self_attn.o_proj"),
             _ReadOnlyRenaming(r"mlp\.dense_h_to_4h", "mlp.gate_up_proj"),
             _ReadOnlyRenaming(r"mlp\.dense_4h_to_h", "mlp.down_proj"),
+            # No suffix: weight and bias. Split sizes the pieces by their targets; keys are fewer than queries.
             _ReadOnlyConverter(
                 "self_attention.query_key_value",
                 ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
