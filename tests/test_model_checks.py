@@ -13,7 +13,7 @@ from glm_peft.models import ChatGLMConfig
 
 
 @pytest.mark.parametrize(
-    ("implementation", "problem"), [("flex_attention", "cannot carry a prefix"), ("swift", "cannot be had here")]
+    ("implementation", "problem"), [("flex_attention", "cannot carry a prefix"), ("swift", "is not available here")]
 )
 def test_attention_that_cannot_carry_a_prefix_is_refused(implementation: str, problem: str):
     config = ChatGLMConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=4, intermediate_size=64)
