@@ -6,7 +6,7 @@ _DIRECTIONS = "to a PEFT adapter, from one, or a LoRA, AdaLoRA or (IA)3 adapter 
 
 
 def parse_convert_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """`import` or `export`, what from, for which base, and where to."""
+    """Parse the direction, the source, the base and the output folder of a conversion."""
     parser = argparse.ArgumentParser(
         "python -m glm_peft.convert", description="Between published P-Tuning v2 checkpoints and PEFT adapters."
     )

@@ -1,4 +1,4 @@
-"""What of transformers' training arguments is other here, or is added: apart from them, as importing them is slow."""
+"""The flags that differ from transformers' training arguments or are added, without their import, which is slow."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +16,7 @@ TRAINING_WORDS = {
 
 @dataclass
 class TrainingDefaults(GenerationArguments):
-    """Defaults for a prefix, and the settings of generation."""
+    """Flags of the Trainer with defaults for a prefix, and those that only this toolkit has."""
 
     _argument_group_name = "training, evaluation and generation"
 
@@ -26,12 +26,12 @@ class TrainingDefaults(GenerationArguments):
         recipe="always",
     )
     logging_steps: float = option(10, "Log every so many steps, or, below 1, after each such share of all steps.")
-    # On, it shows a loss that is not a number as 0.
+    # Off, as transformers' default shows a NaN loss as 0.
     logging_nan_inf_filter: bool = option(False, "Hide losses that are not finite from the log.")
     log_level_replica: Literal["detail", "debug", "info", "warning", "error", "critical", "passive"] = option(
         "error", "Least level of what the other processes log; that of the first one is log_level.", public="never"
     )
-    # Declared again, as stock's is read as yes or no alone.
+    # Declared again, as transformers' own command line takes it for yes or no only.
     include_num_input_tokens_seen: str = option(
         "no", "Log the tokens of training so far, and their rate: all, or non_padding.", nargs="?", const="all"
     )
