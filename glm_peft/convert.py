@@ -77,6 +77,7 @@ def import_checkpoint(checkpoint: str, model_args: ModelArguments, output_dir: s
     folder = make_output_dir(output_dir)
     # PEFT counts the text from P, the published code from 0: the keys are rotated as far.
     weight = rotate_prefix_keys(prefix.weight, config)
+    # `contiguous`, as safetensors refuses views.
     save_file({"prompt_embeddings": weight.contiguous()}, folder / "adapter_model.safetensors")
     adapter = PrefixTuningConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -113,7 +114,7 @@ def export_adapter(adapter: str, model_args: ModelArguments, output_dir: str) ->
     folder = make_output_dir(output_dir)
     # The config as published and not as translated: the published scripts read it.
     raw = PreTrainedConfig.get_config_dict(config.name_or_path)[0]
-    raw.pop("_commit_hash", None)
+    raw.pop("_commit_hash", None)  # transformers puts it there, the file has none
     write_published_prefix(rotate_prefix_keys(weight, config, -len(weight)), raw, folder)
     logger.info("%d virtual tokens from %s, as a published checkpoint in %s", len(weight), adapter, folder)
 
@@ -136,7 +137,7 @@ def verify(checkpoint: str, model_args: ModelArguments, adapter: str) -> None:
         UserError: they differ.
     """
     base = model_args.model_name_or_path
-    model = load_base_model(changed(model_args, dtype="float32"))
+    model = load_base_model(changed(model_args, dtype="float32"))  # half precision would hide a difference
     ids = _some_ids(model.config).to(model.device)
     expected = _published_logits(model, read_published_prefix(checkpoint).weight.to(model.device), ids)
     # Another base may have been asked for: then there was a warning, and the arithmetic is verified all the same.

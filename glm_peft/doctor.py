@@ -89,6 +89,7 @@ class Examination:
         self.examine_start()
         for name in wanted_splits(self.data_args, self.training_args):
             self.examine_split(name)
+        # Rows of training among those for validation make its scores measure memory.
         for name, other in combinations(self.splits, 2):
             finding = find_overlap(self.splits[name], self.splits[other])
             print_section(f"Overlap of {name} and {other}", format_findings([finding] if finding.rows else []))
@@ -115,6 +116,7 @@ class Examination:
         """Check what training would stop at before its first step: weight files, the checkpoint to resume from."""
         given = self.training_args.resume_from_checkpoint
         checks = [partial(check_weight_files, self.model_args.model_name_or_path)]
+        # Only a checkpoint that is named must be there already; the newest is chosen when training starts.
         if given not in _NEWEST_OR_NONE:
             checks.append(partial(choose_checkpoint, given, self.training_args.output_dir))
         problems = []
@@ -262,6 +264,7 @@ def describe_settings(
         longest: tokens and labels of the longest row of the data; `None` for the most that the flags allow.
     """
     limits = data_args.max_source_length + data_args.max_target_length, data_args.max_target_length
+    # Packed rows are as long as --max_length, and may carry loss at every token.
     tokens, labels = longest or ((data_args.max_length,) * 2 if data_args.packing else limits)
     inner = model_args.encoder_hidden_size or config.hidden_size
     return Settings(

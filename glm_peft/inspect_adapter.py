@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     prefixes = [read_prefix(adapter, arguments.base, arguments.chat_format) for adapter in adapters]
+    # Before a base is loaded, which may take minutes.
     if arguments.prune and arguments.prune >= prefixes[0].num_virtual_tokens:
         raise UserError(
             f"--prune {arguments.prune} leaves nothing out of the {prefixes[0].num_virtual_tokens} virtual tokens of "
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     found = describe_numbers(*prefixes)
     if arguments.test_file:
         found |= Trial(prefixes[0], arguments).run(folder)
+    # Without NaN, which Python would write, but JSON does not know.
     if folder:
         write_atomically(folder / INSPECTION_NAME, json.dumps(_without_nan(found), indent=2) + "\n")
 
@@ -106,7 +108,7 @@ class Trial:
                 dtype=arguments.dtype,
             )
         )
-        self.rows = self.load_rows()
+        self.rows = self.load_rows()  # before the weights, so that a bad row is told at once
         self.model = self.load_model()
 
     def load_rows(self) -> list[Row]:
@@ -124,6 +126,7 @@ class Trial:
     def load_model(self) -> PreTrainedModel:
         """Load the base, and warn where its weights are not those that the adapter was trained on."""
         model = self.base.load_model()
+        # Allowed, as another base may be just what one wants to see.
         check_weights(self.base.adapter.origin, model, is_allowed=True)
         logger.info("Base %s on %s, %s; %d examples", self.arguments.base, model.device, model.dtype, len(self.rows))
         return model

@@ -39,6 +39,7 @@ def main() -> None:
     settings = GenerationSettings.from_arguments(predict_args, data_args)
     processes = join_processes()
     set_up_logging(is_main_process=processes.is_main_process)
+    # What the folder says against the run is told before anything is loaded.
     if predict_args.prompt is None:
         make_output_dir(predict_args.output_dir)
         check_resumable(predict_args.output_dir, predict_args.resume)

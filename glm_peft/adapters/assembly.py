@@ -61,6 +61,7 @@ def open_base(model_args: ModelArguments, is_trainable: bool = False) -> OpenedB
     # The adapter comes first: it may name the chat format, without which ChatGLM2 and ChatGLM3 look the same.
     model_args, adapter = resolve_adapter(model_args, is_trainable)
     tokenizer, config = load_tokenizer(model_args), load_config(model_args)
+    # Revisions of ChatGLM-6B have ids that are 20,000 apart: the wrong tokenizer would give noise, and no error.
     check_pair(tokenizer, config)
     if adapter:
         check_tokenizer(adapter.origin, tokenizer)
@@ -104,6 +105,7 @@ def put_trainable_adapter_on(
         # Before the hooks of the prefix, as a start from a text runs the bare base.
         initialize_prefix(adapted, base.tokenizer, base.model_args)
         attach_prefix_attention(adapted, base.model_args.prefix_dropout)
+    # In chunks and at labels alone: full logits over a real vocabulary are most of a step's time and memory.
     attach_loss(adapted, training_args.label_smoothing_factor)
     compile_layers(base_of(adapted), training_args)
     return adapted

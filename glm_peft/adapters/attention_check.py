@@ -18,9 +18,8 @@ def check_attention(config: PreTrainedConfig, implementation: str | None) -> Non
     if implementation is None:
         return
     try:
-        # Built as training would build it, but on the meta device, where weights of any size take no memory.
+        # On the meta device, where weights take no memory, and with a copy of the config, which the model writes into.
         with torch.device("meta"):
-            # A copy, as the model writes the implementation into its config.
             base = AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=implementation)
             attach_prefix_attention(create_adapter(base, _SMALLEST_PREFIX))
     except UserError:

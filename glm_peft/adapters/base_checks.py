@@ -77,7 +77,7 @@ def check_generation(origin: Origin, base: str, generation: str | None) -> None:
     Raises:
         UserError: the adapter's record names another generation than the base has.
     """
-    if None in (origin.generation, generation) or origin.generation == generation:
+    if None in (origin.generation, generation) or origin.generation == generation:  # None: not known
         return
     sentence = (
         f"{origin.sentence}, of the generation {origin.generation}, but {base} is "
@@ -103,7 +103,7 @@ def check_config(origin: Origin, config: PreTrainedConfig) -> None:
     # Not refused, as revisions of the same weights may differ in their length or end token.
     own = describe_config(config)
     differing = [name for name in own.keys() | origin.config.keys() if own.get(name) != origin.config.get(name)]
-    if not origin.config or not differing:
+    if not origin.config or not differing:  # an adapter of stock PEFT has no record to compare with
         return
     described = ", ".join(
         f"{name} {origin.config.get(name)} there, {own.get(name)} here" for name in sorted(differing)
@@ -174,7 +174,7 @@ def _read_recorded_name(adapter: str) -> Origin:
     except (OSError, ValueError, AttributeError):
         return Origin(adapter)  # loading the adapter says what is wrong
     name = _text(name or config.get("_name_or_path"))
-    generation = generation_of_name(name) or generation_by_fields(config)
+    generation = generation_of_name(name) or generation_by_fields(config)  # a guess, so it is not `is_recorded`
     return Origin(adapter, name, generation=generation, config=_read_config(adapter, generation) if config else {})
 
 

@@ -81,6 +81,7 @@ def load_adapter(
     check_weights(saved.origin, model, allow_other_base)
     if not is_prefix:
         return load_tuner(model, saved.source, saved.config, is_trainable)
+    # Read also where PEFT loads it itself, which takes missing and infinite values without a word.
     weight = read_flat_prefix(saved.source, saved.config)
     if not is_trainable:
         return PeftModel.from_pretrained(model, saved.source)

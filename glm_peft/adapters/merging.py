@@ -32,7 +32,7 @@ def merge_adapter(adapter: str, model_args: ModelArguments, output_dir: str) -> 
             f"{', '.join(MERGED)}, or use it as it is."
         )
     # Added in float32 whatever precision the sum is kept in: in bfloat16 a small product would be rounded off first.
-    model = load_base_model(changed(model_args, dtype="float32"), "cpu")
+    model = load_base_model(changed(model_args, dtype="float32"), "cpu")  # in float32 it may not fit a GPU
     merged = load_adapter(model, adapter).merge_and_unload()
     folder, dtype = make_output_dir(output_dir), load_config(model_args).dtype
     merged.to(dtype or model.dtype).save_pretrained(folder)

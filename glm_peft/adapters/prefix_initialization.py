@@ -46,7 +46,7 @@ def initialize_from_text(model: PeftModel, ids: list[int]) -> None:
         raise UserError("--prefix_init_text is empty: give an instruction.")
     length = config.num_virtual_tokens
     base = model.get_base_model()
-    repeated = torch.tensor([(ids * -(-length // len(ids)))[:length]], device=base.device)
+    repeated = torch.tensor([(ids * -(-length // len(ids)))[:length]], device=base.device)  # -(-a // b) rounds up
     _encoder(model).load_prompt_embeddings(_keys_and_values(base, repeated))
 
 

@@ -87,6 +87,7 @@ def write_published_prefix(weight: torch.Tensor, base_config: dict[str, Any], fo
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # A pickle, as the published scripts read nothing else.
     torch.save({f"transformer.{_PREFIX}embedding.weight": weight.contiguous()}, folder / "pytorch_model.bin")
     config = base_config | {"pre_seq_len": len(weight), "prefix_projection": False}
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -153,7 +154,7 @@ def _read_index(index: Path) -> list[str]:
     try:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({shard for name, shard in shards.items() if _PREFIX in name})
-        are_names = all(Path(name).name == name for name in names)
+        are_names = all(Path(name).name == name for name in names)  # a path could point at any file of this machine
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is no index of shards ({type(error).__name__}): copy it again.") from error
     if not are_names:
@@ -209,6 +210,7 @@ def _check_names(encoder: dict[str, Any], folder: Path) -> None:
 def _check_shapes(encoder: dict[str, torch.Tensor], folder: Path) -> None:
     shapes = {name: tuple(value.shape) for name, value in encoder.items()}
     fits = len(shapes["embedding.weight"]) == 2 and 0 not in shapes["embedding.weight"]
+    # A Linear's weight is [out, in]: embedding [P, a] -> first [h, a] -> second [L * 2 * kv, h].
     if fits and len(shapes) > 1:
         first, first_bias, second, second_bias = (shapes[name] for name in _PROJECTION)
         fits = len(first) == len(second) == 2 and first[1] == shapes["embedding.weight"][1] and second[1] == first[0]
@@ -227,6 +229,7 @@ def _apply_projection(encoder: dict[str, torch.Tensor]) -> PublishedPrefix:
     embedding = encoder["embedding.weight"]
     if "transform.0.weight" not in encoder:
         return PublishedPrefix(embedding, encoder)
+    # Without the published dropout of 0.1, which is for training alone.
     hidden = torch.tanh(embedding @ encoder["transform.0.weight"].T + encoder["transform.0.bias"])
     weight = hidden @ encoder["transform.2.weight"].T + encoder["transform.2.bias"]
     return PublishedPrefix(weight, encoder if _has_form_of_peft(encoder) else None)

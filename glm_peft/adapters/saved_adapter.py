@@ -90,6 +90,7 @@ def resolve_adapter(model_args: ModelArguments, is_trainable: bool) -> tuple[Mod
         decided["peft_type"] = _resolve_method(adapter, model_args)
     model_args = changed(model_args, **decided)
     config = load_config(model_args)
+    # By config and header alone: a wrong base is told in a second, not after minutes of loading.
     check_model_type(adapter.origin, config)
     sizes = _read_sizes(adapter, config, is_trainable)
     _check_given_sizes(adapter, model_args, sizes)
@@ -105,7 +106,7 @@ def _resolve_method(adapter: SavedAdapter, model_args: ModelArguments) -> str:
             f"--peft_type {model_args.peft_type} contradicts --adapter_name_or_path {adapter.source}, which is a "
             f"{adapter.method} adapter: leave one of the two out."
         )
-    for name in flags_of(LORA):
+    for name in flags_of(LORA):  # refused even where equal: the adapter's config decides them
         if getattr(model_args, name):
             raise UserError(f"--{name} is for a new adapter: leave it out, or --adapter_name_or_path.")
     return adapter.method
@@ -122,7 +123,7 @@ def check_continuable(adapter: SavedAdapter) -> None:
 
 def _read_sizes(adapter: SavedAdapter, config: PreTrainedConfig, is_trainable: bool) -> dict[str, Any]:
     """Return the sizes that the adapter decides, by the names of the arguments; none for LoRA and its kin."""
-    if adapter.config is None:
+    if adapter.config is None:  # a published checkpoint, whose own tensors tell
         num_virtual_tokens, width, encoder_hidden_size = read_published_sizes(adapter.source)
         check_width(width, config, adapter.source)
     else:
@@ -130,7 +131,7 @@ def _read_sizes(adapter: SavedAdapter, config: PreTrainedConfig, is_trainable: b
         if adapter.config.peft_type == PeftType.PROMPT_TUNING and is_trainable:
             return {"num_virtual_tokens": num_virtual_tokens}
         if adapter.config.peft_type != PeftType.PREFIX_TUNING:
-            return {}
+            return {}  # PEFT itself checks the shapes of adapters inside the layers
         check_sizes(adapter.config, config, adapter.source)
     sizes: dict[str, Any] = {"num_virtual_tokens": num_virtual_tokens}
     # PEFT saves of a projection only its result, so training goes on without; ChatGLM-6B's published one can go on.

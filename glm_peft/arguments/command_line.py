@@ -65,7 +65,7 @@ def parse_command(
             refuse the values.
     """
     parser = _Parser(dataclass_types, renamed, **parser_options)
-    if HELP_FLAGS & set(argv):
+    if HELP_FLAGS & set(argv):  # before a wrong word beside it can end the run
         parser.parse_args(["--help"])
     has_file = bool(argv) and not argv[0].startswith("-")
     from_file = read_config(argv[0]) if has_file else []
@@ -172,6 +172,7 @@ def _as_words(value: Any) -> list[str]:
 
 
 def _require_once(file: str, names: list[str]) -> None:
+    # Both formats would take the last one without a word.
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"{file}: {twice[0]} stands there more than once; keep one.")

@@ -8,7 +8,7 @@ _DIRECTIONS = "to a PEFT adapter, from one, or a LoRA, AdaLoRA or (IA)3 adapter 
 def parse_convert_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the direction, the source, the base and the output folder of a conversion."""
     parser = argparse.ArgumentParser(
-        "python -m glm_peft.convert", description="Between published P-Tuning v2 checkpoints and PEFT adapters."
+        "python -m glm_peft.convert", description="Convert P-Tuning v2 checkpoints to PEFT adapters and back."
     )
     parser.add_argument("direction", choices=["import", "export", "merge"], help=_DIRECTIONS)
     parser.add_argument("source", help="published checkpoint folder (import), or adapter folder or Hub id (export)")

@@ -100,6 +100,7 @@ class DataArguments:
         encodes=True,
         prediction="refused",
     )
+    # Off, as a file of which a third cannot be used should not pass unseen.
     skip_bad_rows: bool = option(
         False, "Leave out and count rows that cannot be used, instead of stopping there.", recipe="changed"
     )

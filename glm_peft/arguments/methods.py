@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from glm_peft.errors import UserError
 
 PREFIX_TUNING, LORA, P_TUNING, PROMPT_TUNING = "prefix_tuning", "lora", "p_tuning", "prompt_tuning"
-IA3, ADALORA, FULL = "ia3", "adalora", "none"
+IA3, ADALORA, FULL = "ia3", "adalora", "none"  # none: no adapter, the base itself is trained
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class ModelArguments:
         "4 or 8: load the base quantized, which takes a quarter or half of the memory. None: not quantized.",
         recipe="always",
     )
+    # None until it is resolved, so that the adapter to go on from decides where nothing is given.
     peft_type: Literal["prefix_tuning", "lora", "p_tuning", "prompt_tuning", "ia3", "adalora", "none"] | None = option(
         None,
         "Method; none: train the base itself. None: prefix_tuning, or that of --adapter_name_or_path.",
@@ -145,6 +146,7 @@ class ModelArguments:
         recipe="changed",
         prediction="ignored",
     )
+    # Not by default, as an adapter is used with the tokenizer of its base.
     save_tokenizer: bool = option(False, "Put the tokenizer's files beside the adapter.", prediction="refused")
 
     def __post_init__(self) -> None:

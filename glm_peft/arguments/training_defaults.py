@@ -25,6 +25,7 @@ class TrainingDefaults(GenerationArguments):
         "Highest learning rate. None: that of --peft_type, such as 5e-3 for a prefix and 2e-4 for LoRA.",
         recipe="always",
     )
+    # transformers' 500 would show nothing of a short run.
     logging_steps: float = option(10, "Log every so many steps, or, below 1, after each such share of all steps.")
     # Off, as transformers' default shows a NaN loss as 0.
     logging_nan_inf_filter: bool = option(False, "Hide losses that are not finite from the log.")
@@ -57,6 +58,7 @@ class TrainingDefaults(GenerationArguments):
     )
     # Every trained parameter is used in every step: looking for others would cost time and memory.
     ddp_find_unused_parameters: bool | None = option(False, "Let DDP look for parameters without a gradient.")
+    # Given, as the Trainer cannot read them off the signature of a PeftModel.
     label_names: list[str] = option(["labels"], "Columns of a batch that hold labels.")
     # Declared again, as transformers 5.20 has only the old name: both mean the same here, whichever it is.
     activation_checkpointing: bool | None = option(

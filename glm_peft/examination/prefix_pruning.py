@@ -35,6 +35,7 @@ def write_pruned_adapter(
         record: what `provenance.json` says besides where the adapter comes from.
         scores: the losses of the smaller adapter.
     """
+    # `contiguous`, as safetensors refuses views.
     save_file({"prompt_embeddings": weight.contiguous()}, folder / "adapter_model.safetensors")
     _describe_adapter(prefix, len(weight), config).save_pretrained(folder)
     write_provenance(folder, record | {"pruned_from": describe_pruned(prefix)}, scores)

@@ -64,7 +64,7 @@ def describe_origin(
         arguments: the resolved arguments.
     """
     if not PartialState().is_main_process:
-        return {}
+        return {}  # the digests read every file of data: once is enough
     model_args, data_args, training_args = arguments
     record = {
         "base": describe_base(base_of(model).config, find_generation(model_args), tokenizer, model),
@@ -81,7 +81,7 @@ def describe_origin(
     licence, hub_id = read_licence(model_args), training_args.base_model_id
     record["base"] |= ({"licence": licence} if licence else {}) | ({"hub_id": hub_id} if hub_id else {})
     if training_args.resume_from_checkpoint:
-        record["resumed"] = True
+        record["resumed"] = True  # so that seconds are those of the last part alone
     if model_args.adapter_name_or_path:
         record["continued_from"] = describe_weights(model_args.adapter_name_or_path)
     return record
@@ -120,6 +120,7 @@ def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict
             source = {"file": Path(file).name, "sha256": digest_file(file)}
         else:
             source = {"dataset": public_name(data_args.dataset_name), "config": data_args.dataset_config_name}
+            # A dataset on the Hub may change under its name.
             source |= {"rows_sha256": digest_rows(conversation.messages for conversation in split)}
         described[name] = source | {"rows": len(split)}
     return described

@@ -45,7 +45,7 @@ def format_results(results: dict[str, float]) -> str:
 
 def save_results(results: dict[str, float], output_dir: str) -> None:
     """Write `all_results.json`, in the main process only."""
-    if PartialState().is_main_process:
+    if PartialState().is_main_process:  # all processes have the same results
         write_atomically(Path(output_dir) / RESULTS_NAME, json.dumps(results, indent=4) + "\n")
 
 
