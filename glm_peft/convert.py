@@ -83,7 +83,7 @@ def import_checkpoint(checkpoint: str, model_args: ModelArguments, output_dir: s
         task_type=TaskType.CAUSAL_LM,
         num_virtual_tokens=len(weight),
         base_model_name_or_path=base,
-        num_transformer_submodules=1,
+        num_transformer_submodules=1,  # a decoder alone
         inference_mode=True,
     )
     _prepare_prompt_learning_config(adapter, config).save_pretrained(folder)

@@ -61,7 +61,7 @@ def main() -> None:
     model_args, data_args, training_args = parse_doctor_arguments()
     set_up_logging()
     if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+        datasets.disable_progress_bars()  # in a file each of their steps would be a line
     examination = Examination(model_args, data_args, training_args)
     problems = examination.run()
     if problems:
@@ -142,7 +142,7 @@ class Examination:
             )
         elif split.left_out:
             self.report(f"Rows of {name} that cannot be used", list(map(str, split.left_out)))
-        self.splits[name] = split
+        self.splits[name] = split  # the rows that can be used, which are examined in any case
         if self.base:
             self.examine_lengths(split)
         print_section(f"Remarks on {name}", format_findings(check_split(split)))
@@ -180,7 +180,7 @@ class Examination:
 
     def report_refused(self, split: Split, data_args: DataArguments, title: str) -> None:
         """Print and count the first rows that cannot be encoded."""
-        datasets.disable_progress_bars()
+        datasets.disable_progress_bars()  # many small encodings follow, each with a bar of its own
         refused = list(islice(self.refused_rows(split, split.conversations, data_args), MOST_REFUSED))
         self.has_more |= len(refused) == MOST_REFUSED < len(split)
         self.report(title, refused)

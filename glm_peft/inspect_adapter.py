@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     adapters, arguments = parse_inspect_arguments(argv)
     set_up_logging()
     if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+        datasets.disable_progress_bars()  # in a file each of their steps would be a line
     prefixes = [read_prefix(adapter, arguments.base, arguments.chat_format) for adapter in adapters]
     # Before a base is loaded, which may take minutes.
     if arguments.prune and arguments.prune >= prefixes[0].num_virtual_tokens:

@@ -123,7 +123,7 @@ def _new_adapter(model: PreTrainedModel, **settings: Any) -> PeftModel:
     # PEFT's own default is the width of the keys, a sixteenth of the hidden size in ChatGLM2: not the published one.
     if config.prefix_projection and config.encoder_hidden_size is None:
         config.encoder_hidden_size = model.config.hidden_size
-    adapted = get_peft_model(model, config)
+    adapted = get_peft_model(model, config)  # freezes the base, too
     # The prefix trains in float32 whatever the base's precision; PEFT casts it where it meets the base.
     adapted.prompt_encoder.float()
     return adapted

@@ -149,7 +149,7 @@ def _take_prefix_from_cache(
     # PEFT widened the mask for its cache; the model makes its masks from one as wide as the text.
     if kwargs.get("attention_mask") is not None:
         kwargs["attention_mask"] = kwargs["attention_mask"][:, num_virtual_tokens:]
-    if kwargs.get("position_ids") is None:  # counted from P, as stock does behind a cache of P
+    if kwargs.get("position_ids") is None:  # counted from P, as behind a cache of P
         kwargs["position_ids"] = torch.arange(length, device=inputs.device)[None] + num_virtual_tokens
     return args, kwargs
 
@@ -189,7 +189,7 @@ class _SharedByRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
-        # In the order of stock's embedding, which has the prefix in every row: so gradients are equal to the bit.
+        # In the order in which PEFT's embedding adds up its rows, so that gradients are equal to the bit.
         total = grad_output[:1].clone()
         for row in grad_output[1:]:
             total += row

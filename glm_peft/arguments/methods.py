@@ -30,7 +30,7 @@ METHODS = {
     ADALORA: Method(1e-3, "AdaLoRA adapter"),
     FULL: Method(1e-5, "fully fine-tuned model"),
 }
-"""By the value of `--peft_type`."""
+"""The methods by their value of `--peft_type`."""
 
 IN_EMBEDDINGS = (P_TUNING, PROMPT_TUNING)
 """The methods whose virtual tokens stand before the embeddings of a row."""

@@ -106,7 +106,7 @@ def estimate_memory(config: PreTrainedConfig, settings: Settings, base: BaseSize
         "activations": _activations(config, settings),
         "work": _work(config, settings, base),
     }
-    # A guess at CUDA, its libraries and the fragments of its allocator; the base leaves none, as it never moves.
+    # A guess at CUDA, its libraries and the fragments of its allocator.
     reserve = RESERVE_BYTES + sum(used.values()) / 10
     return Memory(base=base_bytes(base, settings), reserve=reserve, **used)
 

@@ -57,7 +57,7 @@ def _describe_adapter(prefix: Prefix, num_virtual_tokens: int, config: PreTraine
         task_type=TaskType.CAUSAL_LM,
         num_virtual_tokens=num_virtual_tokens,
         base_model_name_or_path=config.name_or_path,
-        num_transformer_submodules=1,
+        num_transformer_submodules=1,  # a decoder alone
         inference_mode=True,
     )
     # Private in PEFT, but what it calls itself to fill in layers, heads and width from a base's config.

@@ -29,7 +29,7 @@ def describe_hardware(training_args: TrainingArguments) -> dict[str, Any]:
         "engine": backend,
     }
     if device.type == "cpu":
-        found["threads"] = torch.get_num_threads()
+        found["threads"] = torch.get_num_threads()  # without which a CPU's times cannot be compared
     # Accelerate's launcher hands its configuration on in the environment.
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if backend == "DEEPSPEED" else None
     if stage and stage.isdigit():

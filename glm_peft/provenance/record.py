@@ -43,7 +43,7 @@ from glm_peft.reporting.files import digest_file, write_atomically
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("glm_peft", "torch", "transformers", "peft", "accelerate", "tokenizers", "sentencepiece", "bitsandbytes")
-_WEIGHTS = ("adapter_model.*", "pytorch_model*", "model*.safetensors")
+_WEIGHTS = ("adapter_model.*", "pytorch_model*", "model*.safetensors")  # PEFT's; a published or a full model's
 _COMMIT = re.compile(r"[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})")
 
 
