@@ -1,12 +1,12 @@
 """
-Between published P-Tuning v2 checkpoints and PEFT adapters.
+Convert published P-Tuning v2 checkpoints to PEFT adapters and back, or merge an adapter into its base.
 
     python -m glm_peft.convert import CHECKPOINT --base BASE --output_dir ADAPTER --verify
     python -m glm_peft.convert export ADAPTER --base BASE --output_dir CHECKPOINT
     python -m glm_peft.convert merge ADAPTER --base BASE --output_dir MODEL
 
-Adapters work with stock PEFT; exported checkpoints with the published scripts, as `--ptuning_checkpoint`. The last one
-adds a LoRA or (IA)³ adapter into the weights of its base.
+Adapters work with stock PEFT, exported checkpoints with the published scripts, as `--ptuning_checkpoint`. Merged are
+LoRA and (IA)³ adapters; a prefix has no place in the weights of a base.
 """
 
 import logging
@@ -40,7 +40,7 @@ _VERIFIED = 1e-4  # of the largest logit, in float32
 
 @exit_with_user_errors()
 def main(argv: list[str] | None = None) -> None:
-    """Does what the arguments ask for."""
+    """Import, export or merge as the arguments ask, and verify the result where they ask for it."""
     arguments = parse_convert_arguments(argv)
     set_up_logging()
     if arguments.verify and arguments.direction == "merge":
@@ -61,10 +61,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def import_checkpoint(checkpoint: str, model_args: ModelArguments, output_dir: str) -> None:
     """
-    Write a published prefix as an adapter, without loading the base.
+    Write a published prefix as a PEFT adapter, without loading the base.
 
     Args:
-        model_args: which base, and its chat format.
+        checkpoint: the folder `checkpoint-N` that the published training wrote.
+        model_args: the base and its chat format.
 
     Raises:
         UserError: there is no prefix in the checkpoint, it cannot be read, or it is another base's.
@@ -74,13 +75,15 @@ def import_checkpoint(checkpoint: str, model_args: ModelArguments, output_dir: s
     check_width(prefix.weight.shape[1], config, checkpoint)
     generation = check_base(checkpoint, model_args, config)
     folder = make_output_dir(output_dir)
+    # PEFT counts the text from P, the published code from 0: the keys are rotated as far.
     weight = rotate_prefix_keys(prefix.weight, config)
+    # `contiguous`, as safetensors refuses views.
     save_file({"prompt_embeddings": weight.contiguous()}, folder / "adapter_model.safetensors")
     adapter = PrefixTuningConfig(
         task_type=TaskType.CAUSAL_LM,
         num_virtual_tokens=len(weight),
         base_model_name_or_path=base,
-        num_transformer_submodules=1,
+        num_transformer_submodules=1,  # a decoder alone
         inference_mode=True,
     )
     _prepare_prompt_learning_config(adapter, config).save_pretrained(folder)
@@ -95,7 +98,8 @@ def export_adapter(adapter: str, model_args: ModelArguments, output_dir: str) ->
     Write an adapter's prefix as the published scripts save one without projection.
 
     Args:
-        model_args: which base, and its chat format.
+        adapter: folder or Hub id of the adapter.
+        model_args: the base and its chat format.
 
     Raises:
         UserError: there is no prefix adapter, it cannot be read, or it is another base's.
@@ -108,14 +112,15 @@ def export_adapter(adapter: str, model_args: ModelArguments, output_dir: str) ->
     check_sizes(adapter_config, config, adapter)
     weight = read_flat_prefix(adapter, adapter_config).float()
     folder = make_output_dir(output_dir)
+    # The config as published and not as translated: the published scripts read it.
     raw = PreTrainedConfig.get_config_dict(config.name_or_path)[0]
-    raw.pop("_commit_hash", None)
+    raw.pop("_commit_hash", None)  # transformers puts it there, the file has none
     write_published_prefix(rotate_prefix_keys(weight, config, -len(weight)), raw, folder)
     logger.info("%d virtual tokens from %s, as a published checkpoint in %s", len(weight), adapter, folder)
 
 
 def check_base(source: str, model_args: ModelArguments, config: PreTrainedConfig) -> str | None:
-    """The generation of the base, where it is known, once it was compared with the one that the prefix is for."""
+    """Check that the base is the one that the prefix was trained on, and return its generation where it is known."""
     origin, generation = read_origin(source), find_generation(model_args)
     check_generation(origin, model_args.model_name_or_path, generation)
     check_model_type(origin, config)
@@ -132,9 +137,10 @@ def verify(checkpoint: str, model_args: ModelArguments, adapter: str) -> None:
         UserError: they differ.
     """
     base = model_args.model_name_or_path
-    model = load_base_model(changed(model_args, dtype="float32"))
+    model = load_base_model(changed(model_args, dtype="float32"))  # half precision would hide a difference
     ids = _some_ids(model.config).to(model.device)
     expected = _published_logits(model, read_published_prefix(checkpoint).weight.to(model.device), ids)
+    # Another base may have been asked for: then there was a warning, and the arithmetic is verified all the same.
     adapted = load_adapter(model, adapter, allow_other_base=True).eval()
     found = adapted(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     difference = float((found - expected).abs().max())
@@ -148,13 +154,13 @@ def verify(checkpoint: str, model_args: ModelArguments, adapter: str) -> None:
 
 def _some_ids(config: PreTrainedConfig) -> torch.Tensor:
     ids = torch.randint(4, config.vocab_size // 2, (1, 32), generator=torch.Generator().manual_seed(0))
-    if config.model_type == "chatglm":
+    if config.model_type == "chatglm":  # which refuses a row without [gMASK] and <sop>
         ids[0, 20], ids[0, 21] = config.gmask_token_id, config.bos_token_id
     return ids
 
 
 def _published_logits(model: PreTrainedModel, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """The base with the prefix as it is, and positions that do not count it."""
+    """Return the base's logits with the prefix's keys as they are, and positions that do not count the prefix."""
     config, length = model.config, len(weight)
     states = weight.view(length, config.num_hidden_layers, 2, config.num_key_value_heads, -1).permute(1, 2, 3, 0, 4)
     cache = DynamicCache([(layer[0][None], layer[1][None]) for layer in states])

@@ -55,13 +55,13 @@ _UNLIMITED = sys.maxsize
 
 @exit_with_user_errors()
 def main() -> None:
-    """Prints the report; leaves with 1 where training would fail."""
+    """Print the report; exit with 1 where training would fail."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may not have the bars of a histogram
     model_args, data_args, training_args = parse_doctor_arguments()
     set_up_logging()
     if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+        datasets.disable_progress_bars()  # in a file each of their steps would be a line
     examination = Examination(model_args, data_args, training_args)
     problems = examination.run()
     if problems:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 class Examination:
-    """One visit: each step prints its part of the report, and counts what would make training fail."""
+    """One examination of a run: each step prints its part of the report and counts what would make training fail."""
 
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
         self.model_args, self.data_args, self.training_args = model_args, data_args, training_args
@@ -84,11 +84,12 @@ class Examination:
         self.longest: tuple[int, int] | None = None
 
     def run(self) -> int:
-        """Everything; how many problems would make training fail."""
+        """Run every step, and return how many problems would make training fail."""
         self.examine_model()
         self.examine_start()
         for name in wanted_splits(self.data_args, self.training_args):
             self.examine_split(name)
+        # Rows of training among those for validation make its scores measure memory.
         for name, other in combinations(self.splits, 2):
             finding = find_overlap(self.splits[name], self.splits[other])
             print_section(f"Overlap of {name} and {other}", format_findings([finding] if finding.rows else []))
@@ -100,21 +101,22 @@ class Examination:
         return self.problems
 
     def examine_model(self) -> None:
-        """Tokenizer and config can be read and belong together."""
+        """Check that tokenizer, config and adapter can be read and belong together, as training checks it."""
         try:
             self.base = open_base(self.model_args, is_trainable=True)
             arguments = TrainArguments(self.model_args, self.data_args, self.training_args)
             self.model_args, self.data_args, self.training_args = arguments.resolve(self.base.model_args)
         except UserError as error:
             self.report("Model", [str(error)])
-            return
+            return  # rows can be examined without a tokenizer, their lengths and the memory cannot
         name = self.model_args.model_name_or_path
         print_section("Model", f"  {name}: {self.base.config.model_type}, prompts of {self.base.chat_format.name}")
 
     def examine_start(self) -> None:
-        """What training would stop at before its first step: weight files, the checkpoint to go on from."""
+        """Check what training would stop at before its first step: weight files, the checkpoint to resume from."""
         given = self.training_args.resume_from_checkpoint
         checks = [partial(check_weight_files, self.model_args.model_name_or_path)]
+        # Only a checkpoint that is named must be there already; the newest is chosen when training starts.
         if given not in _NEWEST_OR_NONE:
             checks.append(partial(choose_checkpoint, given, self.training_args.output_dir))
         problems = []
@@ -127,7 +129,7 @@ class Examination:
             self.report("Start of training", problems)
 
     def examine_split(self, name: str) -> None:
-        """The rows of a split: which cannot be used, how long they are, what is odd about them."""
+        """Examine the rows of a split: which cannot be used, how long they are, what is odd about them."""
         try:
             # Bad rows are left out here whatever the flags say, so that all of them are found.
             split = load_splits(replace(self.data_args, skip_bad_rows=True), [name])[name]
@@ -140,13 +142,14 @@ class Examination:
             )
         elif split.left_out:
             self.report(f"Rows of {name} that cannot be used", list(map(str, split.left_out)))
-        self.splits[name] = split
+        self.splits[name] = split  # the rows that can be used, which are examined in any case
         if self.base:
             self.examine_lengths(split)
         print_section(f"Remarks on {name}", format_findings(check_split(split)))
 
     def examine_lengths(self, split: Split) -> None:
-        """Lengths in tokens, and the rows that the chat format or the limits refuse."""
+        """Measure lengths in tokens, and find the rows that the chat format or the limits refuse."""
+        # Encoded without limits first, as a text that was cut does not tell how long it was.
         unlimited = replace(self.data_args, **dict.fromkeys(_LENGTHS, _UNLIMITED))
         try:
             dataset, report = self.encode(split, unlimited)
@@ -167,7 +170,7 @@ class Examination:
         print_section(f"Suggested flags for {split.name}", format_suggestion(report))
 
     def encode_within_limits(self, split: Split) -> Any | None:
-        """The data set as the flags cut it, or `None` where they leave nothing of some rows."""
+        """Return the dataset as the flags cut it, or `None` where they leave nothing of some rows."""
         try:
             return self.encode(split, self.data_args)[0]
         except UserError:
@@ -176,14 +179,14 @@ class Examination:
             return None
 
     def report_refused(self, split: Split, data_args: DataArguments, title: str) -> None:
-        """Print and count the rows that cannot be encoded; not all are looked for."""
-        datasets.disable_progress_bars()
+        """Print and count the first rows that cannot be encoded."""
+        datasets.disable_progress_bars()  # many small encodings follow, each with a bar of its own
         refused = list(islice(self.refused_rows(split, split.conversations, data_args), MOST_REFUSED))
         self.has_more |= len(refused) == MOST_REFUSED < len(split)
         self.report(title, refused)
 
     def encode(self, split: Split, data_args: DataArguments) -> tuple[Any, Any]:
-        """The split's data set, as training would have it, and the report on its lengths."""
+        """Encode a split as training would, and return the dataset and the report on its lengths."""
         if split.name != "test":
             return build_training_features(split, self.base.chat_format, self.base.tokenizer, data_args)
         features = build_generation_features(split, self.base.chat_format, self.base.tokenizer, data_args)
@@ -192,7 +195,8 @@ class Examination:
     def refused_rows(
         self, split: Split, conversations: Sequence[Conversation], data_args: DataArguments
     ) -> Iterator[str]:
-        """What is wrong with each row that cannot be encoded, found by halving."""
+        """Yield what is wrong with each row that cannot be encoded."""
+        # By halving, as encoding stops at the first bad row: few bad rows among n take some log n passes each.
         try:
             self.encode(replace(split, conversations=list(conversations)), data_args)
         except UserError as error:
@@ -204,7 +208,7 @@ class Examination:
             yield from self.refused_rows(split, conversations[middle:], data_args)
 
     def examine_batches(self) -> None:
-        """Whether rows can be packed as the flags ask, and how long the longest row of a batch is."""
+        """Plan the batches as training would, and note how long their longest row is."""
         arguments = TrainArguments(self.model_args, self.data_args, self.training_args)
         collator = TrainingCollator(self.base.tokenizer, self.data_args.ignore_pad_token_for_loss)
         try:
@@ -216,13 +220,13 @@ class Examination:
         print_section("Batches", f"  {batching.reason}")
 
     def show_example(self) -> None:
-        """The first example of training, by what carries loss."""
+        """Print the first example of training, by what carries loss."""
         description = describe_example(self.base.tokenizer, self.features["train"][0])
         text = colour_example(description) if shows_colour(sys.stdout) else description
         print_section("The first example", text)
 
     def show_memory(self) -> None:
-        """What training would take, and what to do about it."""
+        """Print an estimate of training's memory, and the flags that make it fit."""
         if self.model_args.peft_type != PREFIX_TUNING:
             print_section("Memory of training", f"  It is not estimated for --peft_type {self.model_args.peft_type}.")
             return
@@ -241,7 +245,7 @@ _LENGTHS = ("max_source_length", "max_target_length", "val_max_target_length")
 
 
 def measure_longest(rows: Any) -> tuple[int, int]:
-    """The most tokens of a row, and the most that carry loss."""
+    """Return the most tokens of a row, and the most that carry loss."""
     labels = rows["labels"][:]
     return max(map(len, labels)), max(sum(label != IGNORED_LABEL for label in row) for row in labels)
 
@@ -253,8 +257,14 @@ def describe_settings(
     longest: tuple[int, int] | None,
     config: PreTrainedConfig,
 ) -> Settings:
-    """What decides the memory of the run; `longest` is of the data's rows, or `None` for what the flags allow."""
+    """
+    Return the sizes and flags that the memory of the run depends on.
+
+    Args:
+        longest: tokens and labels of the longest row of the data; `None` for the most that the flags allow.
+    """
     limits = data_args.max_source_length + data_args.max_target_length, data_args.max_target_length
+    # Packed rows are as long as --max_length, and may carry loss at every token.
     tokens, labels = longest or ((data_args.max_length,) * 2 if data_args.packing else limits)
     inner = model_args.encoder_hidden_size or config.hidden_size
     return Settings(

@@ -1,5 +1,5 @@
 """
-Look into a prefix: its sizes and norms, how far it is from another one, and what a base does with it.
+Inspect a prefix: its sizes and norms, its distance from another one, and what a base does with it.
 
     python -m glm_peft.inspect_adapter ADAPTER
     python -m glm_peft.inspect_adapter ADAPTER OTHER
@@ -57,12 +57,13 @@ logger = logging.getLogger("glm_peft.inspect_adapter")
 
 @exit_with_user_errors()
 def main(argv: list[str] | None = None) -> None:
-    """Prints the tables, and writes what `--output_dir` is for."""
+    """Print the tables, and write the files of `--output_dir`."""
     adapters, arguments = parse_inspect_arguments(argv)
     set_up_logging()
     if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+        datasets.disable_progress_bars()  # in a file each of their steps would be a line
     prefixes = [read_prefix(adapter, arguments.base, arguments.chat_format) for adapter in adapters]
+    # Before a base is loaded, which may take minutes.
     if arguments.prune and arguments.prune >= prefixes[0].num_virtual_tokens:
         raise UserError(
             f"--prune {arguments.prune} leaves nothing out of the {prefixes[0].num_virtual_tokens} virtual tokens of "
@@ -72,12 +73,13 @@ def main(argv: list[str] | None = None) -> None:
     found = describe_numbers(*prefixes)
     if arguments.test_file:
         found |= Trial(prefixes[0], arguments).run(folder)
+    # Without NaN, which Python would write, but JSON does not know.
     if folder:
         write_atomically(folder / INSPECTION_NAME, json.dumps(_without_nan(found), indent=2) + "\n")
 
 
 def describe_numbers(prefix: Prefix, other: Prefix | None = None) -> dict[str, Any]:
-    """Print and return what can be said without the base."""
+    """Print and return the measures that need no base."""
     found: dict[str, Any] = {"adapter": describe_prefix(prefix)}
     if other:
         found |= {"other": describe_prefix(other), "comparison": compare_prefixes(prefix, other)}
@@ -86,7 +88,7 @@ def describe_numbers(prefix: Prefix, other: Prefix | None = None) -> dict[str, A
 
 
 def describe_prefix(prefix: Prefix) -> dict[str, Any]:
-    """Print and return sizes and norms, and print where the prefix comes from."""
+    """Print and return the sizes and norms of a prefix, and print where it comes from."""
     norms, provenance = measure_norms(prefix), format_provenance(read_provenance(prefix.source), prefix.base)
     print_section(f"Prefix {prefix.source}", f"{format_sizes(prefix)}\n{provenance}\n\n{format_norms(norms)}")
     sizes = {name: getattr(prefix, name) for name in ("num_virtual_tokens", "num_layers", "width")}
@@ -94,7 +96,7 @@ def describe_prefix(prefix: Prefix) -> dict[str, Any]:
 
 
 class Trial:
-    """A base, rows, and what it does with the prefix on them."""
+    """A base and rows on which the attention to a prefix and the losses with and without it are measured."""
 
     def __init__(self, prefix: Prefix, arguments: InspectArguments) -> None:
         self.prefix, self.arguments = prefix, arguments
@@ -106,12 +108,12 @@ class Trial:
                 dtype=arguments.dtype,
             )
         )
-        self.rows = self.load_rows()
+        self.rows = self.load_rows()  # before the weights, so that a bad row is told at once
         self.model = self.load_model()
 
     def load_rows(self) -> list[Row]:
-        """The rows as training would have them."""
-        # Rows of a test split need no answer; those here do.
+        """Read and encode the rows as training would."""
+        # As a validation split, whose rows need answers; those of a test split do not.
         data_args = DataArguments(
             validation_file=self.arguments.test_file,
             max_eval_samples=self.arguments.max_predict_samples,
@@ -122,8 +124,9 @@ class Trial:
         return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in dataset]
 
     def load_model(self) -> PreTrainedModel:
-        """The base, once it was compared with the one that the adapter was trained on."""
+        """Load the base, and warn where its weights are not those that the adapter was trained on."""
         model = self.base.load_model()
+        # Allowed, as another base may be just what one wants to see.
         check_weights(self.base.adapter.origin, model, is_allowed=True)
         logger.info("Base %s on %s, %s; %d examples", self.arguments.base, model.device, model.dtype, len(self.rows))
         return model
@@ -146,7 +149,8 @@ class Trial:
         return found
 
     def prune(self, importance: Importance, kept: list[int], folder: Path) -> dict[str, Any]:
-        """Write the adapter of the virtual tokens that are kept, with its own loss; returns both."""
+        """Write the adapter of the virtual tokens that are kept, and return these with its loss."""
+        # Measured anew: two tokens that stand in for one another both look useless, so the changes do not add up.
         weight = prune_prefix(self.prefix.weight, kept, self.model.config)
         every = torch.ones(1, len(weight), dtype=torch.bool)
         loss = float(measure_losses(self.model, weight, self.rows, every))
@@ -162,7 +166,7 @@ class Trial:
         return {"kept": kept, **scores}
 
     def record(self, kept: list[int]) -> dict[str, Any]:
-        """What is written down of the pruning: the base, which virtual tokens, and the rows that decided."""
+        """Return the record of the pruning: the base, the virtual tokens that are kept, and the rows that decided."""
         file = self.arguments.test_file
         return {
             "base": describe_base(
@@ -175,13 +179,13 @@ class Trial:
 
 
 def _shared_flags(arguments: InspectArguments) -> list[str]:
-    """The flags that say how rows are read and encoded, which the inspection shares with training."""
+    """Return the flags of reading and encoding rows, which the inspection shares with training."""
     names = {*flags_with(DataArguments, "reads"), *flags_with(DataArguments, "encodes")}
     return [name for name in vars(arguments) if name in names]
 
 
 def _without_nan(value: Any) -> Any:
-    """What JSON can hold: `null` for what is not a number."""
+    """Return a value with `None` for NaN and infinite numbers, which JSON cannot hold."""
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list):

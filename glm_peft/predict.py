@@ -35,7 +35,7 @@ logger = logging.getLogger("glm_peft.predict")
 
 @exit_with_user_errors()
 def main() -> None:
-    """Does what the arguments ask for."""
+    """Answer the rows of a file or one prompt, as the arguments ask."""
     model_args, data_args, predict_args = parse_predict_arguments()
     settings = GenerationSettings.from_arguments(predict_args, data_args)
     processes = join_processes()
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def encode_prompt(prompt: str, base: OpenedBase, data_args: DataArguments) -> list[int]:
-    """Return the ids of one question, as a row of a file with that question would have them."""
+    """Encode one question as a row of a file with that question would be."""
     messages = [{"role": "user", "content": (data_args.source_prefix or "") + prompt}]
     encoded = base.chat_format.encode_prompt(base.tokenizer, messages, data_args.max_source_length)
     if encoded.truncated:
@@ -91,13 +91,14 @@ def load_answering(base: OpenedBase) -> Answering:
 
 
 def log_settings(settings: GenerationSettings, features: GenerationFeatures, partial: PartialPredictions) -> None:
-    """What is left to do, and how it will be done."""
+    """Log how many rows are left to answer, and how they are generated."""
     done = f", {len(partial.answers)} of them answered before" if partial.answers else ""
     logger.info("%d rows%s; %s", len(features.prompts), done, describe_settings(settings))
 
 
 def join_processes() -> PartialState:
-    """This process's place among those that a launcher started; on CPUs where there is no GPU, or none is wanted."""
+    """Join the processes that a launcher started, on CPUs where no GPU is there or wanted, and return the state."""
+    # Given outright, as accelerate reads the variable only where it makes an Accelerator, and prediction makes none.
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
 
 

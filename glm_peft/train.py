@@ -1,5 +1,5 @@
 """
-P-Tuning v2 from the command line: train a prefix, evaluate it, predict with it.
+Train a P-Tuning v2 prefix, evaluate it and predict with it, from the command line.
 
     accelerate launch --quiet --config_file accelerate_configs/single_gpu.yaml \\
         glm_peft/train.py configs/adgen_chatglm.yaml

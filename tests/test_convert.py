@@ -106,7 +106,7 @@ def test_a_prefix_of_another_base_is_refused(reference_models, tmp_path, capsys)
     shutil.copytree(reference_models / "chatglm-6b" / "ptuning-prefix", checkpoint)
     (checkpoint / "config.json").unlink()
     error = refusal(capsys, "import", checkpoint, reference_models / "chatglm2-6b", tmp_path / "out")
-    assert "has 384 numbers a virtual token, but" in error
+    assert "has 384 parameters per virtual token, but" in error
 
 
 # Other sizes and seeds
@@ -374,9 +374,9 @@ def change(**changes: torch.Tensor | None) -> Callable[[dict[str, torch.Tensor]]
         (change(embedding_weight=None), "holds no P-Tuning v2 prefix"),
         (change(embedding_weight=torch.zeros(3, 64, dtype=torch.int8)), "not a tensor of floating-point numbers"),
         (change(embedding_weight="text"), "not a tensor of floating-point numbers but str"),
-        (change(embedding_weight=torch.full((3, 64), torch.nan)), "numbers that are not finite (in embedding.weight)"),
-        (change(trans_0_weight=torch.full((32, 64), torch.inf)), "not finite (in transform.0.weight)"),
-        (lambda encoder: {"embedding.weight": torch.zeros(3, 32)}, "has 32 numbers a virtual token"),
+        (change(embedding_weight=torch.full((3, 64), torch.nan)), "NaN or infinite values (in embedding.weight)"),
+        (change(trans_0_weight=torch.full((32, 64), torch.inf)), "infinite values (in transform.0.weight)"),
+        (lambda encoder: {"embedding.weight": torch.zeros(3, 32)}, "has 32 parameters per virtual token"),
     ],
 )
 def test_other_parameters_than_a_prefix_has_are_refused(spoil, said, place, tmp_path, capsys):

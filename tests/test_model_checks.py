@@ -13,7 +13,7 @@ from glm_peft.models import ChatGLMConfig
 
 
 @pytest.mark.parametrize(
-    ("implementation", "problem"), [("flex_attention", "cannot carry a prefix"), ("swift", "cannot be had here")]
+    ("implementation", "problem"), [("flex_attention", "cannot carry a prefix"), ("swift", "is not available here")]
 )
 def test_attention_that_cannot_carry_a_prefix_is_refused(implementation: str, problem: str):
     config = ChatGLMConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=4, intermediate_size=64)
@@ -44,7 +44,7 @@ def test_a_pointer_of_git_lfs_and_a_file_cut_short_are_refused(base: Path):
     whole = file.read_bytes()
     for content in (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", whole[:-100], b""):
         file.write_bytes(content)
-        with pytest.raises(UserError, match=rf"model.safetensors \({len(content):,} bytes\) is no whole"):
+        with pytest.raises(UserError, match=rf"model.safetensors \({len(content):,} bytes\) is no complete"):
             check_weight_files(str(base))
 
 

@@ -14,7 +14,7 @@ from glm_peft.errors import UserError
         ("--optim adamw_anyprecision", "--optim adamw_anyprecision cannot be used .*torchdistx"),
         ("--lr_scheduler_type cosine_with_min_lr", "One of min_lr or min_lr_rate .*--lr_scheduler_kwargs"),
         ("--lr_scheduler_type warmup_stable_decay", "'num_decay_steps'"),
-        ('--lr_scheduler_kwargs {"min_lr":1}', "--lr_scheduler_type linear cannot work so .*'min_lr'"),
+        ('--lr_scheduler_kwargs {"min_lr":1}', "--lr_scheduler_type linear cannot be built .*'min_lr'"),
         ("--fp16", "--fp16 has no effect on a CPU"),
         ("--use_liger_kernel", "--use_liger_kernel would take the place of the loss in chunks"),
         ("--dataloader_persistent_workers", "give --dataloader_num_workers too"),

@@ -25,10 +25,10 @@ from glm_peft.models.unwrapping import base_of, has_prefix
 @dataclass(frozen=True)
 class OpenedBase:
     """
-    A base model of which everything is known but its weights, and the adapter to put on it.
+    A base model whose tokenizer, config and chat format are read, but not yet its weights, and its adapter.
 
     Args:
-        model_args: the arguments, with everything decided that the adapter decides.
+        model_args: the arguments, where the adapter's files have filled in what was not given.
         adapter: what the adapter's files say; `None` where none is named.
         config: of the base.
         tokenizer: of the base, which pads on the left.
@@ -44,13 +44,13 @@ class OpenedBase:
     def load_model(
         self, device: torch.device | str | None = None, runs_on: torch.device | None = None
     ) -> PreTrainedModel:
-        """Load the weights of the base, frozen, see `load_base_model`."""
+        """Load the weights of the base, frozen; the arguments are those of `load_base_model`."""
         return load_base_model(self.model_args, device, runs_on)
 
 
 def open_base(model_args: ModelArguments, is_trainable: bool = False) -> OpenedBase:
     """
-    Read what belongs to a base and its adapter, and check that it goes together, before any weight is loaded.
+    Read the small files of a base and its adapter, and check that they fit together, before any weight is loaded.
 
     Args:
         is_trainable: whether the adapter is to be trained.
@@ -58,8 +58,10 @@ def open_base(model_args: ModelArguments, is_trainable: bool = False) -> OpenedB
     Raises:
         UserError: a file is not there or cannot be read, or base, tokenizer, adapter and method do not go together.
     """
+    # The adapter comes first: it may name the chat format, without which ChatGLM2 and ChatGLM3 look the same.
     model_args, adapter = resolve_adapter(model_args, is_trainable)
     tokenizer, config = load_tokenizer(model_args), load_config(model_args)
+    # Revisions of ChatGLM-6B have ids that are 20,000 apart: the wrong tokenizer would give noise, and no error.
     check_pair(tokenizer, config)
     if adapter:
         check_tokenizer(adapter.origin, tokenizer)
@@ -93,15 +95,17 @@ def put_trainable_adapter_on(
     """
     Put an adapter on the base for training: a new one where its arguments say it starts, or the saved one.
 
-    Attention carries the prefix, the loss is computed in chunks, and the layers are compiled where that is asked for.
+    The attention then carries the prefix, the loss is computed in chunks, and `--torch_compile` compiles the layers.
 
     Raises:
         UserError: the adapter to go on from cannot be read or is of another base, or no layer is there to adapt.
     """
     adapted = create_adapter(model, base.model_args, base.adapter)
     if has_prefix(adapted):
+        # Before the hooks of the prefix, as a start from a text runs the bare base.
         initialize_prefix(adapted, base.tokenizer, base.model_args)
         attach_prefix_attention(adapted, base.model_args.prefix_dropout)
+    # In chunks and at labels alone: full logits over a real vocabulary are most of a step's time and memory.
     attach_loss(adapted, training_args.label_smoothing_factor)
     compile_layers(base_of(adapted), training_args)
     return adapted

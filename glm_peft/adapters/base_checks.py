@@ -1,4 +1,4 @@
-"""Whether a base is the one that an adapter was trained on: other networks are refused, other weights are told."""
+"""Compare a base with the one that an adapter was trained on: another network or other weights are refused."""
 
 import logging
 from collections.abc import Mapping
@@ -20,19 +20,21 @@ logger = logging.getLogger(__name__)
 
 # A base may be saved again in bfloat16, which keeps 8 binary digits.
 _ROUNDING = {"rel_tol": 0.005, "abs_tol": 1e-7}
-_LONGEST = 200
-_ADVICE = "load it on the base that it was trained on, or expect other answers than its scores promise"
+_LONGEST = 200  # characters of a text that somebody else's file puts into our messages
+_ADVICE = "load it on the base that it was trained on, or expect answers worse than its scores"
 
 
 @dataclass(frozen=True)
 class Origin:
     """
-    What is known of the base that an adapter was trained on; `None` or empty where nothing is.
+    The base that an adapter was trained on, as far as the adapter's files say; `None` or empty for the rest.
 
     Args:
         adapter: the folder or Hub id of the adapter.
         base: the name of the base.
-        is_recorded: whether training wrote it down; otherwise only the base's name says it.
+        is_recorded: whether `provenance.json` tells the generation; otherwise it is guessed from the base's name.
+        tokenizer: sha256 of the tokenizer, see `digest_tokenizer`.
+        weights: some values of the weights by parameter, see `sample_weights`.
     """
 
     adapter: str
@@ -46,12 +48,12 @@ class Origin:
 
     @property
     def sentence(self) -> str:
-        """The beginning of every message about another base."""
+        """Return the beginning of every message about another base."""
         return f"The prefix in {self.adapter} was trained on {self.base}"
 
 
 def read_origin(adapter_name_or_path: str) -> Origin:
-    """What an adapter's `provenance.json` says, or else the config beside a published checkpoint or an adapter."""
+    """Read an adapter's origin from its `provenance.json`, or else from its `adapter_config.json` or `config.json`."""
     record = read_provenance(adapter_name_or_path)
     base = record.get("base")
     if not isinstance(base, dict):
@@ -70,12 +72,12 @@ def read_origin(adapter_name_or_path: str) -> Origin:
 
 def check_generation(origin: Origin, base: str, generation: str | None) -> None:
     """
-    Refuse a base of another generation; where only a name tells the adapter's, warn.
+    Refuse a base of another generation, or warn where the adapter's is only guessed from a name.
 
     Raises:
         UserError: the adapter's record names another generation than the base has.
     """
-    if None in (origin.generation, generation) or origin.generation == generation:
+    if None in (origin.generation, generation) or origin.generation == generation:  # None: not known
         return
     sentence = (
         f"{origin.sentence}, of the generation {origin.generation}, but {base} is "
@@ -97,10 +99,11 @@ def check_model_type(origin: Origin, config: PreTrainedConfig) -> None:
 
 
 def check_config(origin: Origin, config: PreTrainedConfig) -> None:
-    """Warn of a base with other numbers in its config."""
+    """Warn of a base whose config has other values in the fields that decide what the network computes."""
+    # Not refused, as revisions of the same weights may differ in their length or end token.
     own = describe_config(config)
     differing = [name for name in own.keys() | origin.config.keys() if own.get(name) != origin.config.get(name)]
-    if not origin.config or not differing:
+    if not origin.config or not differing:  # an adapter of stock PEFT has no record to compare with
         return
     described = ", ".join(
         f"{name} {origin.config.get(name)} there, {own.get(name)} here" for name in sorted(differing)
@@ -110,14 +113,15 @@ def check_config(origin: Origin, config: PreTrainedConfig) -> None:
 
 def check_weights(origin: Origin, model: PreTrainedModel, is_allowed: bool = False) -> None:
     """
-    Refuse a base with other weights, or warn where that is allowed; quantized ones are not compared.
+    Refuse a base with other weights, or warn where that is allowed; quantized parameters are not compared.
 
     Raises:
-        UserError: a number that was recorded of the base's weights is another one here.
+        UserError: a value that was recorded of the base's weights is another one here, and that is not allowed.
     """
     if not origin.weights:
         return
     own = sample_weights(model)
+    # Only names on both sides: quantized parameters, and those that another process holds, have no sample.
     differing = [
         name for name in own.keys() & origin.weights.keys() if not _are_close(own[name], origin.weights[name])
     ]
@@ -156,20 +160,21 @@ def resolve_chat_format(origin: Origin, given: str | None) -> str | None:
         return origin.chat_format
     logger.warning(
         f"The prefix in {origin.adapter} was trained with --chat_format {origin.chat_format}, and {given} is given: "
-        "leave it out, or expect other answers than its scores promise."
+        "leave it out, or expect answers worse than its scores."
     )
     return given
 
 
 def _read_recorded_name(adapter: str) -> Origin:
-    """Published checkpoints have the base's config in their own; PEFT's adapters name the base."""
+    """Read what stock PEFT or the published scripts wrote of the base, where there is no `provenance.json`."""
     try:
+        # PEFT's config names the base; a published checkpoint's config.json is the base's own with two fields more.
         name = read_json_beside(adapter, "adapter_config.json").get("base_model_name_or_path")
         config = {} if name else read_json_beside(adapter, "config.json")
     except (OSError, ValueError, AttributeError):
         return Origin(adapter)  # loading the adapter says what is wrong
     name = _text(name or config.get("_name_or_path"))
-    generation = generation_of_name(name) or generation_by_fields(config)
+    generation = generation_of_name(name) or generation_by_fields(config)  # a guess, so it is not `is_recorded`
     return Origin(adapter, name, generation=generation, config=_read_config(adapter, generation) if config else {})
 
 
@@ -181,10 +186,11 @@ def _read_config(folder: str, generation: str | None) -> dict[str, Any]:
 
 
 def _are_close(own: list[float], recorded: Any) -> bool:
+    # A record that somebody edited proves nothing against the base, so what is no list of numbers counts as close.
     is_comparable = isinstance(recorded, list) and all(isinstance(value, int | float) for value in recorded)
     return not is_comparable or all(isclose(a, b, **_ROUNDING) for a, b in zip(own, recorded, strict=False))
 
 
 def _text(value: Any) -> str | None:
-    """A recorded text, on one line of an error message."""
+    """Return a recorded text cut to fit on one line of an error message."""
     return " ".join(value.split())[:_LONGEST] if isinstance(value, str) else None

@@ -17,10 +17,10 @@ _LONGEST = 200
 
 def read_flat_prefix(adapter_name_or_path: str, config: PrefixTuningConfig) -> torch.Tensor:
     """
-    The prefix of a PEFT adapter [P, layers * 2 * kv].
+    Read the prefix of a PEFT adapter [P, layers * 2 * kv].
 
     Raises:
-        UserError: its weights are missing, broken, not finite, or not of the sizes that its config says.
+        UserError: its weights are missing, broken, NaN or infinite, or not of the shape that its config says.
     """
     try:
         weights = load_peft_weights(adapter_name_or_path, device="cpu")
@@ -30,26 +30,27 @@ def read_flat_prefix(adapter_name_or_path: str, config: PrefixTuningConfig) -> t
             f"The weights of the adapter {adapter_name_or_path} cannot be read ({type(error).__name__}: {reason}): "
             "copy it again, or take an earlier checkpoint."
         ) from error
+    # PEFT saves a prefix as this one tensor, that of a projection as its result.
     weight = weights.get("prompt_embeddings")
     wanted = (config.num_virtual_tokens, config.num_layers * 2 * config.token_dim)
     found = None if weight is None else tuple(weight.shape)
     if found != wanted or not bool(weight.isfinite().all()):
-        what = f"has the sizes {found}" if found != wanted else "holds numbers that are not finite"
+        what = f"has the shape {found}" if found != wanted else "holds NaN or infinite values"
         raise UserError(
             f"prompt_embeddings of the adapter {adapter_name_or_path} {what}, where its adapter_config.json asks for "
-            f"{wanted} finite ones: copy it again, or take an earlier checkpoint."
+            f"finite values of the shape {wanted}: copy it again, or take an earlier checkpoint."
         )
     return weight
 
 
 def read_adapter_config(adapter_name_or_path: str) -> PeftConfig:
-    """The config of a PEFT adapter; a `UserError` where there is none."""
+    """Read the config of a PEFT adapter; raise a `UserError` where there is none."""
     path = Path(adapter_name_or_path)
     if path.is_file():
         raise UserError(f"--adapter_name_or_path {path} is a file: give the folder that it is in.")
     try:
         config = PeftConfig.from_pretrained(adapter_name_or_path)
-        if config.peft_type is None:
+        if config.peft_type is None:  # PEFT reads any JSON object as a config, with defaults for what it lacks
             raise ValueError("There is no peft_type in it.")
         return config
     except Exception as error:  # PEFT's own depend on what is wrong with the file
@@ -57,7 +58,7 @@ def read_adapter_config(adapter_name_or_path: str) -> PeftConfig:
             raise UserError(
                 f"{path / 'adapter_config.json'} cannot be read ({type(error).__name__}): copy the adapter again."
             ) from error
-        if not isinstance(error, ValueError | OSError):
+        if not isinstance(error, ValueError | OSError):  # not PEFT's way to say that there is no such file: a bug
             raise
         where = "folder" if path.is_dir() else "folder or Hub id"
         raise UserError(
@@ -67,28 +68,30 @@ def read_adapter_config(adapter_name_or_path: str) -> PeftConfig:
 
 
 def check_width(width: int, config: PreTrainedConfig, source: str) -> None:
-    """Raise a `UserError` where a published prefix of `width` numbers a virtual token is not this base's."""
+    """Raise a `UserError` where a published prefix of `width` parameters per virtual token does not fit this base."""
+    # A published prefix is one flat row for each virtual token, so only the product of the sizes can be compared.
     wanted = prefix_width(config)
     if width != wanted:
         raise UserError(
-            f"The prefix in {source} has {width} numbers a virtual token, but {config.name_or_path} needs {wanted} "
-            "(layers x 2 x key-value heads x head size): it was trained on another base; give that one."
+            f"The prefix in {source} has {width} parameters per virtual token, but {config.name_or_path} needs "
+            f"{wanted} (layers x 2 x key-value heads x head size): it was trained on another base; give that one."
         )
 
 
 def check_sizes(adapter_config: PrefixTuningConfig, config: PreTrainedConfig, adapter: str) -> None:
     """Raise a `UserError` where an adapter's layers and widths are not those of the base's config."""
+    # Stock PEFT loads a prefix of more layers than the base has without a word.
     layers, width = adapter_config.num_layers, adapter_config.token_dim
     wanted = prefix_width(config) // (2 * config.num_hidden_layers)
     if (layers, width) == (config.num_hidden_layers, wanted):
         return
     raise UserError(
-        f"The prefix in {adapter} is for {layers} layers of {width} numbers "
+        f"The prefix in {adapter} is for {layers} layers of width {width} "
         f"({adapter_config.base_model_name_or_path}), but {config.name_or_path} has {config.num_hidden_layers} layers "
-        f"of {wanted}: load it on the base that it was trained on."
+        f"of width {wanted}: load it on the base that it was trained on."
     )
 
 
 def prefix_width(config: PreTrainedConfig) -> int:
-    """Numbers of one virtual token: layers x (key and value) x key-value heads x head size."""
+    """Return the parameters of one virtual token: layers x (key and value) x key-value heads x head size."""
     return config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim

@@ -28,11 +28,11 @@ def create_adapter(
     model: PreTrainedModel, model_args: ModelArguments, saved: SavedAdapter | None = None
 ) -> PreTrainedModel | PeftModel:
     """
-    Put a trainable adapter on the base: a new one, or one that goes on from a saved one.
+    Put a trainable adapter on the base: a new one, or a saved one that training goes on from.
 
     Args:
         model_args: the method and its flags, resolved; for the method none the base itself is made trainable.
-        saved: the adapter that `adapter_name_or_path` names, where it was read before.
+        saved: the adapter that `adapter_name_or_path` names, where its config was read before.
 
     Raises:
         UserError: the adapter to go on from does not fit the base, or the base has none of the layers to adapt.
@@ -60,13 +60,13 @@ def load_adapter(
     Put a saved adapter on the base: PEFT's, from a folder or the Hub, or a published P-Tuning v2 checkpoint folder.
 
     Args:
-        adapter: its folder or Hub id, or what was read of it.
+        adapter: its folder or Hub id, or its config as `read_saved_adapter` read it.
         is_trainable: whether it is to be trained on.
         allow_other_base: warn of a base with other weights than the one it was trained on, instead of refusing it.
 
     Raises:
-        UserError: there is no adapter, it cannot be read, it is of another kind, or the base is of another
-            architecture, other sizes or other weights than its own; of other numbers in the config there is a warning.
+        UserError: there is no adapter, it cannot be read, its method cannot go on, or the base has another
+            architecture, other sizes or other weights than its own; of other values in the config there is a warning.
     """
     saved = read_saved_adapter(adapter) if isinstance(adapter, str) else adapter
     if saved.config is None:
@@ -76,11 +76,12 @@ def load_adapter(
     is_prefix = saved.config.peft_type == PeftType.PREFIX_TUNING
     if is_prefix:
         check_sizes(saved.config, model.config, saved.source)
-    check_model_type(saved.origin, model.config)
+    check_model_type(saved.origin, model.config)  # before the config, of which it would only warn
     check_config(saved.origin, model.config)
     check_weights(saved.origin, model, allow_other_base)
     if not is_prefix:
         return load_tuner(model, saved.source, saved.config, is_trainable)
+    # Read also where PEFT loads it itself, which takes missing and infinite values without a word.
     weight = read_flat_prefix(saved.source, saved.config)
     if not is_trainable:
         return PeftModel.from_pretrained(model, saved.source)
@@ -94,13 +95,15 @@ def _load_published(model: PreTrainedModel, saved: SavedAdapter, is_trainable: b
     check_width(prefix.weight.shape[1], model.config, folder)
     check_config(saved.origin, model.config)
     logger.info("Read a published P-Tuning v2 prefix of %d virtual tokens from %s", len(prefix.weight), folder)
+    # ChatGLM2's and ChatGLM3's projection has not PEFT's form: there training goes on from its result, the prefix.
     if is_trainable and prefix.encoder and "transform.0.weight" in prefix.encoder:
         return _with_encoder(model, prefix.encoder)
     return _with_weights(model, rotate_prefix_keys(prefix.weight, model.config), is_trainable)
 
 
 def _with_encoder(model: PreTrainedModel, encoder: dict[str, torch.Tensor]) -> PeftModel:
-    """A trainable prefix with the projection of a published ChatGLM-6B checkpoint, which has PEFT's form."""
+    """Make a trainable prefix with the projection of a published ChatGLM-6B checkpoint, which has PEFT's form."""
+    # Its keys need no rotation: ChatGLM-6B does not rotate those of a prefix.
     num_virtual_tokens, size = len(encoder["embedding.weight"]), len(encoder["transform.0.bias"])
     adapted = _new_adapter(
         model, num_virtual_tokens=num_virtual_tokens, prefix_projection=True, encoder_hidden_size=size
@@ -117,9 +120,10 @@ def _with_weights(model: PreTrainedModel, weight: torch.Tensor, is_trainable: bo
 
 def _new_adapter(model: PreTrainedModel, **settings: Any) -> PeftModel:
     config = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, **settings)
+    # PEFT's own default is the width of the keys, a sixteenth of the hidden size in ChatGLM2: not the published one.
     if config.prefix_projection and config.encoder_hidden_size is None:
         config.encoder_hidden_size = model.config.hidden_size
-    adapted = get_peft_model(model, config)
+    adapted = get_peft_model(model, config)  # freezes the base, too
     # The prefix trains in float32 whatever the base's precision; PEFT casts it where it meets the base.
     adapted.prompt_encoder.float()
     return adapted

@@ -1,4 +1,4 @@
-"""An adapter that is inside the base's layers, added into their weights: a model's folder that needs no PEFT."""
+"""Merge an adapter that sits inside the base's layers into their weights: a model's folder that needs no PEFT."""
 
 import logging
 
@@ -16,10 +16,11 @@ logger = logging.getLogger("glm_peft.adapters.merging")
 
 def merge_adapter(adapter: str, model_args: ModelArguments, output_dir: str) -> None:
     """
-    Write the base with the adapter in its weights, in the base's own precision, and the base's tokenizer.
+    Write a folder with the base, the adapter merged into its weights in their own precision, and the tokenizer.
 
     Args:
         model_args: which base, and its chat format.
+        output_dir: where the merged model goes.
 
     Raises:
         UserError: the adapter has no place in the base's weights, cannot be read, or is another base's.
@@ -30,8 +31,8 @@ def merge_adapter(adapter: str, model_args: ModelArguments, output_dir: str) -> 
             f"{adapter} is a {kind} adapter, which has no place in the weights of a base: merge one of "
             f"{', '.join(MERGED)}, or use it as it is."
         )
-    # Added in float32, whatever the precision that the sum is kept in.
-    model = load_base_model(changed(model_args, dtype="float32"), "cpu")
+    # Added in float32 whatever precision the sum is kept in: in bfloat16 a small product would be rounded off first.
+    model = load_base_model(changed(model_args, dtype="float32"), "cpu")  # in float32 it may not fit a GPU
     merged = load_adapter(model, adapter).merge_and_unload()
     folder, dtype = make_output_dir(output_dir), load_config(model_args).dtype
     merged.to(dtype or model.dtype).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Published P-Tuning v2 checkpoints as prefixes for PEFT (FORMATS section 6)."""
+"""Read and write published P-Tuning v2 checkpoints: `transformer.prefix_encoder.*`, alone or in a full model."""
 
 import json
 import pickle
@@ -24,10 +24,10 @@ _CHECKPOINT = "the checkpoint-N folder that the published training wrote"
 @dataclass(frozen=True)
 class PublishedPrefix:
     """
-    A prefix as the published code keeps it, keys not rotated.
+    A prefix as the published code keeps it, its keys not rotated.
 
-    `weight` is the flat prefix [P, layers * 2 * kv]. `encoder` holds the parameters that made it, under the names of
-    PEFT's prefix encoder, where PEFT's has that form; otherwise it is `None`.
+    `weight` is the flat prefix [P, layers * 2 * kv]. `encoder` holds the parameters that it is computed from, under
+    the names of PEFT's prefix encoder, or is `None` where PEFT's encoder has another form.
     """
 
     weight: torch.Tensor
@@ -43,30 +43,31 @@ def is_published_checkpoint(folder: str | Path) -> bool:
 
 def read_published_prefix(folder: str | Path) -> PublishedPrefix:
     """
-    Read the prefix out of a `checkpoint-N` folder: prefix only or whole model, single or sharded, pickle or
-    safetensors. Pickles are read as plain tensors only, and of the other tensors in a file nothing is read.
+    Read the prefix out of a `checkpoint-N` folder: of the prefix alone or of the full model, in one file or sharded,
+    pickle or safetensors. No code in a pickle is run, and no other tensor is read.
 
     Raises:
         UserError: there is no prefix in it, or a file is broken, holds something else than tensors, or tensors of
             other names and sizes than a prefix has.
     """
+    # Some scripts save half precision; here a prefix is trained and kept in float32.
     encoder = {name: value.float() for name, value in _read_encoder(Path(folder)).items()}
     spoilt = [name for name, value in encoder.items() if not bool(value.isfinite().all())]
     if spoilt:
         raise UserError(
-            f"The prefix in {folder} holds numbers that are not finite (in {spoilt[0]}), which spoil every answer: "
-            "take an earlier checkpoint of that training."
+            f"The prefix in {folder} holds NaN or infinite values (in {spoilt[0]}), which spoil every answer: take an "
+            "earlier checkpoint of that training."
         )
     return _apply_projection(encoder)
 
 
 def read_published_sizes(folder: str | Path) -> tuple[int, int, int | None]:
     """
-    Virtual tokens of a published prefix, the numbers of each, and the width of its projection where training goes on
-    with that.
+    Read how many virtual tokens a published prefix has, the parameters of each, and the hidden size of its
+    projection, `None` where there is none that training can go on with.
 
     Raises:
-        UserError: as `read_published_prefix` does, but for numbers that are not finite.
+        UserError: as `read_published_prefix` does, but for NaN and infinite values.
     """
     encoder = _read_encoder(Path(folder))
     num_virtual_tokens, width = encoder["embedding.weight"].shape
@@ -78,7 +79,7 @@ def read_published_sizes(folder: str | Path) -> tuple[int, int, int | None]:
 
 def write_published_prefix(weight: torch.Tensor, base_config: dict[str, Any], folder: str | Path) -> None:
     """
-    Write a flat prefix, keys not rotated, as the published scripts save one without projection.
+    Write a flat prefix, its keys not rotated, as the published scripts save one without projection.
 
     Args:
         weight: [P, layers * 2 * kv].
@@ -86,6 +87,7 @@ def write_published_prefix(weight: torch.Tensor, base_config: dict[str, Any], fo
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # A pickle, as the published scripts read nothing else.
     torch.save({f"transformer.{_PREFIX}embedding.weight": weight.contiguous()}, folder / "pytorch_model.bin")
     config = base_config | {"pre_seq_len": len(weight), "prefix_projection": False}
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -93,32 +95,33 @@ def write_published_prefix(weight: torch.Tensor, base_config: dict[str, Any], fo
 
 def rotate_prefix_keys(weight: torch.Tensor, config: PreTrainedConfig, positions: int | None = None) -> torch.Tensor:
     """
-    Move a flat prefix between the published positions and PEFT's.
+    Rotate the keys of a flat prefix from the published positions to PEFT's.
 
-    The published code counts the text from 0, PEFT from P, so the keys of a base with rotary positions have to be
-    turned by P positions. ChatGLM-6B neither rotates nor counts its prefix: there nothing changes.
+    The published code counts the text from 0, PEFT from P: rotated forward by P, keys of a base with rotary positions
+    are as far from the text as they were.
 
     Args:
-        weight: [P, layers * 2 * kv], in the order layer, key or value, head, number.
+        weight: [P, layers * 2 * kv], in the order layer, key or value, head, dimension.
         config: of the base.
-        positions: how far, P where `None`; -P is the way back.
+        positions: how many positions forward, P where `None`; -P is the way back.
     """
     if config.model_type == "chatglm":
-        return weight
+        return weight  # ChatGLM-6B neither rotates the keys of a prefix nor counts it
     states = weight.reshape(weight.shape[0], config.num_hidden_layers, 2, config.num_key_value_heads, -1)
     keys, values = states.permute(2, 1, 3, 0, 4)
     position_ids = torch.full((1, weight.shape[0]), positions or weight.shape[0])
     cos, sin = (part.double() for part in GlmRotaryEmbedding(config)(weight, position_ids))
-    # In float32 a sine and a cosine are not of length 1 together, and the way back would not end where it began.
+    # In float32 a sine and its cosine are not of length 1 together, and the way back would not end where it began.
     length = torch.hypot(cos, sin)
     keys, _ = apply_rotary_pos_emb(keys.double(), keys.double(), cos / length, sin / length)
     return torch.stack([keys.to(weight.dtype), values]).permute(3, 1, 0, 2, 4).reshape(weight.shape)
 
 
 def _read_encoder(folder: Path) -> dict[str, torch.Tensor]:
-    """The parameters of a prefix by the names of PEFT's encoder, still in the precision and the file they are in."""
+    """Read the parameters of a prefix by the names of PEFT's encoder, in the precision of the file."""
     files = _prefix_files(folder)
     tensors = {name: value for file in files for name, value in _read_prefix_tensors(file).items()}
+    # Behind `prefix_encoder.` the published names are PEFT's, but for `trans`.
     encoder = {name.split(_PREFIX, 1)[1].replace("trans.", "transform."): value for name, value in tensors.items()}
     if "embedding.weight" not in encoder:
         raise UserError(
@@ -131,7 +134,7 @@ def _read_encoder(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _prefix_files(folder: Path) -> list[Path]:
-    """The files that may hold the prefix: the shards that an index names for it, or the single file."""
+    """Return the files that may hold the prefix: the shards that an index names for it, or the single file."""
     if folder.is_file():
         raise UserError(f"{folder} is a file: give the folder that it is in.")
     if not folder.is_dir():
@@ -151,7 +154,7 @@ def _read_index(index: Path) -> list[str]:
     try:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({shard for name, shard in shards.items() if _PREFIX in name})
-        are_names = all(Path(name).name == name for name in names)
+        are_names = all(Path(name).name == name for name in names)  # a path could point at any file of this machine
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is no index of shards ({type(error).__name__}): copy it again.") from error
     if not are_names:
@@ -160,14 +163,14 @@ def _read_index(index: Path) -> list[str]:
 
 
 def _read_prefix_tensors(file: Path) -> dict[str, Any]:
-    """Of the other tensors in the file only the names are read."""
+    """Read the tensors of the prefix out of a file, by their names there."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys() if _PREFIX in name}  # noqa: SIM118
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pickle's protocol, about which a user can do nothing
-            is_new_form = zipfile.is_zipfile(file)
+            is_new_form = zipfile.is_zipfile(file)  # torch before 1.6 wrote another one, which cannot be mapped
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=is_new_form)
     except FileNotFoundError as error:
         raise UserError(
@@ -182,12 +185,13 @@ def _read_prefix_tensors(file: Path) -> dict[str, Any]:
         raise UserError(
             f"{file} is cut short or broken ({type(error).__name__}, {file.stat().st_size} bytes): copy it again."
         ) from error
+    # Mapped into memory, so of a full model's tensors only the prefix's are ever read.
     named = state if isinstance(state, dict) else {}
     return {name: value for name, value in named.items() if isinstance(name, str) and _PREFIX in name}
 
 
 def _check_names(encoder: dict[str, Any], folder: Path) -> None:
-    """The embedding, and either nothing else or the whole projection, all of them tensors of real numbers."""
+    """Require the embedding, and either nothing else or all of a projection, as dense floating-point tensors."""
     names = {"embedding.weight", *(_PROJECTION if any(name in encoder for name in _PROJECTION) else ())}
     if encoder.keys() != names:
         odd = ", ".join(sorted(encoder.keys() ^ names))
@@ -206,6 +210,7 @@ def _check_names(encoder: dict[str, Any], folder: Path) -> None:
 def _check_shapes(encoder: dict[str, torch.Tensor], folder: Path) -> None:
     shapes = {name: tuple(value.shape) for name, value in encoder.items()}
     fits = len(shapes["embedding.weight"]) == 2 and 0 not in shapes["embedding.weight"]
+    # A Linear's weight is [out, in]: embedding [P, a] -> first [h, a] -> second [L * 2 * kv, h].
     if fits and len(shapes) > 1:
         first, first_bias, second, second_bias = (shapes[name] for name in _PROJECTION)
         fits = len(first) == len(second) == 2 and first[1] == shapes["embedding.weight"][1] and second[1] == first[0]
@@ -215,7 +220,8 @@ def _check_shapes(encoder: dict[str, torch.Tensor], folder: Path) -> None:
 
 
 def _has_form_of_peft(encoder: dict[str, torch.Tensor]) -> bool:
-    """PEFT's own projection starts from an embedding as wide as one layer's keys, as ChatGLM-6B's does."""
+    """Whether a projection starts from an embedding as wide as one layer's keys, as ChatGLM-6B's and PEFT's do."""
+    # ChatGLM2's and ChatGLM3's embedding has the full width of the prefix, before the projection as after it.
     return encoder["embedding.weight"].shape[1] < len(encoder["transform.2.bias"])
 
 
@@ -223,6 +229,7 @@ def _apply_projection(encoder: dict[str, torch.Tensor]) -> PublishedPrefix:
     embedding = encoder["embedding.weight"]
     if "transform.0.weight" not in encoder:
         return PublishedPrefix(embedding, encoder)
+    # Without the published dropout of 0.1, which is for training alone.
     hidden = torch.tanh(embedding @ encoder["transform.0.weight"].T + encoder["transform.0.bias"])
     weight = hidden @ encoder["transform.2.weight"].T + encoder["transform.2.bias"]
     return PublishedPrefix(weight, encoder if _has_form_of_peft(encoder) else None)

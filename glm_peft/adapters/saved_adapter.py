@@ -1,4 +1,4 @@
-"""What the files of a saved adapter say of it: read once, and resolved into the arguments of a command."""
+"""Read what the files of a saved adapter say of it, once, and resolve the arguments of a command by it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +30,10 @@ class SavedAdapter:
     An adapter in a folder or on the Hub, before its weights are read.
 
     Args:
-        source: the folder, or a Hub id that names no adapter in a form that is known here.
+        source: the folder, or the Hub id where no adapter in a known format is there.
         method: the value of `--peft_type`.
         config: PEFT's; `None` for a published P-Tuning v2 checkpoint.
-        origin: what is known of the base that it was trained on.
+        origin: the base that it was trained on, as far as it is known.
     """
 
     source: str
@@ -44,7 +44,7 @@ class SavedAdapter:
 
 def read_saved_adapter(name_or_path: str, revision: str | None = None, cache_dir: str | None = None) -> SavedAdapter:
     """
-    Read what an adapter's files say of it, out of a folder or, downloaded first, the Hub.
+    Read an adapter's config and origin from a folder or, after a download, from the Hub.
 
     Args:
         revision: branch, tag or commit on the Hub; `None` for main.
@@ -66,13 +66,13 @@ def read_saved_adapter(name_or_path: str, revision: str | None = None, cache_dir
 
 def resolve_adapter(model_args: ModelArguments, is_trainable: bool) -> tuple[ModelArguments, SavedAdapter | None]:
     """
-    Let the adapter to load, if one is named, decide what is not given: method, prefix length, projection, prompts.
+    Resolve what is not given by the adapter to load, if one is named: method, prefix length, projection, chat format.
 
     Args:
-        is_trainable: whether training goes on from the adapter; otherwise a projection has no meaning.
+        is_trainable: whether training goes on from the adapter; otherwise its projection has no meaning.
 
     Returns:
-        The arguments with everything decided, and the adapter.
+        The resolved arguments, and the adapter.
 
     Raises:
         UserError: there is no such adapter, what is given contradicts it, or the base is of another generation.
@@ -86,13 +86,16 @@ def resolve_adapter(model_args: ModelArguments, is_trainable: bool) -> tuple[Mod
         )
         return model_args, None
     adapter = read_saved_adapter(model_args.adapter_name_or_path, model_args.adapter_revision, model_args.cache_dir)
+    # From here on the order matters: the base's config is translated by its chat format, and sizes are read off it.
     check_generation(adapter.origin, model_args.model_name_or_path, find_generation(model_args))
     chat_format = resolve_chat_format(adapter.origin, model_args.chat_format)
+    # The path becomes the downloaded folder, so that nothing later asks the Hub again.
     decided: dict[str, Any] = {"adapter_name_or_path": adapter.source, "chat_format": chat_format}
     if is_trainable:
         decided["peft_type"] = _resolve_method(adapter, model_args)
     model_args = changed(model_args, **decided)
     config = load_config(model_args)
+    # By config and header alone: a wrong base is told in a second, not after minutes of loading.
     check_model_type(adapter.origin, config)
     sizes = _read_sizes(adapter, config, is_trainable)
     _check_given_sizes(adapter, model_args, sizes)
@@ -100,14 +103,15 @@ def resolve_adapter(model_args: ModelArguments, is_trainable: bool) -> tuple[Mod
 
 
 def _resolve_method(adapter: SavedAdapter, model_args: ModelArguments) -> str:
-    """Return the method that training goes on with; its rank and its layers are the adapter's as well."""
+    """Return the method that training goes on with, the adapter's; its rank and layers are the adapter's, too."""
     check_continuable(adapter)
+    # The same method may be given again, as a recipe does that serves the first run and the next.
     if model_args.peft_type not in (None, adapter.method):
         raise UserError(
             f"--peft_type {model_args.peft_type} contradicts --adapter_name_or_path {adapter.source}, which is a "
             f"{adapter.method} adapter: leave one of the two out."
         )
-    for name in flags_of(LORA):
+    for name in flags_of(LORA):  # refused even where equal: the adapter's config decides them
         if getattr(model_args, name):
             raise UserError(f"--{name} is for a new adapter: leave it out, or --adapter_name_or_path.")
     return adapter.method
@@ -123,8 +127,8 @@ def check_continuable(adapter: SavedAdapter) -> None:
 
 
 def _read_sizes(adapter: SavedAdapter, config: PreTrainedConfig, is_trainable: bool) -> dict[str, Any]:
-    """What a prefix for this base goes on with, by the names of the arguments; nothing for adapters of other kinds."""
-    if adapter.config is None:
+    """Return the sizes that the adapter decides, by the names of the arguments; none for LoRA and its kin."""
+    if adapter.config is None:  # a published checkpoint, whose own tensors tell
         num_virtual_tokens, width, encoder_hidden_size = read_published_sizes(adapter.source)
         check_width(width, config, adapter.source)
     else:
@@ -132,9 +136,10 @@ def _read_sizes(adapter: SavedAdapter, config: PreTrainedConfig, is_trainable: b
         if adapter.config.peft_type == PeftType.PROMPT_TUNING and is_trainable:
             return {"num_virtual_tokens": num_virtual_tokens}
         if adapter.config.peft_type != PeftType.PREFIX_TUNING:
-            return {}
+            return {}  # PEFT itself checks the shapes of adapters inside the layers
         check_sizes(adapter.config, config, adapter.source)
     sizes: dict[str, Any] = {"num_virtual_tokens": num_virtual_tokens}
+    # PEFT saves of a projection only its result, so training goes on without; ChatGLM-6B's published one can go on.
     if is_trainable:
         sizes |= {"prefix_projection": encoder_hidden_size is not None, "encoder_hidden_size": encoder_hidden_size}
     return sizes
@@ -151,5 +156,5 @@ def _check_given_sizes(adapter: SavedAdapter, model_args: ModelArguments, sizes:
             )
 
 
-def _as_typed(value: Any) -> str:
+def _as_typed(value: Any) -> str:  # as a command line spells it
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

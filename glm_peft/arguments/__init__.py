@@ -1,1 +1,1 @@
-"""Every flag of every command."""
+"""The flags of every command, how they are read, and which go together."""

@@ -1,5 +1,5 @@
 """
-What `--help` says of each command, before anything is imported that takes seconds.
+Answer `--help` of each command before anything is imported that takes seconds.
 
 `python -m glm_peft.predict --help` imports this package first, and with it torch and the models. So the package asks
 here, first of all, whether the process is one of its own commands with `--help`; a program that imports it never is.
@@ -16,7 +16,8 @@ COMMANDS = ("convert", "doctor", "inspect_adapter", "predict", "push", "search",
 
 
 def show_help_if_asked() -> None:
-    """Print the help and leave with 0, where this process is a command of this package with `-h` or `--help`."""
+    """Print the help and exit with 0, where this process is a command of this package with `-h` or `--help`."""
+    # `sys.orig_argv`, as `sys.argv` begins with a bare "-m" while the interpreter still looks for the module.
     command = _command(sys.orig_argv)
     if command and {"-h", "--help"} & set(sys.argv[1:]):
         with exit_with_user_errors():
@@ -25,7 +26,7 @@ def show_help_if_asked() -> None:
 
 
 def _command(words: list[str]) -> str | None:
-    """Which command of this package an interpreter's words start, as a module or as a script."""
+    """Return the command of this package that an interpreter's words start, as a module or as a script."""
     if "-m" in words:
         package, _, name = "".join(words[words.index("-m") + 1 :][:1]).partition(".")
         return name if package == _PACKAGE.name and name in COMMANDS else None
@@ -33,7 +34,7 @@ def _command(words: list[str]) -> str | None:
     return next((scripts[path] for path in (Path(word).absolute() for word in words[1:]) if path in scripts), None)
 
 
-def _show_help(command: str) -> None:
+def _show_help(command: str) -> None:  # each parser prints its help and exits
     if command == "convert":
         from glm_peft.arguments.conversion import parse_convert_arguments
 
@@ -58,6 +59,7 @@ def _show_help(command: str) -> None:
     words = words[command]
     if command != "predict":
         words = words | {"epilog": "\n".join([_transformers_flags(), words.get("epilog", "")])}
+    # Without transformers' hundred arguments of its Trainer, whose import takes seconds: --help_all has them.
     types = PREDICTION_TYPES if command == "predict" else (ModelArguments, DataArguments, TrainingDefaults)
     types = (SearchArguments, *types) if command == "search" else types
     parse_command(["--help"], types, **words)

@@ -1,4 +1,4 @@
-"""`[CONFIG.yaml|CONFIG.json] [--flags]` → argument dataclasses; the flags win over the file."""
+"""Parse `[CONFIG.yaml|CONFIG.json] [--flags]` into argument dataclasses; the flags win over the file."""
 
 import argparse
 import copy
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 # Neither a negative number nor a text that happens to begin with a hyphen.
 _is_flag = re.compile(r"--?[A-Za-z]\w[\w-]*(=.*)?", re.DOTALL).fullmatch
 HELP_FLAGS = {"-h", "--help", "--help_all"}
-_OF_ARGPARSE = ("help", "aliases", "nargs", "const")
+_OF_ARGPARSE = ("help", "aliases", "nargs", "const")  # of a field's metadata: what argparse understands
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -38,7 +38,7 @@ class Setting:
 
 
 def split_words(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """The words before the first flag, and the rest; `None` for those of this process."""
+    """Split a command line, that of this process where `None`, into the words before the first flag and the rest."""
     words = list(sys.argv[1:] if argv is None else argv)
     first_flag = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
     return words[:first_flag], words[first_flag:]
@@ -48,32 +48,33 @@ def parse_command(
     argv: Sequence[str], dataclass_types: Sequence[type], renamed: Mapping[str, str] = RENAMED, **parser_options: Any
 ) -> tuple[Any, ...]:
     """
-    The dataclasses that a command line describes, with the configuration file at its beginning; `--help` exits.
+    Build the dataclasses that a command line describes, a configuration file at its beginning; `--help` exits.
 
     Every name may be written with underscores or hyphens. Names of older releases are handled as
-    `glm_peft.arguments.former_options` says. What was given other than the defaults is in each dataclass's attribute
-    `given`.
+    `glm_peft.arguments.former_options` says. Each dataclass has an attribute `given` with the values that are not the
+    defaults.
 
     Args:
         argv: the words after the script's name.
         dataclass_types: what to build; a field's metadata may hold `help` and, as `aliases`, other flags for it.
         renamed: other names for fields of these dataclasses.
-        parser_options: for `argparse.ArgumentParser`, such as `usage`.
+        parser_options: keyword arguments of `argparse.ArgumentParser`, such as `usage`.
 
     Raises:
         UserError: the file cannot be read, a name is unknown or refused, a value does not fit, or the dataclasses
             refuse the values.
     """
     parser = _Parser(dataclass_types, renamed, **parser_options)
-    if HELP_FLAGS & set(argv):
+    if HELP_FLAGS & set(argv):  # before a wrong word beside it can end the run
         parser.parse_args(["--help"])
     has_file = bool(argv) and not argv[0].startswith("-")
     from_file = read_config(argv[0]) if has_file else []
     from_flags = read_flags(argv[1:] if has_file else argv)
-    values = parser.parse_known_args([])[0]
+    values = parser.parse_known_args([])[0]  # the defaults, over which each source writes
     defaults = dict(vars(values))
     for settings in (from_file, from_flags):
         parser.read_settings(settings, values)
+    # Noted before the dataclasses fill in what was not given.
     given = {name: value for name, value in vars(values).items() if value != defaults[name]}
     built = tuple(_build(dataclass_type, vars(values)) for dataclass_type in dataclass_types)
     for arguments in built:
@@ -84,7 +85,7 @@ def parse_command(
 
 def read_flags(argv: Sequence[str]) -> list[Setting]:
     """
-    The flags of a command line with the words that follow each.
+    Read the flags of a command line with the words that follow each.
 
     Raises:
         UserError: the first word is no flag.
@@ -104,7 +105,7 @@ def read_flags(argv: Sequence[str]) -> list[Setting]:
 
 def read_config(file: str) -> list[Setting]:
     """
-    The arguments of a YAML or JSON file, without those that are null.
+    Read the arguments of a YAML or JSON file, without those that are null.
 
     Raises:
         UserError: the file is not there, has another extension, is broken, is no mapping, or has a name twice.
@@ -113,7 +114,7 @@ def read_config(file: str) -> list[Setting]:
     if path.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{file}: a configuration file must end in {', '.join(_SUFFIXES)}, and flags begin with --.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a byte order mark first
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: this configuration file cannot be read ({error}).") from error
     read = _json_settings if path.suffix.lower() == ".json" else _yaml_settings
@@ -142,6 +143,7 @@ def _json_settings(file: str, text: str) -> Iterator[Setting]:
 
 
 def _yaml_settings(file: str, text: str) -> Iterator[Setting]:
+    # Nodes instead of values, for the lines of the names and the scalars as they are written.
     loader = yaml.SafeLoader(text)
     root = loader.get_single_node()
     if root is not None and not isinstance(root, yaml.MappingNode):
@@ -155,7 +157,7 @@ def _yaml_settings(file: str, text: str) -> Iterator[Setting]:
 
 
 def _yaml_words(loader: yaml.SafeLoader, node: yaml.Node) -> list[str]:
-    # A scalar as it is written: YAML would make `no` of `eval_strategy: no` false, and text of 2e-2.
+    # YAML itself would read the `no` of `eval_strategy: no` as false, and 2e-2 as text.
     if isinstance(node, yaml.ScalarNode):
         return [node.value]
     if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
@@ -164,12 +166,13 @@ def _yaml_words(loader: yaml.SafeLoader, node: yaml.Node) -> list[str]:
 
 
 def _as_words(value: Any) -> list[str]:
-    """A value as the words that would follow its flag: a list as several, a dictionary as JSON."""
+    """Return a value as the words that would follow its flag: a list as several, a dictionary as JSON."""
     values = value if isinstance(value, list) else [value]
     return [item if isinstance(item, str) else json.dumps(item) for item in values]
 
 
 def _require_once(file: str, names: list[str]) -> None:
+    # Both formats would take the last one without a word.
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"{file}: {twice[0]} stands there more than once; keep one.")
@@ -180,12 +183,13 @@ def _normal(name: str) -> str:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """One spelling of each flag, defaults only where there is one, and the lines of the epilog as they are."""
+    """Show one spelling of each flag, a default only where there is one, and the epilog's lines unjoined."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(super(_HelpFormatter, self)._fill_text(line, width, indent) for line in text.split("\n"))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
+        # transformers adds each name with hyphens, too.
         flags = [flag for flag in action.option_strings if "-" not in flag.removeprefix("--")]
         kind = "true|false" if action.const is True else getattr(action.type, "__name__", "value")
         takes = self._format_args(action, kind) if action.nargs != 0 else ""
@@ -197,36 +201,39 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _Problem(Exception):
-    """What argparse finds wrong with a value."""
+    """A value that argparse refuses, with its reason."""
 
 
 class _Parser(HfArgumentParser):
-    """Reads settings one by one, so that each error names the place of the argument that it is about."""
+    """A parser that reads settings one by one, so that each error names the place of its argument."""
 
     def __init__(self, dataclass_types: Sequence[type], renamed: Mapping[str, str], **options: Any) -> None:
+        # No abbreviations: a new flag would make one that a recipe uses ambiguous.
         super().__init__(dataclass_types, allow_abbrev=False, formatter_class=_HelpFormatter, **options)
         names = names_of_fields(dataclass_types)
         self._names = names | {old: new for old, new in renamed.items() if new in names}
         for action in self._actions:
             if action.type is string_to_bool and action.nargs is None:
-                action.nargs, action.const = "?", True  # those that may be None lack it
+                action.nargs, action.const = "?", True  # --flag alone is true; transformers forgets `bool | None`
             if action.dest in {**REFUSED, **renamed}:
                 action.help = argparse.SUPPRESS
 
     @staticmethod
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
-        """Add the flag of a field; argparse knows nothing of the facts that `option` takes beside its own words."""
+        """Add the flag of a field with the part of its metadata that argparse understands."""
         own = copy.copy(field)
         own.metadata = {name: field.metadata[name] for name in _OF_ARGPARSE if name in field.metadata}
         HfArgumentParser._parse_dataclass_field(parser, own)
 
     def error(self, message: str) -> NoReturn:
-        """Instead of leaving the program, hand on what is wrong without the name of the argument."""
+        """Raise what is wrong with a value, where argparse would print it and exit."""
+        # Without the argument's name, which is told with its place.
         problem = message.partition(": ")[2] if message.startswith("argument ") else message
         raise _Problem(problem.rstrip("."))
 
     def read_settings(self, settings: Iterable[Setting], values: argparse.Namespace) -> None:
         """Write the settings of one source into `values`, over those of an earlier source."""
+        # Within a source two names of one argument must agree; over the file's a flag wins whatever its name.
         by_target: dict[str, Setting] = {}
         for setting in settings:
             target = self._target(setting)
@@ -241,7 +248,7 @@ class _Parser(HfArgumentParser):
             self._read_setting(target, setting, values)
 
     def _target(self, setting: Setting) -> str | None:
-        """The argument that a setting is for, or `None` if it is to be left out."""
+        """Return the argument that a setting is for, or `None` if it has no effect any more."""
         name = setting.name
         if name in REFUSED:
             raise UserError(f"{setting.where} {REFUSED[name]}.")
@@ -255,7 +262,7 @@ class _Parser(HfArgumentParser):
         return None
 
     def _read_setting(self, target: str, setting: Setting, values: argparse.Namespace) -> None:
-        # One value is joined to its flag, as it may begin with a hyphen.
+        # A single value is joined to its flag by =, as argparse would take one that begins with a hyphen for a flag.
         joined = [f"--{target}={setting.values[0]}"] if len(setting.values) == 1 else [f"--{target}", *setting.values]
         try:
             rest = self.parse_known_args(joined, values)[1]
@@ -266,12 +273,12 @@ class _Parser(HfArgumentParser):
 
 
 def names_of_fields(dataclass_types: Sequence[type]) -> dict[str, str]:
-    """Every name that a flag or a key may have, with the flag that it stands for."""
+    """Map every name that a flag or a key may have to the flag that it stands for."""
     names = {}
     for field in [field for dataclass_type in dataclass_types for field in dataclasses.fields(dataclass_type)]:
         aliases = [alias.removeprefix("--") for alias in field.metadata.get("aliases", [])]
         names |= dict.fromkeys((field.name, *aliases), field.name)
-        if field.default is True:
+        if field.default is True:  # for these transformers adds a flag --no_…
             names[f"no_{field.name}"] = f"no_{field.name}"
     return names
 
@@ -282,11 +289,12 @@ def _build(dataclass_type: type, values: dict[str, Any]) -> Any:
         return dataclass_type(**{name: values[name] for name in names})
     except UserError:
         raise
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:  # what transformers' own arguments raise on a user's mistake
         raise UserError(" ".join(str(error).split())) from error
 
 
 def warn(message: str) -> None:
     """Log a warning once, not in every process of a run."""
+    # By the launcher's variable, as arguments are parsed before the processes know of each other.
     if os.environ.get("RANK", "0") == "0":
         logger.warning(message)

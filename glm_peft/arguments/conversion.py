@@ -6,9 +6,9 @@ _DIRECTIONS = "to a PEFT adapter, from one, or a LoRA or (IA)3 adapter into the 
 
 
 def parse_convert_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """`import` or `export`, what from, for which base, and where to."""
+    """Parse the direction, the source, the base and the output folder of a conversion."""
     parser = argparse.ArgumentParser(
-        "python -m glm_peft.convert", description="Between published P-Tuning v2 checkpoints and PEFT adapters."
+        "python -m glm_peft.convert", description="Convert P-Tuning v2 checkpoints to PEFT adapters and back."
     )
     parser.add_argument("direction", choices=["import", "export", "merge"], help=_DIRECTIONS)
     parser.add_argument("source", help="published checkpoint folder (import), or adapter folder or Hub id (export)")

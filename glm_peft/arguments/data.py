@@ -1,4 +1,4 @@
-"""Which rows are read and how they become examples: the flags of the data."""
+"""The flags of the data: which rows are read, and how they become examples."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -65,6 +65,7 @@ class DataArguments:
         encodes=True,
         search="varied",
     )
+    # The lengths' defaults are those of the published scripts.
     max_source_length: int = option(
         1024,
         "Most tokens of a prompt, special ones counted; longer ones are cut.",
@@ -101,6 +102,7 @@ class DataArguments:
         prediction="refused",
         search="varied",
     )
+    # Short, as attention under a dense mask costs more in one long row than in two short ones.
     max_length: int = option(
         512, "Most tokens of a row with --packing.", recipe="changed", prediction="refused", search="varied"
     )
@@ -112,6 +114,7 @@ class DataArguments:
         prediction="refused",
         search="varied",
     )
+    # Off, as a file of which a third cannot be used should not pass unseen.
     skip_bad_rows: bool = option(
         False, "Leave out and count rows that cannot be used, instead of stopping there.", recipe="changed"
     )
@@ -119,6 +122,7 @@ class DataArguments:
     preprocessing_num_workers: int | None = option(
         None, "Processes that encode rows. None: this one alone.", search="free"
     )
+    # Of the published scripts: kept so that their recipes run as they are.
     overwrite_cache: bool = option(
         False, "Changes nothing: rows are encoded anew in every run.", search="free", prediction="ignored"
     )
@@ -127,7 +131,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.val_max_target_length is None:
+        if self.val_max_target_length is None:  # as in the published scripts
             object.__setattr__(self, "val_max_target_length", self.max_target_length)
         require_at_least_one(
             self,

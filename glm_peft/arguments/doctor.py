@@ -23,7 +23,7 @@ def parse_doctor_arguments(
     argv: list[str] | None = None,
 ) -> "TrainArguments":
     """
-    The arguments of `python -m glm_peft.doctor [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
+    Parse the arguments of `python -m glm_peft.doctor [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
 
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
@@ -41,7 +41,8 @@ def parse_doctor_arguments(
 
 
 def wanted_splits(data_args: DataArguments, training_args: "TrainingArguments") -> list[str]:
-    """The splits that have a file or that a task needs; `train` of a data set on the Hub where there is neither."""
+    """Return the splits that have a file or that a task needs, or else `train` of the dataset on the Hub."""
+    # A file without its --do_ flag is examined, too: the doctor is asked before the flags are all there.
     tasks = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
     names = [name for name, is_needed in tasks.items() if is_needed or getattr(data_args, f"{name}_file")]
     return expand_splits(names or (["train"] if data_args.dataset_name else []), data_args)

@@ -30,8 +30,9 @@ def option(default: Any, help: str, *aliases: str, **facts: Any) -> Any:
             search: "varied" where trials may differ in it, "free" where a search may go on with another value.
             nargs, const: for argparse.
     """
+    # In the field's metadata, so that a flag is declared in one place and no list of names has to follow it.
     metadata = {"help": help, **facts} | ({"aliases": [f"--{alias}" for alias in aliases]} if aliases else {})
-    if isinstance(default, list | dict):
+    if isinstance(default, list | dict):  # dataclasses refuse a mutable default
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
@@ -46,6 +47,7 @@ def flags_with(arguments: Any, fact: str, *values: Any) -> Iterator[str]:
         values: those that count; any where none is given.
     """
     for one in fields(arguments):
+        # Flags of transformers have no metadata of ours: what is true of them stands in a table.
         stated = one.metadata.get(fact, FACTS.get(one.name, {}).get(fact))
         if stated is not None and (not values or stated in values):
             yield one.name
@@ -53,7 +55,7 @@ def flags_with(arguments: Any, fact: str, *values: Any) -> Iterator[str]:
 
 def changed(arguments: Arguments, **values: Any) -> Arguments:
     """Return a copy of frozen arguments with other values, which are checked as those of the command line are."""
-    new = replace(arguments, **values)
+    new = replace(arguments, **values)  # `given` stays what the user gave: it is no field, and is told in the record
     object.__setattr__(new, "given", getattr(arguments, "given", {}))
     return new
 

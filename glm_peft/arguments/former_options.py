@@ -1,4 +1,4 @@
-"""Arguments of the published scripts and of older transformers releases, and what became of each."""
+"""Map arguments of the published scripts and of older transformers releases to what became of each."""
 
 _TOKEN_ADVICE = "set the environment variable HF_TOKEN or run `hf auth login`"
 _TOKEN = f"is refused, as it would be saved in clear in training_args.bin: {_TOKEN_ADVICE}"
@@ -6,6 +6,7 @@ _DETECTED = "leave it out, the device is found by itself"
 _AMP = "leave it out, --fp16 and --bf16 use torch's own mixed precision"
 _WRAPPING = "use --fsdp_config or an accelerate configuration"
 
+# transformers 5 removed these: argparse would only say that it does not know them.
 _REMOVED = {
     "adafactor": "use --optim adafactor",
     "dispatch_batches": "use --accelerator_config '{\"dispatch_batches\": true}'",
@@ -54,7 +55,7 @@ REFUSED: dict[str, str] = {
     "torch_dtype": "is spelt --dtype here: use that",
     "trust_remote_code": "is never needed, as no model's own code is run here: leave it out",
 }
-"""Arguments that end the run, each with what the error says after its name."""
+"""Arguments that are refused, each with what the error says after its name."""
 
 _NEVER_READ = "has no effect, here or in the published script, which never read it"
 
@@ -74,4 +75,4 @@ RENAMED: dict[str, str] = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-"""Arguments that still exist in transformers, but are read under another name here."""
+"""Arguments that transformers still has, by the name that they have here."""

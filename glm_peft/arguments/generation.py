@@ -1,4 +1,4 @@
-"""How answers are generated: the flags that training and prediction share."""
+"""The flags of generation, which training and prediction share."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from glm_peft.arguments.fields import option
 
 @dataclass
 class GenerationArguments:
-    """How answers are generated, in training's evaluation and prediction as in `glm_peft.predict`."""
+    """How answers are generated, in the evaluation and prediction of training and in `glm_peft.predict`."""
 
     max_new_tokens: int | None = option(
         None, "Most tokens of a generated answer, its end token counted. None: --val_max_target_length."
     )
     num_beams: int = option(1, "Beams of the search for an answer; 1 is no beam search.")
     do_sample: bool = option(False, "Draw answers at random instead of taking the most likely tokens.")
-    top_p: float | None = option(
+    top_p: float | None = option(  # None, so that one that is given without --do_sample is told from a default
         None, "With --do_sample: draw from the likeliest tokens of this probability together. None: 0.7."
     )
     top_k: int | None = option(None, "With --do_sample: draw from this many tokens at most; 0 is no limit. None: 50.")

@@ -1,4 +1,4 @@
-"""The arguments of `python -m glm_peft.inspect_adapter`: which adapters, and on which base and rows to try one."""
+"""The arguments of `python -m glm_peft.inspect_adapter`: the adapters, and the base and rows to try one on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ class InspectArguments:
         None,
         "Rows with answers, on which attention and loss are measured with --base (.json, .jsonl, .csv, .parquet).",
     )
+    # Few: of a prefix of 128 each row takes 131 passes through the base.
     max_predict_samples: int = option(16, "Use only so many rows; each takes a pass for every virtual token.")
     prompt_column: str | None = option(None, "Column of the questions, as in training.")
     response_column: str | None = option(None, "Column of the answers, as in training.")
@@ -48,7 +49,7 @@ class InspectArguments:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of the base; auto: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs."
     )
-    per_device_eval_batch_size: int = option(8, "Virtual tokens that are taken away at a time, one in each copy.")
+    per_device_eval_batch_size: int = option(8, "Virtual tokens that are masked at a time, each in a copy of the row.")
     prune: int | None = option(
         None, "Write an adapter of so many virtual tokens, those that matter most, into --output_dir."
     )
@@ -70,7 +71,7 @@ class InspectArguments:
 
 def parse_inspect_arguments(argv: list[str] | None = None) -> tuple[list[str], InspectArguments]:
     """
-    The one or two adapters of `python -m glm_peft.inspect_adapter ADAPTER [OTHER] [--flags]`, and the rest.
+    Parse the one or two adapters of `python -m glm_peft.inspect_adapter ADAPTER [OTHER] [--flags]`, and the flags.
 
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
@@ -85,6 +86,6 @@ def parse_inspect_arguments(argv: list[str] | None = None) -> tuple[list[str], I
 
 
 def _check_output_dir(output_dir: str, adapters: list[str]) -> None:
-    for adapter in adapters:
+    for adapter in adapters:  # --prune would write over the adapter that it reads
         if Path(output_dir).resolve() == Path(adapter).resolve():
             raise UserError(f"--output_dir {output_dir} is the folder of the adapter itself: give another one.")

@@ -1,4 +1,4 @@
-"""Which base model and which adapter: the flags that every command has."""
+"""The flags of the base model and its adapter, which every command has."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -37,6 +37,7 @@ class ModelArguments:
     adapter_revision: str | None = option(
         None, "Branch, tag or commit of the adapter, where it is on the Hub. None: main."
     )
+    # Refused without it, as answers would be bad without any error.
     allow_other_base: bool = option(
         False, "Use the adapter on a base with other weights than the one it was trained on, with a warning."
     )
@@ -55,6 +56,7 @@ class ModelArguments:
         "4 or 8: load the base quantized, which takes a quarter or half of the memory. None: not quantized.",
         recipe="always",
     )
+    # None until it is resolved, so that the adapter to go on from decides where nothing is given.
     peft_type: Literal["prefix_tuning", "lora", "p_tuning", "prompt_tuning", "ia3", "none"] | None = option(
         None,
         "Method; none: train the base itself. None: prefix_tuning, or that of --adapter_name_or_path.",
@@ -102,6 +104,7 @@ class ModelArguments:
         public="text",
         prediction="refused",
     )
+    # 0.02 is the standard deviation that transformers initializes embeddings with.
     prefix_init_std: float = option(
         0.02,
         "Standard deviation of --prefix_init normal; PEFT's own is 1.",
@@ -111,7 +114,7 @@ class ModelArguments:
     )
     prefix_dropout: float = option(
         0.0,
-        "Share of the prefix's numbers dropped in training; published: 0.1.",
+        "Share of the prefix's values dropped in training; published: 0.1.",
         methods=(PREFIX_TUNING,),
         recipe="changed",
         prediction="refused",
@@ -144,17 +147,18 @@ class ModelArguments:
         recipe="changed",
         prediction="ignored",
     )
+    # Not by default, as an adapter is used with the tokenizer of its base.
     save_tokenizer: bool = option(False, "Put the tokenizer's files beside the adapter.", prediction="refused")
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
             raise UserError("--model_name_or_path is not given: name a folder or a Hub id of a ChatGLM model.")
-        self._fill_in(quantization_bit=self.quantization_bit or None)  # published scripts say 0 for none
+        self._fill_in(quantization_bit=self.quantization_bit or None)  # published scripts give 0 for no quantization
         if self.quantization_bit not in (None, 4, 8):
             raise UserError(f"--quantization_bit must be 4 or 8, found {self.quantization_bit}.")
         require_at_least_one(self, "num_virtual_tokens", "encoder_hidden_size", "lora_rank", "lora_alpha")
         require(0 <= self.lora_dropout < 1, "--lora_dropout must be at least 0 and below 1", self.lora_dropout)
-        self._check_start()
+        self._check_initialization()
         if not self.adapter_name_or_path:  # otherwise the adapter decides what is not given
             self._fill_in_defaults()
         if self.peft_type:
@@ -164,12 +168,12 @@ class ModelArguments:
 
     @property
     def keeps_tokenizer(self) -> bool:
-        """Whether the tokenizer's files belong to what a run leaves: a whole model is none without them."""
+        """Whether the tokenizer is saved with the result: if asked for, or with a full model, which needs it."""
         return self.save_tokenizer or self.peft_type == FULL
 
     def _fill_in(self, **values: Any) -> None:
         for name, value in values.items():
-            object.__setattr__(self, name, value)  # the only change that a frozen dataclass sees
+            object.__setattr__(self, name, value)  # a frozen dataclass; called from __post_init__ alone
 
     def _fill_in_defaults(self) -> None:
         method = self.peft_type or PREFIX_TUNING
@@ -177,9 +181,9 @@ class ModelArguments:
         if "num_virtual_tokens" in flags_of(method):
             self._fill_in(num_virtual_tokens=self.num_virtual_tokens or _NUM_VIRTUAL_TOKENS)
         if method == FULL and self.dtype == "auto":
-            self._fill_in(dtype="float32")  # half precision rounds off the small steps of a whole model
+            self._fill_in(dtype="float32")  # half precision rounds off the small steps of full fine-tuning
 
-    def _check_start(self) -> None:
+    def _check_initialization(self) -> None:
         if (self.prefix_init == "text") != (self.prefix_init_text is not None):
             raise UserError("--prefix_init text and --prefix_init_text belong together: give both or neither.")
         if self.prefix_init == "text" and self.prefix_projection:
@@ -192,6 +196,7 @@ class ModelArguments:
     def _check_method(self) -> None:
         """Raise a `UserError` where a flag of another method than `peft_type` is given."""
         defaults = {own.name: own.default for own in fields(self)}
+        # By value, as this also runs on copies that `changed` makes; false is how a resolved projection says no.
         given = (name for name in flags_with(self, "methods") if getattr(self, name) not in (defaults[name], False))
         foreign = next((name for name in given if name not in flags_of(self.peft_type)), None)
         if foreign:

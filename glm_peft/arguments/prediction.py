@@ -1,4 +1,4 @@
-"""The arguments of prediction: which rows or prompt, where the answers go, and how they are generated."""
+"""The arguments of prediction: the rows or the prompt, where the answers go, and how they are generated."""
 
 import sys
 from argparse import SUPPRESS
@@ -18,7 +18,8 @@ PREDICTION_WORDS = {
 
 
 def _for_prediction(kind: type) -> type:
-    """Return the dataclass with the help texts that its flags have in prediction; what is for training is hidden."""
+    """Return the dataclass with its help texts for prediction; flags of training alone are hidden from the help."""
+    # A subclass, so that the checks and the type stay those of training's arguments.
     changed = [
         (own.name, own.type, field(default=own.default, metadata={**own.metadata, "help": _help_of(own)}))
         for own in fields(kind)
@@ -35,7 +36,7 @@ def _help_of(own: Field) -> str:
 @dataclass
 class PredictArguments(GenerationArguments):
     """
-    What to answer, and how.
+    The flags of prediction that training does not have.
 
     Raises:
         UserError: an argument of sampling is given without `do_sample`.
@@ -69,14 +70,14 @@ PREDICTION_TYPES = (
     _for_prediction(DataArguments),
     PredictArguments,
 )
-"""What `python -m glm_peft.predict` takes; what is for training alone is not in its help."""
+"""The dataclasses of `python -m glm_peft.predict`; flags of training alone are not in its help."""
 
 
 def parse_predict_arguments(
     argv: list[str] | None = None,
 ) -> tuple[ModelArguments, DataArguments, PredictArguments]:
     """
-    The arguments of `python -m glm_peft.predict [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
+    Parse the arguments of `python -m glm_peft.predict [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
 
     Args:
         argv: the words after the command's name; `None` for those of this process.
@@ -95,7 +96,8 @@ def parse_predict_arguments(
 
 
 def _refuse_training(arguments: ModelArguments | DataArguments) -> None:
-    """Refuse what only training reads; at its default it may stand in a configuration of both commands."""
+    """Refuse the flags of training alone that have another value than their default."""
+    # At its default a flag may stand in a configuration file for both commands.
     for name in flags_with(arguments, "prediction", "refused"):
         value = getattr(arguments, name)
         if value != type(arguments).__dataclass_fields__[name].default:
@@ -106,7 +108,7 @@ def _check_task(data_args: DataArguments, predict_args: PredictArguments) -> Non
     source = data_args.test_file or data_args.dataset_name
     if predict_args.prompt is None and source is None:
         raise UserError('There is nothing to predict: give --test_file FILE, --dataset_name NAME, or --prompt "…".')
-    if predict_args.prompt is not None and source is not None:
+    if predict_args.prompt is not None and source is not None:  # `is not None`, as an empty --prompt is given, too
         raise UserError(f"--prompt is given beside {source}: give one prompt or many, not both.")
     if predict_args.prompt is not None and not predict_args.prompt.strip():
         raise UserError(f"--prompt {predict_args.prompt!r} is empty: give a question.")

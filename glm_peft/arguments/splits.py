@@ -1,4 +1,4 @@
-"""One data set for evaluation, or several, each with a name: `--validation_file easy=easy.json,hard=hard.json`."""
+"""Name the datasets for evaluation, one or several: `--validation_file easy=easy.json,hard=hard.json`."""
 
 import re
 from collections.abc import Mapping
@@ -16,11 +16,12 @@ _NEXT = re.compile(r",\s*(?=[A-Za-z]\w*=)")
 
 def validation_files(validation_file: str | None) -> dict[str, str | None]:
     """
-    The file of each split for evaluation: of `validation`, or of `validation_NAME` for each name that is given.
+    Return the file of each split for evaluation, `validation`, or `validation_NAME` for each name that is given.
 
     Raises:
         UserError: a file has no name while others have one, or two have the same.
     """
+    # A file whose own name looks like NAME=FILE is taken as a file.
     if validation_file is None or not _NAMED.match(validation_file) or Path(validation_file).exists():
         return {VALIDATION: validation_file}
     pairs = [part.strip().partition("=") for part in _NEXT.split(validation_file)]
@@ -35,41 +36,43 @@ def validation_files(validation_file: str | None) -> dict[str, str | None]:
 
 
 def expand_splits(splits: list[str], data_args: DataArguments) -> list[str]:
-    """The names of the splits, with those of `--validation_file` in the place of `validation`."""
+    """Return the names of the splits, with those of `--validation_file` in the place of `validation`."""
     expanded = [validation_files(data_args.validation_file) if split == VALIDATION else [split] for split in splits]
     return list(chain.from_iterable(expanded))
 
 
 def file_of(data_args: DataArguments, split: str) -> str | None:
-    """The file of a split, as `expand_splits` names it; `None` where its rows are of a data set on the Hub."""
+    """Return the file of a split, as `expand_splits` names it; `None` where its rows are of a dataset on the Hub."""
     if split.startswith(VALIDATION):
         return validation_files(data_args.validation_file)[split]
     return getattr(data_args, f"{split}_file")
 
 
 def evaluation_sets(datasets: Mapping[str, Any]) -> Any:
-    """What the trainer takes: the data set without a name, or all by name, or `None`."""
+    """Return what the Trainer takes: the one dataset without a name, or all by name, or `None`."""
+    # The Trainer puts the names into those of its metrics: eval_easy_loss.
     named = {name.removeprefix(f"{VALIDATION}_"): value for name, value in datasets.items() if is_named(name)}
     return named or datasets.get(VALIDATION)
 
 
 def is_named(split: str) -> bool:
-    """Whether it is one of several splits for evaluation."""
+    """Whether a split is one of several for evaluation."""
     return split.startswith(f"{VALIDATION}_")
 
 
 def split_of(metric_key_prefix: str) -> str:
-    """The split whose scores begin so: `eval` → `validation`, `eval_easy` → `validation_easy`."""
+    """Return the split whose scores begin so: `eval` → `validation`, `eval_easy` → `validation_easy`."""
     return VALIDATION + metric_key_prefix.removeprefix("eval")
 
 
 def check_metric(metric: str | None, validation_file: str | None) -> None:
     """
-    Raise a `UserError` where the best model is asked for by a number that no evaluation gives.
+    Raise a `UserError` where the best model is to be chosen by a metric that no evaluation computes.
 
     Args:
-        metric: of `--metric_for_best_model`, where it is used.
+        metric: the value of `--metric_for_best_model`, where it is used.
     """
+    # The Trainer finds out at its first evaluation, with a KeyError.
     names = [split.removeprefix(f"{VALIDATION}_") for split in validation_files(validation_file) if is_named(split)]
     if metric and names and not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in names)):
         raise UserError(

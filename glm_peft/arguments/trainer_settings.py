@@ -1,4 +1,4 @@
-"""Settings of transformers' trainer that cannot work, or not here, refused before anything is loaded."""
+"""Refuse settings of transformers' Trainer that cannot work, or not here, before anything is loaded."""
 
 from typing import Any
 
@@ -8,21 +8,22 @@ from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
 from glm_peft.arguments.command_line import warn
 from glm_peft.errors import UserError
 
+# They need no package of their own, so transformers need not be asked.
 _AT_HAND = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
-_COUNTS = {"true": "all", "false": "no"}
-_ANY_STEPS = 1000  # a schedule is made for as many, to see whether it has all that it needs
+_COUNTS = {"true": "all", "false": "no"}  # what the flag was before it had three values
+_ANY_STEPS = 1000  # a schedule is built for as many, to see whether it has all that it needs
 
 
 def settle_stock_settings(args: Seq2SeqTrainingArguments) -> None:
     """
-    Refuse what would fail after the base is loaded, or have no effect; leave out what is done in any case.
+    Refuse settings that would fail after the base is loaded or have no effect; drop those that change nothing.
 
     Args:
         args: the training arguments, which are changed.
 
     Raises:
-        UserError: an optimizer lacks its package, a schedule its numbers, a setting the one that it belongs to, or
-            the device or this toolkit cannot do what is asked for.
+        UserError: an optimizer lacks its package, a schedule its settings, a flag the one that it belongs to, or the
+            device or this toolkit cannot do what is asked for.
     """
     _check_optimizer(args)
     _check_schedule(args)
@@ -32,6 +33,7 @@ def settle_stock_settings(args: Seq2SeqTrainingArguments) -> None:
         raise UserError(
             "--use_liger_kernel would take the place of the loss in chunks, which saves the same memory: leave it out."
         )
+    # torch raises this one, and transformers the next, once the base is loaded.
     if args.dataloader_persistent_workers and not args.dataloader_num_workers:
         raise UserError("--dataloader_persistent_workers needs workers: give --dataloader_num_workers too.")
     if args.save_strategy == "best" and not args.metric_for_best_model:
@@ -43,10 +45,10 @@ def settle_stock_settings(args: Seq2SeqTrainingArguments) -> None:
 
 def choose_count(given: Any) -> str:
     """
-    A value of `--include_num_input_tokens_seen`, which stock's command line takes for yes or no only.
+    Return the value that transformers has for what `--include_num_input_tokens_seen` was given.
 
     Raises:
-        UserError: it is none.
+        UserError: there is no such value.
     """
     name = str(given).lower()
     if name not in ("no", "all", "non_padding", *_COUNTS):
@@ -66,13 +68,14 @@ def _check_optimizer(args: Seq2SeqTrainingArguments) -> None:
 
 
 def _check_schedule(args: Seq2SeqTrainingArguments) -> None:
+    # Schedules say only when they are built what they need, so one is built for an optimizer of a single number.
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
     steps = (args.get_warmup_steps(_ANY_STEPS), _ANY_STEPS)
     try:
         get_scheduler(args.lr_scheduler_type, optimizer, *steps, dict(args.lr_scheduler_kwargs or {}))
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"--lr_scheduler_type {args.lr_scheduler_type.value} cannot work so ({_one_line(error)}): give what it "
+            f"--lr_scheduler_type {args.lr_scheduler_type.value} cannot be built ({_one_line(error)}): give what it "
             "needs as JSON in --lr_scheduler_kwargs, or another schedule."
         ) from error
 

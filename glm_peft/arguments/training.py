@@ -1,4 +1,4 @@
-"""Every argument of training: which model and prefix, which data, and how to train, score and generate."""
+"""The arguments of training: the model and its adapter, the data, and how to train, score and generate."""
 
 import copy
 import json
@@ -21,6 +21,7 @@ from glm_peft.arguments.trainer_settings import choose_count, settle_stock_setti
 from glm_peft.arguments.training_defaults import TRAINING_WORDS, TrainingDefaults
 from glm_peft.errors import UserError
 
+# Where the package's name is not the service's.
 _TRACKER_PACKAGES = {
     "azure_ml": "azureml-sdk",
     "comet_ml": "comet-ml",
@@ -36,8 +37,8 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
 
     Raises:
         UserError: `output_dir` is missing, a number is out of its range, a token for the Hub is given (it would be
-            saved in clear), the package of a service to report to is not installed, or the
-            best model is asked for by a score without `predict_with_generate`.
+            saved in clear), the package of a service to report to is not installed, or the best model is to be chosen
+            by a score without `predict_with_generate`.
     """
 
     def __post_init__(self) -> None:
@@ -47,13 +48,14 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
         )
         self._check_values()
         self.include_num_input_tokens_seen = choose_count(self.include_num_input_tokens_seen)
-        if self.early_stopping_patience:
+        if self.early_stopping_patience:  # the callback asks for a metric, also where no best model is loaded
             self.metric_for_best_model = self.metric_for_best_model or "loss"
+        # Two names of one flag: transformers 5.20 knows only the old one, later releases warn of it.
         if self.activation_checkpointing is None:
             self.activation_checkpointing = bool(self.gradient_checkpointing)
         self.gradient_checkpointing = self.activation_checkpointing
         self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
-        # The trainer's own push would send everything in the folder: glm_peft.publishing.callback has this one.
+        # The Trainer's own push would send everything in the folder; glm_peft.publishing.callback sends a named list.
         self.sends_to_hub, self.push_to_hub = self.push_to_hub, False
         if self.ddp_backend and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             warn(f"--ddp_backend {self.ddp_backend} has no effect on one process.")
@@ -62,12 +64,13 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         settle_stock_settings(self)
         if self.n_gpu > 1:
-            # One process would use them by DataParallel, which copies no hooks, and the prefix needs some.
+            # The Trainer would use them by DataParallel, whose copies of the model lack the hooks of the prefix.
             warn(f"{self.n_gpu} GPUs are there, one is used: accelerate launch --num_processes {self.n_gpu} uses all.")
             self._n_gpu = 1
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, where it is installed, prints its guess
+        # Without generated answers an evaluation computes the loss alone.
         by_score = (self.load_best_model_at_end or self.early_stopping_patience) and (
             not str(self.metric_for_best_model).endswith("loss")
         )
@@ -79,16 +82,17 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
 
     @property
     def wanted_splits(self) -> list[str]:
-        """The splits of data that the tasks need, of `train`, `validation` and `test`."""
+        """Return the splits that the tasks need, of `train`, `validation` and `test`."""
         wanted = {"train": self.do_train, "validation": self.do_eval, "test": self.do_predict}
         return [name for name, is_wanted in wanted.items() if is_wanted]
 
     def _check_values(self) -> None:
         if not self.output_dir:
             raise UserError("--output_dir is not given: name a folder for the adapter and the results.")
+        # The command line refuses it by name; here it is refused from Python, too.
         if self.hub_token is not None:
             raise UserError("hub_token would be saved in clear: set the environment variable HF_TOKEN instead.")
-        for name in self._VALID_DICT_FIELDS:
+        for name in self._VALID_DICT_FIELDS:  # read by transformers as JSON, with a traceback where it is none
             _require_json(name, getattr(self, name))
         _check_deepspeed(self.deepspeed)
         _check_trackers([self.report_to] if isinstance(self.report_to, str) else self.report_to or [])
@@ -130,7 +134,7 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
 
 @dataclass
 class ExaminedArguments(TrainingArguments):
-    """Training's own arguments; nothing is written, so no `output_dir` is needed."""
+    """The arguments of training, for the doctor: it writes nothing, so no `output_dir` is needed."""
 
     def __post_init__(self) -> None:
         self.output_dir = self.output_dir or "unused"
@@ -139,7 +143,7 @@ class ExaminedArguments(TrainingArguments):
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """All arguments of training; they unpack into those of the model, of the data and of the trainer."""
+    """All arguments of training, which unpack into those of the model, of the data and of the Trainer."""
 
     model: ModelArguments
     data: DataArguments
@@ -150,15 +154,16 @@ class TrainArguments:
 
     def resolve(self, model_args: ModelArguments) -> "TrainArguments":
         """
-        Return the arguments with what the method decides where nothing was given: learning rate and packing.
+        Return the arguments with the learning rate and the packing that the method decides where none were given.
 
         Args:
-            model_args: those of the model, with what the adapter to go on from decides.
+            model_args: the arguments of the model, resolved by the adapter that training goes on from.
 
         Raises:
-            UserError: what is asked for cannot be done with this method.
+            UserError: a flag cannot be used with this method.
         """
         method, data_args, training_args = model_args.peft_type, self.data, copy.copy(self.training)
+        # Only now: the method may be that of the adapter to go on from.
         if not training_args.learning_rate_is_given:
             training_args.learning_rate = METHODS[method].learning_rate
         if method in IN_EMBEDDINGS:
@@ -167,7 +172,7 @@ class TrainArguments:
                     f"--packing puts several examples into a row, and the virtual tokens of --peft_type {method} "
                     "stand before the first one only: leave one of them out."
                 )
-            data_args = changed(data_args, packing=False)
+            data_args = changed(data_args, packing=False)  # not by itself either
         if method == FULL and training_args.label_smoothing_factor:
             raise UserError(
                 "--label_smoothing_factor needs a frozen head, which --peft_type none trains: leave it out."
@@ -177,7 +182,7 @@ class TrainArguments:
 
 def parse_train_arguments(argv: list[str] | None = None) -> TrainArguments:
     """
-    The arguments of `glm_peft/train.py [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
+    Parse the arguments of `glm_peft/train.py [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
 
     Args:
         argv: the words after the script's name; `None` for those of this process.
@@ -197,7 +202,7 @@ def parse_train_arguments(argv: list[str] | None = None) -> TrainArguments:
 
 
 def _check_tasks(data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """Something is to be done, and there is data for it."""
+    """Require a task, and data for each task."""
     files = {"do_train": "train_file", "do_eval": "validation_file", "do_predict": "test_file"}
     wanted = [task for task in files if getattr(training_args, task)]
     if not wanted:
@@ -216,18 +221,21 @@ def _require_json(name: str, value: Any) -> None:
 
 
 def _check_deepspeed(given: Any) -> None:
-    """Its file is there; DeepSpeed's own settings are half made, and stay so, when stock finds that it is not."""
+    """Require that the file of DeepSpeed's settings is there."""
+    # transformers looks for it with the plugin half made, which then stays in the state of the process.
     if isinstance(given, str) and not given.startswith("{") and not Path(given).is_file():
         raise UserError(f"--deepspeed {given}: there is no such file; give one with DeepSpeed's settings.")
 
 
 def _check_trackers(names: list[str]) -> None:
-    """Every service to report to is known and installed; transformers finds out once the base is loaded."""
+    """Require that every service to report to is known and installed."""
+    # transformers finds out only when the Trainer is made, once the base is loaded.
     if names in ([], ["none"], ["all"]):
         return
     from transformers.integrations import integration_utils as integrations
 
     known, at_hand = integrations.INTEGRATION_TO_CALLBACK, integrations.get_available_reporting_integrations()
+    # transformers' list never has flyte, and kubeflow only inside a job of it.
     at_hand += ["flyte"] if integrations.is_flytekit_available() else []
     for name in names:
         if name not in known:

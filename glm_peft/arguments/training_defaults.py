@@ -1,4 +1,4 @@
-"""What of transformers' training arguments is other here, or is added: apart from them, as importing them is slow."""
+"""The flags that differ from transformers' training arguments or are added, without their import, which is slow."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +16,7 @@ TRAINING_WORDS = {
 
 @dataclass
 class TrainingDefaults(GenerationArguments):
-    """Defaults for a prefix, and the settings of generation."""
+    """Flags of the Trainer with defaults for a prefix, and those that only this toolkit has."""
 
     _argument_group_name = "training, evaluation and generation"
 
@@ -25,13 +25,14 @@ class TrainingDefaults(GenerationArguments):
         "Highest learning rate. None: that of --peft_type, such as 5e-3 for a prefix and 2e-4 for LoRA.",
         recipe="always",
     )
+    # transformers' 500 would show nothing of a short run.
     logging_steps: float = option(10, "Log every so many steps, or, below 1, after each such share of all steps.")
-    # On, it shows a loss that is not a number as 0.
+    # Off, as transformers' default shows a NaN loss as 0.
     logging_nan_inf_filter: bool = option(False, "Hide losses that are not finite from the log.")
     log_level_replica: Literal["detail", "debug", "info", "warning", "error", "critical", "passive"] = option(
         "error", "Least level of what the other processes log; that of the first one is log_level.", public="never"
     )
-    # Declared again, as stock's is read as yes or no alone.
+    # Declared again, as transformers' own command line takes it for yes or no only.
     include_num_input_tokens_seen: str = option(
         "no", "Log the tokens of training so far, and their rate: all, or non_padding.", nargs="?", const="all"
     )
@@ -57,6 +58,7 @@ class TrainingDefaults(GenerationArguments):
     )
     # Every trained parameter is used in every step: looking for others would cost time and memory.
     ddp_find_unused_parameters: bool | None = option(False, "Let DDP look for parameters without a gradient.")
+    # Given, as the Trainer cannot read them off the signature of a PeftModel.
     label_names: list[str] = option(["labels"], "Columns of a batch that hold labels.")
     # Declared again, as transformers 5.20 has only the old name: both mean the same here, whichever it is.
     activation_checkpointing: bool | None = option(

@@ -1,13 +1,13 @@
-"""Facts about the flags of transformers' own, which are declared there: the same as `option` takes for ours."""
+"""State the facts about transformers' own flags that `option` states about ours."""
 
 _IN_CARD = "lr_scheduler_type warmup_steps per_device_train_batch_size gradient_accumulation_steps "
 _IN_CARD += "label_smoothing_factor seed"
 _IN_CARD_IF_CHANGED = "optim weight_decay max_grad_norm adam_beta1 adam_beta2 bf16 fp16 full_determinism"
-# They say where a run was and to whom it told of itself, and change nothing of its result.
+# They say where a run was and which services it reported to, and change nothing of its result.
 _NEVER_TOLD = "output_dir logging_dir run_name project push_to_hub resume_from_checkpoint "
 _NEVER_TOLD += "disable_tqdm log_level"
 NEVER_TOLD_KINDS = ("hub_", "trackio_")
-"""How the names of further flags begin that no record tells."""
+"""The beginnings of further flags' names that no record tells."""
 
 _SHARED = "output_dir seed predict_with_generate load_best_model_at_end metric_for_best_model greater_is_better "
 _SHARED += "resume_from_checkpoint use_cpu disable_tqdm run_name"
@@ -21,7 +21,7 @@ WITHOUT_INFLUENCE_KINDS = ("save_", "log_", "logging_", "report_", "hub_")
 """What no trial's result depends on, so that a search may go on with other values."""
 
 FACTS: dict[str, dict[str, str]] = {}
-"""By the name of the flag, and that of the fact."""
+"""The facts by the name of the flag and that of the fact."""
 
 for _fact, _value, _names in (
     ("recipe", "always", _IN_CARD),
@@ -39,4 +39,4 @@ MOST_USED = {
     "evaluation and checkpoints": "eval_strategy eval_steps save_strategy save_steps save_total_limit "
     "load_best_model_at_end metric_for_best_model",
 }
-"""The flags that are used most, by what they are for: the short help names them."""
+"""The flags of transformers that are used most, by purpose, which the short help names."""

@@ -1,1 +1,1 @@
-"""What the doctor and the inspection of an adapter look at."""
+"""Examine a run before it is started, and an adapter: the parts of the doctor and of the inspection."""

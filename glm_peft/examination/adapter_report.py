@@ -1,4 +1,4 @@
-"""How `glm_peft.inspect_adapter` shows what it measured: tables of plain text."""
+"""Format what `glm_peft.inspect_adapter` measured as tables of plain text."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,22 @@ from glm_peft.examination.prefix_importance import Importance
 from glm_peft.provenance.record import as_mapping
 
 _COLUMN = 10
-_MOST_SCORES = 4
+_MOST_SCORES = 4  # of some ten or more that a run with generation has
 _SOURCES = {"continued_from": "continued from", "converted_from": "converted from", "pruned_from": "pruned from"}
 
 
 def format_sizes(prefix: Prefix) -> str:
-    """Virtual tokens, layers, width, and what it takes on a disk."""
-    numbers = prefix.weight.numel()
+    """Return virtual tokens, layers, width, and the size on a disk, as a line."""
+    parameters = prefix.weight.numel()
     return (
         f"  {prefix.num_virtual_tokens} virtual tokens x {prefix.num_layers} layers x (key + value) x {prefix.width} "
-        f"= {numbers:,} numbers, {4 * numbers / 1000:,.0f} kB in float32"
+        f"= {parameters:,} parameters, {4 * parameters / 1000:,.0f} kB in float32"
     )
 
 
 def format_provenance(record: Mapping[str, Any], recorded_base: str | None) -> str:
-    """What is known of where an adapter comes from, in a few lines."""
+    """Return an adapter's base, training data, source and scores, as far as they are recorded, in a few lines."""
+    # Each value is checked: the record is a file that anyone may have edited.
     base = as_mapping(record.get("base"))
     lines = [f"  base: {base.get('name') or recorded_base or 'not recorded'}"]
     if base.get("generation") or record.get("chat_format"):
@@ -43,7 +44,7 @@ def format_provenance(record: Mapping[str, Any], recorded_base: str | None) -> s
 
 
 def format_norms(norms: Sequence[Mapping[str, float]]) -> str:
-    """A line for each layer: mean, lowest and highest, of keys and of values, and one against the other."""
+    """Return a line for each layer: mean, lowest and highest norm of keys and of values, and their ratio."""
     measures = ("mean", "lowest", "highest")
     header = ["key mean", *measures[1:], "value mean", *measures[1:], "key/value"]
     names = [f"{kind}_{measure}" for kind in KINDS for measure in measures] + ["keys_to_values"]
@@ -52,7 +53,7 @@ def format_norms(norms: Sequence[Mapping[str, float]]) -> str:
 
 
 def format_comparison(layers: Sequence[Mapping[str, float]]) -> str:
-    """A line for each layer: cosine, distance and relative distance, of keys and of values."""
+    """Return a line for each layer: cosine, distance and relative distance, of keys and of values."""
     measures = ("cosine", "distance", "relative_distance")
     header = [name for kind in KINDS for name in (f"{kind[:-1]} cosine", "distance", "relative")]
     names = [f"{kind}_{measure}" for kind in KINDS for measure in measures]
@@ -60,18 +61,19 @@ def format_comparison(layers: Sequence[Mapping[str, float]]) -> str:
 
 
 def format_attention(importance: Importance) -> str:
-    """A line for each layer: its share of attention on the prefix."""
+    """Return a line for each layer: its share of attention on the prefix."""
     shares = [100 * share for share in importance.attention]
     return _table("layer", ["%"], [[share] for share in shares], decimals=1)
 
 
 def format_changes(importance: Importance) -> str:
-    """The loss with and without the prefix, and a line for each virtual token, the most important one first."""
+    """Return the loss with and without the prefix, and a line for each virtual token, the most important first."""
     ranked = sorted(enumerate(importance.changes), key=lambda pair: -pair[1])
     rows = [[importance.loss + change, change] for _, change in ranked]
     lines = [
         f"  {importance.num_examples} examples with {importance.num_answer_tokens} answer tokens; with the prefix "
         f"{importance.loss:.4f}, without {importance.loss_without_prefix:.4f}",
+        # Five decimals, as one token of many moves the loss by less than the fourth.
         _table("token", ["loss", "change"], rows, [token for token, _ in ranked], decimals=5),
     ]
     return "\n".join(lines)
@@ -84,7 +86,7 @@ def _table(
     names: Sequence[int] | None = None,
     decimals: int = 3,
 ) -> str:
-    """Right-aligned numbers; `names` number the lines, from 0 where there are none."""
+    """Return a table of right-aligned numbers; its lines are called `names`, or numbered from 0 without them."""
     width = max(_COLUMN, *(len(name) + 2 for name in header))
     lines = [f"  {first:>5}" + "".join(f"{name:>{width}}" for name in header)]
     for name, values in zip(names or range(len(rows)), rows, strict=True):
@@ -93,6 +95,7 @@ def _table(
 
 
 def _number(value: float, decimals: int) -> str:
+    # A cosine with zeros, as a prefix that starts at zero has.
     return "-" if math.isnan(value) else f"{value:,.{decimals}f}"
 
 

@@ -1,4 +1,4 @@
-"""What an adapter's numbers say without the base: sizes, norms, and how far two prefixes are from each other."""
+"""Measure a prefix without its base: sizes, norms, and the distance between two prefixes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ class Prefix:
     """
     A prefix as PEFT's attention sees it, read from an adapter or a published checkpoint.
 
-    `weight` is [P, layers * 2 * kv], in float32, in the order layer, key or value, head, number.
+    `weight` is [P, layers * 2 * kv], in float32, in the order layer, key or value, head, dimension.
     """
 
     source: str
@@ -33,17 +33,17 @@ class Prefix:
 
     @property
     def num_virtual_tokens(self) -> int:
-        """P."""
+        """Return the length of the prefix, P."""
         return len(self.weight)
 
     @property
     def width(self) -> int:
-        """Numbers of one virtual token's key, or value, in one layer: key-value heads * head size."""
+        """Return the dimensions of one virtual token's key, or value, in one layer: key-value heads * head size."""
         return self.weight.shape[1] // (2 * self.num_layers)
 
     @property
     def states(self) -> torch.Tensor:
-        """[layers, 2, P, kv]: the keys and the values of each layer."""
+        """Return the keys and the values of each layer, [layers, 2, P, kv]."""
         return self.weight.reshape(len(self.weight), self.num_layers, 2, self.width).permute(1, 2, 0, 3)
 
 
@@ -53,7 +53,7 @@ def read_prefix(adapter: str, base: str | None = None, chat_format: str | None =
 
     Args:
         adapter: PEFT's, in a folder or on the Hub, or a published P-Tuning v2 checkpoint folder.
-        base: folder or Hub id of the base, with whose config the sizes are compared where it is given.
+        base: folder or Hub id of the base, whose config is compared with the prefix; `None` for no comparison.
         chat_format: the generation of the base, where its files do not say it.
 
     Raises:
@@ -64,18 +64,19 @@ def read_prefix(adapter: str, base: str | None = None, chat_format: str | None =
         return _read_published(adapter, config, chat_format)
     adapter_config = read_adapter_config(adapter)
     if adapter_config.peft_type != PeftType.PREFIX_TUNING:
-        raise UserError(f"{adapter} is a {adapter_config.peft_type.value} adapter: only a prefix can be looked into.")
+        raise UserError(f"{adapter} is a {adapter_config.peft_type.value} adapter: only a prefix can be inspected.")
     if config is not None:
         check_sizes(adapter_config, config, adapter)
-    weight = read_flat_prefix(adapter, adapter_config).float()
+    weight = read_flat_prefix(adapter, adapter_config).float()  # PEFT may have saved half precision
     return Prefix(adapter, weight, adapter_config.num_layers, adapter_config.base_model_name_or_path, False)
 
 
 def _read_base_config(adapter: str, base: str, chat_format: str | None) -> PreTrainedConfig:
-    """The base's config, once it was compared with what is known of the adapter's."""
+    """Read the base's config, and compare it with what is recorded of the adapter's base."""
     origin = read_origin(adapter)
     model_args = ModelArguments(base, chat_format=chat_format or origin.chat_format)
     config = load_config(model_args)
+    # Another generation or architecture is refused, of other values there is a warning: the sizes may still fit.
     check_generation(origin, base, find_generation(model_args))
     check_model_type(origin, config)
     check_config(origin, config)
@@ -85,6 +86,7 @@ def _read_base_config(adapter: str, base: str, chat_format: str | None) -> PreTr
 def _read_published(checkpoint: str, config: PreTrainedConfig | None, chat_format: str | None) -> Prefix:
     weight, origin = read_published_prefix(checkpoint).weight, read_origin(checkpoint)
     if config is None:
+        # The published scripts write the base's config.json beside the prefix, so the folder can serve as its base.
         generation = chat_format or origin.generation
         try:
             config = load_config(ModelArguments(checkpoint, chat_format=generation))
@@ -94,17 +96,19 @@ def _read_published(checkpoint: str, config: PreTrainedConfig | None, chat_forma
                 "counted: give --base."
             ) from error
     check_width(weight.shape[1], config, checkpoint)
-    # As PEFT would have it, so that it can be compared with what PEFT trained.
+    # Keys as PEFT would have them, so that they can be compared with those that PEFT trained.
     weight = rotate_prefix_keys(weight, config)
     return Prefix(checkpoint, weight, config.num_hidden_layers, origin.base, True)
 
 
 def measure_norms(prefix: Prefix) -> list[dict[str, float]]:
     """
-    For each layer the length of a virtual token's key and value: mean, lowest and highest, and key against value.
+    Measure the Euclidean norms of the virtual tokens' keys and values in each layer, over all heads together.
 
-    The length is the Euclidean norm of the `width` numbers that a token has there, all heads together.
+    Returns:
+        For each layer mean, lowest and highest of the keys and of the values, and the ratio of the means.
     """
+    # Sums of many squares, so in double precision.
     norms = prefix.states.double().norm(dim=-1)  # [layers, 2, P]
     return [_describe_norms(layer) for layer in norms]
 
@@ -119,20 +123,20 @@ def _describe_norms(norms: torch.Tensor) -> dict[str, float]:
 
 def compare_prefixes(prefix: Prefix, other: Prefix) -> list[dict[str, float]]:
     """
-    For each layer, of keys and of values: the cosine of the two prefixes, and their distance.
+    Measure the cosine and the Euclidean distance of two prefixes in each layer, of keys and of values.
 
-    Both are of all the numbers of a layer's keys (or values) as one vector: token i is compared with token i. The
-    distance is given as it is and as a share of the first one's length. The cosine with zeros is not a number.
+    All keys (or values) of a layer are one vector: token i is compared with token i. The distance is given as it is
+    and as a share of the first one's norm. The cosine with zeros is NaN.
 
     Raises:
-        UserError: the prefixes have other sizes.
+        UserError: the prefixes differ in size.
     """
     sizes = [(one.num_virtual_tokens, one.num_layers, one.width) for one in (prefix, other)]
     if sizes[0] != sizes[1]:
-        described = [f"{tokens} virtual tokens, {layers} layers of {width} numbers" for tokens, layers, width in sizes]
+        described = [f"{tokens} virtual tokens, {layers} layers of width {width}" for tokens, layers, width in sizes]
         raise UserError(
-            f"{prefix.source} ({described[0]}) and {other.source} ({described[1]}) have not the same sizes, so their "
-            "numbers cannot be compared one by one: give two adapters of one base and one length."
+            f"{prefix.source} ({described[0]}) and {other.source} ({described[1]}) differ in size, so they cannot be "
+            "compared parameter by parameter: give two adapters of one base and one length."
         )
     pairs = zip(prefix.states.double(), other.states.double(), strict=True)
     return [_compare_layers(*pair) for pair in pairs]
@@ -149,4 +153,4 @@ def _compare_layers(layer: torch.Tensor, other: torch.Tensor) -> dict[str, float
 
 
 def _ratio(value: float, whole: float) -> float:
-    return value / whole if whole else float("nan")
+    return value / whole if whole else float("nan")  # a prefix that starts at zero has no direction

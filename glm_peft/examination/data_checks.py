@@ -1,4 +1,4 @@
-"""What a careful reader finds in conversations: duplicates, overlaps, echoes, characters that do not belong."""
+"""Find what is odd in conversations: duplicates, overlaps of splits, answers that echo, suspicious characters."""
 
 import re
 import unicodedata
@@ -13,8 +13,10 @@ FAR_LONGER = 10  # times the length that nine in ten texts have at most
 
 _SUSPICIOUS = {
     "control characters": (re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"), "remove them"),
+    # Decoders put this character where the bytes are none of their encoding: the text itself is lost.
     "U+FFFD, what a wrong decoding leaves": (re.compile("\ufffd"), "read the source again in its own encoding"),
     "mojibake, text decoded with the wrong encoding": (
+        # UTF-8 read as Latin-1 or cp1252, two characters in a row; U+FFFD, or memory never written, read as GBK.
         re.compile(
             "[\u00c2-\u00f4](?:[\u0080-\u00bf\u0152-\u0178\u2013-\u203a\u20ac\u2122]){1,3}[\u00c2-\u00f4]|锟斤拷|烫烫烫"
         ),
@@ -41,13 +43,13 @@ _SUSPICIOUS = {
     ),
 }
 
-_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}
+_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode categories: controls, formats, spaces, separators
 _REWRITE = "write what is meant, or remove the rows"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Rows that have something in common: what, where (`train.json, line 3`, maybe with more), and what to do."""
+    """Rows with the same oddity: what it is, where they stand (such as `train.json, line 3`), and what to do."""
 
     what: str
     rows: list[str]
@@ -55,18 +57,19 @@ class Finding:
 
 
 def check_split(split: Split) -> list[Finding]:
-    """Everything that can be said of one split; a finding without rows is left out."""
+    """Run every check of one split; a finding without rows is left out."""
     checks = (find_duplicates, find_echoes, find_far_longer, find_invisible, find_suspicious_characters)
     findings = [finding for check in checks for finding in check(split)]
     return [finding for finding in findings if finding.rows]
 
 
 def find_duplicates(split: Split) -> list[Finding]:
-    """Rows that repeat an earlier row, and rows whose prompt stands earlier with another answer."""
+    """Find rows that repeat an earlier row, and rows whose prompt stands earlier with another answer."""
     same_pair, other_answer = [], []
     first_of_pair: dict[Hashable, str] = {}
     first_of_prompt: dict[Hashable, str] = {}
     for conversation in split:
+        # The prompt with its history: the same question may have another answer after other turns.
         prompt, where = _prompt_key(conversation), conversation.where
         pair = (prompt, conversation.answer)
         if pair in first_of_pair:
@@ -82,7 +85,7 @@ def find_duplicates(split: Split) -> list[Finding]:
 
 
 def find_overlap(split: Split, other: Split) -> Finding:
-    """Rows of `split` whose whole prompt is that of a row of `other`."""
+    """Find rows of `split` whose prompt, with its history, is that of a row of `other`."""
     places: dict[Hashable, str] = {}
     for conversation in other:
         places.setdefault(_prompt_key(conversation), conversation.where)
@@ -93,7 +96,7 @@ def find_overlap(split: Split, other: Split) -> Finding:
 
 
 def find_echoes(split: Split) -> list[Finding]:
-    """Answers that hold the whole question (of `SHORTEST_ECHO` characters or more), or are nothing but it."""
+    """Find answers that contain the question (of `SHORTEST_ECHO` characters or more), or are nothing but it."""
     nothing_else, repeats = [], []
     for conversation in split:
         question, answer = _question(conversation), _answer(conversation)
@@ -108,9 +111,10 @@ def find_echoes(split: Split) -> list[Finding]:
 
 
 def find_far_longer(split: Split) -> Iterable[Finding]:
-    """Prompts and answers of more than `FAR_LONGER` times the characters that nine in ten others have at most."""
+    """Find prompts and answers of more than `FAR_LONGER` times the characters that nine in ten have at most."""
     for name, text in (("prompts", _question), ("answers", _answer)):
         lengths = [(len(text(conversation)), conversation.where) for conversation in split]
+        # The ninth decile and not the mean, which a single text of a million characters would move.
         usual = sorted(length for length, _ in lengths)[int(0.9 * (len(lengths) - 1))] if lengths else 0
         rows = [f"{where} ({length:,} characters)" for length, where in lengths if length > FAR_LONGER * usual > 0]
         advice = f"look whether several rows ran together: nine in ten have at most {usual:,} characters"
@@ -118,7 +122,7 @@ def find_far_longer(split: Split) -> Iterable[Finding]:
 
 
 def find_invisible(split: Split) -> list[Finding]:
-    """Prompts and answers that are not empty, but of which nothing can be seen."""
+    """Find prompts and answers that are not empty, but have no visible character."""
     return [
         Finding("prompts without a visible character", _where(split, lambda x: _is_invisible(_question(x))), _REWRITE),
         Finding("answers without a visible character", _where(split, lambda x: _is_invisible(_answer(x))), _REWRITE),
@@ -126,7 +130,7 @@ def find_invisible(split: Split) -> list[Finding]:
 
 
 def find_suspicious_characters(split: Split) -> Iterable[Finding]:
-    """One finding for each kind of character or mark that prompts and answers seldom hold on purpose."""
+    """Find characters and marks that texts seldom hold on purpose, one finding for each kind."""
     rows: dict[str, list[str]] = defaultdict(list)
     for conversation in split:
         text = "\n".join(message["content"] for message in conversation.messages)
@@ -137,13 +141,14 @@ def find_suspicious_characters(split: Split) -> Iterable[Finding]:
 
 
 def _as_before(where: str, earlier: str) -> str:
-    """Two places, the file of the second left out where it is that of the first."""
+    """Return two places as text, without the file of the second where it is that of the first."""
     file, _, _ = where.rpartition(", ")
     return f"{where} (as {earlier.removeprefix(f'{file}, ')})"
 
 
 def _spelt(found: str) -> str:
-    """What was found, so that even an invisible character can be read: U+200B, or the text itself."""
+    """Spell what was found so that even an invisible character can be read: U+200B, or the text itself."""
+    # Two characters and more are mojibake, tags or control tokens, which can be read as they are.
     return f"U+{ord(found):04X}" if len(found) == 1 else repr(found[:20])
 
 

@@ -1,4 +1,4 @@
-"""How the doctor shows what it found, on a terminal or in a file."""
+"""Format what the doctor found, for a terminal or a file."""
 
 import math
 import os
@@ -18,14 +18,14 @@ GPU_SIZES = (8, 16, 24, 80)  # GB
 _BAR_WIDTH = 40
 _MOST_BINS = 12
 _SHOWN_ROWS = 5
-_FAR = 3  # times what nine in ten texts have: where a histogram ends, and what is too long to ask for
+_FAR = 3  # times what nine in ten texts have: there a histogram ends, and no flag is suggested for longer ones
 _DIM, _GREEN, _PLAIN = "\033[2m", "\033[32m", "\033[0m"
 _MEMORY_LINES = {
     "base": "base, frozen",
     "prefix_and_optimizer": "prefix, gradient, AdamW",
-    "prefix_in_use": "prefix in use",
+    "prefix_in_use": "prefix in attention",
     "activations": "activations",
-    "work": "logits or MLP, at work",
+    "work": "temporary: logits or MLP",
     "reserve": "CUDA and reserve",
     "total": "total",
 }
@@ -33,11 +33,12 @@ _MEMORY_LINES = {
 
 def format_histogram(name: str, lengths: Sequence[int], limit: int) -> str:
     """
-    A histogram of lengths in tokens, one line a bin; the last one is open where a few lengths lie far beyond the rest.
+    Draw a histogram of lengths in tokens, one line a bin; the last bin holds what is far longer than the rest.
 
     Args:
-        limit: bins that lie wholly above it, where texts are cut, are drawn lighter.
+        limit: where texts are cut; bins that lie fully above it are drawn lighter.
     """
+    # A single long text would otherwise press all others into the first bin.
     longest = max(lengths)
     width = _bin_width(min(longest, _FAR * _held_by_nine_in_ten(lengths)))
     last = min(longest, _FAR * _held_by_nine_in_ten(lengths)) // width
@@ -48,6 +49,7 @@ def format_histogram(name: str, lengths: Sequence[int], limit: int) -> str:
     lines = [f"  {name}, in tokens (limit {limit})"]
     for number, count in enumerate(counts[first:], first):
         start = number * width
+        # Rounded up, so that even one text among thousands is seen.
         bar = ("░" if start > limit else "█") * math.ceil(_BAR_WIDTH * count / max(counts))
         label = f"{start}–{start + width - 1}" if width > 1 else f"{start}"
         is_open = number == last and longest >= start + width
@@ -60,22 +62,23 @@ def _held_by_nine_in_ten(lengths: Sequence[int]) -> int:
 
 
 def _bin_width(longest: int) -> int:
-    """1, 2 or 5 times a power of ten, so that there are few bins."""
+    """Return 1, 2 or 5 times a power of ten, so that there are few bins."""
     power = 10 ** max(int(math.log10(max(longest, 1))) - 1, 0)
+    # Starts a power lower than the longest: some ten bins are the finest that can still be read.
     return next(width for width in (power, 2 * power, 5 * power, 10 * power) if longest // width < _MOST_BINS)
 
 
 def format_findings(findings: Iterable[Finding]) -> str:
-    """One line for each finding, with its first rows below it."""
+    """Return one line for each finding, with its first rows below it."""
     lines = []
     for finding in findings:
         lines.append(f"  {finding.what}: {len(finding.rows)}; {finding.advice}")
         lines += _first_rows(finding.rows, _SHOWN_ROWS)
-    return "\n".join(lines) or "  Nothing to remark."
+    return "\n".join(lines) or "  Nothing found."
 
 
 def format_problems(problems: Sequence[str], most: int) -> str:
-    """What keeps training from starting, `most` lines of it."""
+    """Return what keeps training from starting, `most` lines of it."""
     return "\n".join(_first_rows(problems, most))
 
 
@@ -85,11 +88,12 @@ def _first_rows(rows: Sequence[str], most: int) -> list[str]:
 
 
 def format_suggestion(report: LengthReport) -> str:
-    """The length flags that hold 99 % of the texts, or 90 % where some are far longer, where fewer are held."""
+    """Suggest length flags that hold 99 % of the texts, 90 % where some are far longer, if the given ones do not."""
     short = [(lengths, *_suggest(lengths)) for lengths in report.lengths]
     short = [(lengths, limit, share) for lengths, limit, share in short if limit > lengths.limit]
     if not short:
         return f"  The lengths that are given hold {_least_share(report)} % of the texts: nothing to change."
+    # One line that can be pasted behind the command, and what it changes.
     flags = " ".join(f"{lengths.flag} {limit}" for lengths, limit, _ in short)
     cut = " and ".join(f"{100 * x.truncated / report.examples:.1f} % of the {x.name}s" for x, _, _ in short)
     held = min(share for _, _, share in short)
@@ -97,7 +101,8 @@ def format_suggestion(report: LengthReport) -> str:
 
 
 def _suggest(lengths: Lengths) -> tuple[int, int]:
-    """A limit, and how many in a hundred texts it holds: not 99 where a few texts are far longer than the rest."""
+    """Return a limit and the percentage of texts that it holds, 99 or 90."""
+    # Every row would pay in time and memory for a few texts that are far longer than the rest.
     nine_in_ten = lengths.percentiles[1]
     if lengths.suggestion > _FAR * nine_in_ten:
         return nine_in_ten, 90
@@ -114,17 +119,17 @@ def shows_colour(stream: TextIO) -> bool:
 
 
 def colour_example(description: str) -> str:
-    """`describe_example`'s lines for a terminal: what carries loss is green, the rest dim."""
+    """Colour the lines of `describe_example` for a terminal: what carries loss is green, the rest dim."""
     lines, colour = [], ""
     for line in description.split("\n"):
-        name = line[:10].strip()
+        name = line[:10].strip()  # the column that says it; lines without go on with the one before
         colour = {"loss": _GREEN, "no loss": _DIM}.get(name, colour)
         lines.append(f"{colour}{line}{_PLAIN}" if colour else line)
     return "\n".join(lines)
 
 
 def format_memory(config: PreTrainedConfig, settings: Settings, base: BaseSize) -> str:
-    """The estimate with and without activation checkpointing, and what makes training fit common GPUs."""
+    """Return the estimate with and without activation checkpointing, and what makes training fit common GPUs."""
     plain, checkpointed = (
         estimate_memory(config, replace(settings, activation_checkpointing=is_on), base) for is_on in (False, True)
     )

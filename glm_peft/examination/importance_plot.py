@@ -1,4 +1,4 @@
-"""The picture of what a base does with a prefix: attention by layer, loss by virtual token."""
+"""Draw what a base does with a prefix: attention by layer, loss by virtual token."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -19,8 +19,9 @@ def plot_importance(importance: Importance, path: str | Path, kept: Collection[i
 
     Args:
         path: where the PNG goes; folders are made.
-        kept: the virtual tokens that stay, which are told from the others by colour where there are any.
+        kept: the virtual tokens that pruning keeps, which have a colour of their own; empty without pruning.
     """
+    # Imported late, as it takes a second that most inspections do without; Agg needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -29,11 +30,11 @@ def plot_importance(importance: Importance, path: str | Path, kept: Collection[i
     attention, changes = figure.subplots(1, 2)
     _draw_bars(attention, [100 * share for share in importance.attention], "layer", "% of attention")
     attention.set_title("attention on the prefix (mean over heads and answer tokens)", fontsize=10)
-    attention.set_ylim(0, 100)
+    attention.set_ylim(0, 100)  # the same for every prefix, so that two pictures can be compared
     colours = [_KEPT if token in kept or not kept else _OTHER for token in range(len(importance.changes))]
     _draw_bars(changes, importance.changes, "virtual token that is taken away", "nats per answer token", colours)
     changes.set_title(f"change of the loss, which is {importance.loss:.4f} with all", fontsize=10)
-    changes.axhline(0, color="black", linewidth=0.8)
+    changes.axhline(0, color="black", linewidth=0.8)  # below it the loss is lower without the token
     changes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
     if kept:
         _explain_colours(changes, len(kept))

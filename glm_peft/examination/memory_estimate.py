@@ -1,29 +1,13 @@
 """
-How much memory training a prefix will take, from the base's config alone: no weights are loaded.
+Estimate how much memory training a prefix will take, from the base's config alone: no weights are loaded.
 
 Notation: b rows of s tokens in a batch, P virtual tokens, L layers, H the hidden size, F the inner size of the MLP, n
-heads of size d, k key-value heads, e bytes of a number in the base's precision (4 or 2).
+heads of size d, k key-value heads, e bytes of an element in the base's precision (4 or 2).
 
-- base: each parameter takes e bytes. Quantized, a weight of a linear layer (but not of the head) takes 1 byte and each
-  of its rows 4 more (8 bits), or 1/2 + 1/64 + 4/(64 * 256) bytes (4 bits, nf4 with double quantization).
-- prefix and optimizer: the trained numbers are float32 with a gradient and AdamW's two moments: 16 bytes each.
-- prefix in use: all rows share one copy of the flat prefix, P * 2Lkd numbers, in the base's precision.
-- activations: what autograd keeps. The base is frozen, so the inputs of its linear layers are not kept. Of a layer
-  stay, for each token, the inputs of its norms (in float32 where the norm computes so) with their statistics, query
-  (nd), what the MLP's activation needs (F; gated 3F), and for each of the P + s tokens keys and values for all heads
-  (2nd). Attention keeps its output (nd), a mask of s * (P + s) numbers a row and, in float32, a number for each head
-  and token; eager attention instead the n * s * (P + s) weights, in float32 and, where that is another, in the base's
-  precision. All layers share the embeddings, the mask without the prefix, and the rotary table.
-  With activation checkpointing only the input of each layer stays (b * s * H), and one layer at a time is whole.
-- at work: the larger of two that come one after the other: a chunk of `CHUNK_LOGITS` logits (`label_loss`), which
-  are overwritten by their gradient (4 bytes a number in float32, 8 in half precision), or the gradients inside one
-  MLP (2F a token; gated 4F). With activation checkpointing the logits come when no layer is whole, and count as far
-  as they are more than one. And, quantized, the largest matrix of a layer in the base's precision.
-- reserve: what CUDA, its libraries and its allocator take: `RESERVE_BYTES` and a tenth of everything but the base.
-
-How this was checked, on a CPU: base and trained numbers are counted on real models, also quantized; activations
-against the tensors that autograd saves, prefix and work against the bytes of all tensors alive at the peak of a step
-(tests/test_memory_estimate.py), for every generation. The reserve is a guess: nothing was measured on a GPU.
+How this was checked, on a CPU: base and trained parameters are counted on real models, also quantized; activations
+against the tensors that autograd saves, prefix and temporary tensors against the bytes of all tensors alive at the
+peak of a step (tests/test_memory_estimate.py), for every generation. The reserve is a guess: nothing was measured on a
+GPU.
 
 Not counted: evaluation with generation (a cache of b * beams * (P + s) tokens), data, sharding over several GPUs.
 """
@@ -40,9 +24,12 @@ from glm_peft.adapters.label_loss import CHUNK_LOGITS
 RESERVE_BYTES = 600 << 20
 
 _BYTES = {"auto": 2, "float32": 4, "bfloat16": 2, "float16": 2}
+# nf4 with double quantization: half a byte a weight, for each block of 64 a scale of one byte, and for 256 of these
+# scales one of 4 bytes.
 _FOUR_BITS = 1 / 2 + 1 / 64 + 4 / (64 * 256)
-_TRAINED_BYTES = 16
+_TRAINED_BYTES = 16  # in float32: the parameter, its gradient, and AdamW's two moments
 
+# From the cheapest in time to the dearest: flags, activation checkpointing, bits of quantization.
 _CHECKPOINTING = "--activation_checkpointing true"
 _WAYS: tuple[tuple[list[str], bool, int | None], ...] = (
     ([], False, None),
@@ -55,9 +42,9 @@ _WAYS: tuple[tuple[list[str], bool, int | None], ...] = (
 @dataclass(frozen=True)
 class Settings:
     """
-    What decides the memory of a run.
+    The sizes and flags that the memory of a run depends on.
 
-    `dtype` is that of `--dtype`, where auto counts as half precision, as on a GPU; `tokens` is the length of the
+    `dtype` is the value of `--dtype`, where auto counts as half precision, as on a GPU; `tokens` is the length of the
     longest row, prompt and answer together; `labels` how many of them carry loss.
     """
 
@@ -73,7 +60,7 @@ class Settings:
 
     @property
     def element(self) -> int:
-        """Bytes of a number in the base's precision."""
+        """Return the bytes of an element in the base's precision."""
         return _BYTES[self.dtype]
 
 
@@ -90,13 +77,13 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of them together, in bytes."""
+        """Return the sum of all parts, in bytes."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)
 class BaseSize:
-    """Parameters of the base: all, those that quantization makes smaller, their rows, and the largest of them."""
+    """Parameters of the base: all, those that are quantized, the rows of these, and the largest matrix of these."""
 
     parameters: int
     quantized: int
@@ -106,26 +93,27 @@ class BaseSize:
 
 def estimate_memory(config: PreTrainedConfig, settings: Settings, base: BaseSize | None = None) -> Memory:
     """
-    The memory of training, by the formula at the top of this module.
+    Estimate the memory of training, in bytes by what it is for.
 
     Args:
-        base: from `measure_base`, where the same base is estimated several times.
+        base: the result of `measure_base`, where the same base is estimated several times.
     """
     base = base or measure_base(config)
     prefix = prefix_width(config) * settings.num_virtual_tokens
     used = {
         "prefix_and_optimizer": _TRAINED_BYTES * count_trained(config, settings),
-        "prefix_in_use": settings.element * prefix,
+        "prefix_in_use": settings.element * prefix,  # one copy, which all rows share
         "activations": _activations(config, settings),
         "work": _work(config, settings, base),
     }
+    # A guess at CUDA, its libraries and the fragments of its allocator.
     reserve = RESERVE_BYTES + sum(used.values()) / 10
     return Memory(base=base_bytes(base, settings), reserve=reserve, **used)
 
 
 def fit_settings(config: PreTrainedConfig, settings: Settings, limit: float, base: BaseSize) -> list[str] | None:
     """
-    The flags to add so that training takes `limit` bytes at most, the cheapest in time first; `None` if none do.
+    Return the flags to add so that training takes `limit` bytes at most, the cheapest in time, or `None`.
 
     A quantization that `settings` has already is kept or made stronger.
     """
@@ -145,7 +133,7 @@ def fit_settings(config: PreTrainedConfig, settings: Settings, limit: float, bas
 
 
 def measure_base(config: PreTrainedConfig) -> BaseSize:
-    """The sizes of the base that the config describes, built without memory for its numbers."""
+    """Count the parameters of the base that the config describes, on the meta device, without memory for them."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     linear = [module for module in model.modules() if _is_quantized(module, model)]
@@ -158,9 +146,9 @@ def measure_base(config: PreTrainedConfig) -> BaseSize:
 
 
 def base_bytes(base: BaseSize, settings: Settings) -> float:
-    """Bytes of the frozen base."""
+    """Return the bytes of the frozen base."""
     rest = settings.element * (base.parameters - base.quantized)
-    if settings.quantization_bit == 8:
+    if settings.quantization_bit == 8:  # a byte a weight, and a scale of 4 for each row
         return rest + base.quantized + 4 * base.quantized_rows
     if settings.quantization_bit == 4:
         return rest + _FOUR_BITS * base.quantized
@@ -168,7 +156,7 @@ def base_bytes(base: BaseSize, settings: Settings) -> float:
 
 
 def count_trained(config: PreTrainedConfig, settings: Settings) -> int:
-    """Numbers that are trained: the flat prefix, or the embedding and the two layers of a projection."""
+    """Count the trained parameters: the flat prefix, or the embedding and the two layers of a projection."""
     width, inner = config.num_key_value_heads * config.head_dim, settings.encoder_hidden_size
     flat = prefix_width(config)
     if inner is None:
@@ -177,39 +165,45 @@ def count_trained(config: PreTrainedConfig, settings: Settings) -> int:
 
 
 def _is_quantized(module: nn.Module, model: PreTrainedModel) -> bool:
+    # transformers leaves the head out of quantization.
     return isinstance(module, nn.Linear) and module is not model.get_output_embeddings()
 
 
 def _activations(config: PreTrainedConfig, settings: Settings) -> float:
-    """Bytes that the backward pass needs of all layers, or, with checkpointing, of all inputs and one layer."""
+    """Return the bytes that autograd keeps of all layers, or, with checkpointing, of their inputs and one layer."""
     element, tokens = settings.element, settings.batch_size * settings.tokens
     layer, states = _layer_activations(config, settings), tokens * config.hidden_size * element
     rotary = 2 * config.head_dim if config.model_type == "chatglm" else config.head_dim
     mask = settings.tokens * (element if settings.eager_attention else 1)
     labels = settings.batch_size * settings.labels * config.hidden_size * element
+    # All layers share the embeddings, the mask without the prefix, and the rotary table; the head keeps its inputs.
     shared = states + tokens * (rotary * element + mask) + labels
     if not settings.activation_checkpointing:
         return config.num_hidden_layers * layer + shared
+    # The inputs stay (b * s * H each), and one layer at a time is recomputed.
     return config.num_hidden_layers * states + layer + shared
 
 
 def _layer_activations(config: PreTrainedConfig, settings: Settings) -> float:
-    """Bytes that the backward pass needs of one layer."""
+    """Return the bytes that autograd keeps of one layer."""
     element, length = settings.element, settings.num_virtual_tokens + settings.tokens
     heads = config.num_attention_heads * config.head_dim
+    # The base is frozen, so the inputs of its linear layers are not kept: for each token those of the norms, the query
+    # (nd) and what the MLP's activation needs (F; gated 3F), for each of the P + s keys and values of all heads (2nd).
     activation = (3 if _is_gated(config) else 1) * config.intermediate_size
     a_token = _norms(config, element) + element * (heads + activation)
-    if settings.eager_attention:
+    if settings.eager_attention:  # the weights, n * (P + s) a token, in float32 and, where it is another, in e bytes
         a_token += config.num_attention_heads * length * (4 + element % 4)
-    else:
+    else:  # the output (nd), a float32 sum for each head, and the mask of P + s
         a_token += heads * element + 4 * config.num_attention_heads + length * element
     return settings.batch_size * (settings.tokens * a_token + length * 2 * heads * element)
 
 
 def _norms(config: PreTrainedConfig, element: int) -> int:
-    """Bytes of a token's inputs to the norms of a layer; RMS norms compute in float32 and keep one number beside."""
-    if not _is_gated(config):
+    """Return the bytes of a token's inputs to the norms of a layer, with their statistics."""
+    if not _is_gated(config):  # ChatGLM-6B's two layer norms keep mean and deviation
         return 2 * (config.hidden_size + 2) * element
+    # RMS norms compute in float32 and keep one statistic; Glm4 has two more, behind attention and MLP.
     return {"glm": 2, "glm4": 4}[config.model_type] * (config.hidden_size + 1) * 4
 
 
@@ -218,15 +212,18 @@ def _is_gated(config: PreTrainedConfig) -> bool:
 
 
 def _work(config: PreTrainedConfig, settings: Settings, base: BaseSize) -> float:
-    """Bytes of what comes and goes: a chunk of logits or the gradients of an MLP, and a matrix made whole again."""
+    """Return the bytes of temporary tensors: a chunk of logits or an MLP's gradients, and a dequantized matrix."""
     element, tokens = settings.element, settings.batch_size * settings.tokens
     gradients = tokens * (4 if _is_gated(config) else 2) * config.intermediate_size * element
     matrix = base.largest_quantized * element if settings.quantization_bit else 0
+    # With activation checkpointing the logits come when no layer is recomputed: they count as far as they are larger.
     absent = _layer_activations(config, settings) if settings.activation_checkpointing else 0
+    # Logits and an MLP's gradients come one after the other, so the larger one counts.
     return matrix + max(_logits(config, settings) - absent, gradients)
 
 
 def _logits(config: PreTrainedConfig, settings: Settings) -> float:
-    """Bytes of the logits of a chunk and what is made of them."""
+    """Return the bytes of a chunk of logits, which its gradient overwrites."""
     numbers = settings.batch_size * settings.labels * config.vocab_size
+    # In half precision the gradient is formed in float32 and cast back: 2 + 4 + 2 bytes.
     return min(numbers, CHUNK_LOGITS) * {4: 4, 2: 8}[settings.element]

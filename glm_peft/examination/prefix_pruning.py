@@ -1,4 +1,4 @@
-"""Write a smaller adapter, of some of a prefix's virtual tokens."""
+"""Write a smaller adapter of some of a prefix's virtual tokens."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,26 +29,27 @@ def write_pruned_adapter(
     Write `adapter_config.json`, `adapter_model.safetensors` and `provenance.json`, which stock PEFT reads.
 
     Args:
-        prefix: what was pruned.
-        weight: what is left of it [N, layers * 2 * kv].
-        config: of the base.
+        prefix: the prefix that was pruned.
+        weight: the virtual tokens that are kept, [N, layers * 2 * kv].
+        config: the config of the base.
         record: what `provenance.json` says besides where the adapter comes from.
-        scores: of the smaller adapter.
+        scores: the losses of the smaller adapter.
     """
+    # `contiguous`, as safetensors refuses views.
     save_file({"prompt_embeddings": weight.contiguous()}, folder / "adapter_model.safetensors")
     _describe_adapter(prefix, len(weight), config).save_pretrained(folder)
     write_provenance(folder, record | {"pruned_from": describe_pruned(prefix)}, scores)
 
 
 def describe_pruned(prefix: Prefix) -> dict[str, Any]:
-    """Name, digests and length of the prefix that is pruned, and what is known of its training."""
+    """Return name, digests and length of the prefix that is pruned, and what is recorded of its training."""
     origin = read_provenance(prefix.source)
     known = {name: origin[name] for name in _OF_TRAINING if name in origin}
     return describe_weights(prefix.source) | {"num_virtual_tokens": prefix.num_virtual_tokens} | known
 
 
 def _describe_adapter(prefix: Prefix, num_virtual_tokens: int, config: PreTrainedConfig) -> PeftConfig:
-    if not prefix.is_published:
+    if not prefix.is_published:  # its own config, with whatever else its training put there
         adapter = read_adapter_config(prefix.source)
         adapter.num_virtual_tokens, adapter.inference_mode = num_virtual_tokens, True
         return adapter
@@ -56,7 +57,8 @@ def _describe_adapter(prefix: Prefix, num_virtual_tokens: int, config: PreTraine
         task_type=TaskType.CAUSAL_LM,
         num_virtual_tokens=num_virtual_tokens,
         base_model_name_or_path=config.name_or_path,
-        num_transformer_submodules=1,
+        num_transformer_submodules=1,  # a decoder alone
         inference_mode=True,
     )
+    # Private in PEFT, but what it calls itself to fill in layers, heads and width from a base's config.
     return _prepare_prompt_learning_config(adapter, config)

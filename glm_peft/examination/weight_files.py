@@ -1,4 +1,4 @@
-"""What can be said of a base before its weights are loaded: whether their files are whole, and its attention."""
+"""Check a base's weight files before they are loaded."""
 
 import json
 from pathlib import Path
@@ -8,20 +8,21 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 
 from glm_peft.errors import UserError
 
+# The order in which transformers looks for them: the first that is there is the one that it reads.
 _IN_ORDER = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 _ADVICE = "download its files again"
 
 
 def check_weight_files(model_name_or_path: str) -> None:
     """
-    Look whether the weight files of a folder are all there and whole, as far as their headers tell; no Hub id.
+    Check that the weight files of a folder are all there and complete, as far as their headers tell.
 
     Raises:
-        UserError: there are none, one of the index is missing, or a safetensors file is cut short or no such file, as
-            what git leaves without LFS.
+        UserError: there are none, one that the index names is missing, or a safetensors file is cut short or is not
+            one, such as the pointer that git leaves without LFS.
     """
     folder = Path(model_name_or_path)
-    if not folder.is_dir():
+    if not folder.is_dir():  # a Hub id, whose download checks its files itself
         return
     found = next((name for name in _IN_ORDER if (folder / name).is_file()), None)
     if found is None:
@@ -48,8 +49,9 @@ def _check_header(file: Path) -> None:
     if file.suffix != ".safetensors":
         return
     try:
+        # Opening compares the header's offsets with the file's size, and reads no tensor.
         with safe_open(file, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
         size = file.stat().st_size
-        raise UserError(f"{file} ({size:,} bytes) is no whole safetensors file ({error}): {_ADVICE}.") from error
+        raise UserError(f"{file} ({size:,} bytes) is no complete safetensors file ({error}): {_ADVICE}.") from error

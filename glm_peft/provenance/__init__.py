@@ -1,1 +1,1 @@
-"""What is recorded of a run, its base and its data."""
+"""Record a run: its arguments, the base, the data, the hardware."""

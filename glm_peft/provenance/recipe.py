@@ -1,4 +1,4 @@
-"""What leaves a run: the adapter, the tokenizer if asked for, and what may be told of the run."""
+"""Tell a run's arguments and results without what is private: of paths only the last part, no services or tokens."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ from glm_peft.arguments.transformers_flags import NEVER_TOLD_KINDS
 if TYPE_CHECKING:
     from glm_peft.arguments.training import TrainArguments
 
+# The Hub's cache: a path through it is a Hub id in disguise.
 _CACHED = re.compile(r"[/\\]models--(?P<name>[^/\\]+)[/\\]snapshots[/\\][0-9a-f]{40}")
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[/\\]|\\\\")
 _NAMED, _NEXT_NAMED = re.compile(r"[A-Za-z]\w*="), re.compile(r",\s*(?=[A-Za-z]\w*=)")  # as --validation_file has them
@@ -20,10 +21,11 @@ _TECHNICAL = ("_runtime", "_per_second", "_flos", "_samples", "epoch")
 
 
 def describe_recipe(arguments: "TrainArguments") -> dict[str, Any]:
-    """Return what a card tells of the training, by the names of the flags; of files and folders only the names."""
+    """Return what the model card tells of the training, by flag; of files and folders only the names."""
     values: dict[str, Any] = {}
     for part in arguments:
         values |= {name: getattr(part, name) for name in flags_with(part, "recipe", "always")}
+    # Of the two lengths of training the card tells the one that counted.
     length = "max_steps" if arguments.training.max_steps > 0 else "num_train_epochs"
     values |= {"world_size": arguments.training.world_size, length: getattr(arguments.training, length)}
     for part in arguments:
@@ -34,7 +36,7 @@ def describe_recipe(arguments: "TrainArguments") -> dict[str, Any]:
 
 
 def describe_flags(*arguments: Any) -> dict[str, Any]:
-    """Return what a run was given other than the defaults, by flag; of files and folders only the names."""
+    """Return the flags that were given values other than their defaults; of files and folders only the names."""
     told: dict[str, Any] = {}
     for part in arguments:
         given = getattr(part, "given", {})
@@ -51,7 +53,7 @@ def _public_value(value: Any) -> Any:
         return [_public_value(item) for item in value]
     if not isinstance(value, str):
         return getattr(value, "value", value)
-    if value.startswith("{"):
+    if value.startswith("{"):  # a flag that takes JSON: each text in it may be a path
         return json.dumps(_public_value(json.loads(value)), ensure_ascii=False)
     if not _NAMED.match(value):
         return public_name(value)
@@ -60,16 +62,16 @@ def _public_value(value: Any) -> Any:
 
 
 def select_scores(results: dict[str, Any]) -> dict[str, Any]:
-    """The results that tell how good the answers are, without times and counts."""
+    """Return the results that tell how good the answers are, without times and counts."""
     return {name: value for name, value in results.items() if not name.endswith(_TECHNICAL)}
 
 
 def public_name(name_or_path: str) -> str:
-    """A Hub id as it is; of a folder its own name only, or the id of the copy of the Hub's that it is."""
+    """Return a Hub id as it is, the id that a folder of the Hub's cache is for, or of another path the last part."""
     cached = _CACHED.search(name_or_path)
     if cached:
         return cached["name"].replace("--", "/")
-    if _WINDOWS_PATH.match(name_or_path):
+    if _WINDOWS_PATH.match(name_or_path):  # a record may come from another system than the one that reads it
         return PureWindowsPath(name_or_path).name
     path = Path(name_or_path)
     is_folder = path.is_absolute() or path.exists() or name_or_path[:1] in ".~"

@@ -1,5 +1,5 @@
 """
-What is written down of a training run beside its adapter: `provenance.json`, which PEFT leaves alone.
+Write and read `provenance.json`, the record of a training run beside its adapter, which PEFT does not touch.
 
 It holds names of files and folders, never their paths, and no names of users or machines.
 """
@@ -46,7 +46,7 @@ from glm_peft.reporting.files import digest_file, write_atomically
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("glm_peft", "torch", "transformers", "peft", "accelerate", "tokenizers", "sentencepiece", "bitsandbytes")
-_WEIGHTS = ("adapter_model.*", "pytorch_model*", "model*.safetensors")
+_WEIGHTS = ("adapter_model.*", "pytorch_model*", "model*.safetensors")  # PEFT's; a published or a full model's
 _LICENCE = ("license", "license_name", "license_link")
 _HAN, _KANA = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]")
 _SAMPLED_ROWS = 2000
@@ -62,15 +62,15 @@ def describe_origin(
     arguments: TrainArguments,
 ) -> dict[str, Any]:
     """
-    Everything that is known of a training run before its first step; nothing but in the main process.
+    Describe a training run before its first step; in processes other than the main one the record is empty.
 
     Args:
-        protocol: of the scores.
+        protocol: the name of the score protocol.
         splits: the conversations by split.
-        arguments: as they were resolved.
+        arguments: the resolved arguments.
     """
     if not PartialState().is_main_process:
-        return {}
+        return {}  # the digests read every file of data: once is enough
     model_args, data_args, training_args = arguments
     record = {
         "base": describe_base(base_of(model).config, find_generation(model_args), tokenizer, model),
@@ -83,10 +83,11 @@ def describe_origin(
         "hardware": describe_hardware(training_args),
         "card_language": training_args.card_language,
     }
+    # Left out where they are unknown, which is not the same as none.
     licence, hub_id = read_licence(model_args), training_args.base_model_id
     record["base"] |= ({"licence": licence} if licence else {}) | ({"hub_id": hub_id} if hub_id else {})
     if training_args.resume_from_checkpoint:
-        record["resumed"] = True
+        record["resumed"] = True  # so that seconds are those of the last part alone
     if model_args.adapter_name_or_path:
         record["continued_from"] = describe_weights(model_args.adapter_name_or_path)
     return record
@@ -98,7 +99,8 @@ def describe_base(
     tokenizer: PreTrainedTokenizerBase | None = None,
     model: PreTrainedModel | PeftModel | None = None,
 ) -> dict[str, Any]:
-    """Name, revision and fingerprints of a base; those of its tokenizer and weights where they are given."""
+    """Return name, revision and fingerprints of a base; those of its tokenizer and weights where they are given."""
+    # A base in the Hub's cache tells its commit by its path, one that was loaded by its id by transformers' attribute.
     found = _COMMIT.search(str(config.name_or_path))
     fields = describe_config(config)
     base = {
@@ -116,7 +118,7 @@ def describe_base(
 
 
 def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict[str, dict[str, Any]]:
-    """Of each split that is used: the file's or data set's name, its digest where it is a file, and the rows used."""
+    """Return for each split the name and digest of its file, or of its dataset and rows, and how many are used."""
     described = {}
     for name, split in splits.items():
         file = file_of(data_args, name)
@@ -124,6 +126,7 @@ def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict
             source = {"file": Path(file).name, "sha256": digest_file(file)}
         else:
             source = {"dataset": public_name(data_args.dataset_name), "config": data_args.dataset_config_name}
+            # A dataset on the Hub may change under its name.
             source |= {"rows_sha256": digest_rows(conversation.messages for conversation in split)}
         described[name] = source | {"rows": len(split)}
     return described
@@ -159,42 +162,43 @@ def find_languages(splits: Mapping[str, Split]) -> list[str]:
 
 
 def describe_weights(folder_or_id: str) -> dict[str, Any]:
-    """Name of an adapter or checkpoint, and the digests of its weights where it is a folder."""
+    """Return the name of an adapter or checkpoint, and the digests of its weight files where it is a folder."""
     files = sorted({file for name in _WEIGHTS for file in Path(folder_or_id).glob(name) if file.is_file()})
     return {"name": public_name(folder_or_id), "sha256": {file.name: digest_file(file) for file in files}}
 
 
 def write_provenance(folder: str | Path, record: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> None:
-    """Write `provenance.json` with the scores, times, memory, versions and today's date, in the main process."""
+    """Write `provenance.json` with scores, times, memory, versions and today's date, in the main process only."""
     if not PartialState().is_main_process:
         return
+    # In UTC: the same day wherever the machine stands.
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     results = results or {}
     whole = {**record, "scores": select_scores(results), "measured": measure_cost(results)}
     whole |= {"versions": _describe_versions(), "date": today}
-    text = json.dumps(whole, indent=2, ensure_ascii=False, default=str)
+    text = json.dumps(whole, indent=2, ensure_ascii=False, default=str)  # flags may hold enums and dtypes
     write_atomically(Path(folder) / PROVENANCE_NAME, text + "\n")
 
 
 class ProvenanceWriter(TrainerCallback):
-    """Writes `provenance.json` into every checkpoint, as training may go on from one."""
+    """Write `provenance.json` into every checkpoint, as another training may start from one."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.record = record
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a checkpoint was written, which is worth more than its record."""
+        """Write the record into the checkpoint that was just saved."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not state.is_world_process_zero or not folder.is_dir():
             return
         try:
             write_provenance(folder, self.record)
-        except OSError as error:
+        except OSError as error:  # the checkpoint is there and is worth more than its record, so training goes on
             logger.warning("%s cannot be written into %s (%s).", PROVENANCE_NAME, folder, error.strerror)
 
 
 def read_provenance(adapter_name_or_path: str) -> dict[str, Any]:
-    """The record of an adapter in a folder or on the Hub; empty where there is none or it cannot be read."""
+    """Read the record of an adapter in a folder or on the Hub; empty where there is none or it cannot be read."""
     try:
         record = read_json_beside(adapter_name_or_path, PROVENANCE_NAME)
     except (OSError, ValueError) as error:
@@ -214,10 +218,11 @@ def _describe_versions() -> dict[str, str]:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            continue
+            continue  # bitsandbytes is optional, and the package itself may run from its folder
     return versions
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
-    """What a record should hold, or nothing where it holds something else."""
+    """Return a value of a record that should be a mapping, or an empty one where it is something else."""
+    # A record is a file that anyone may have edited, and none of it is needed to load an adapter.
     return value if isinstance(value, dict) else {}

@@ -1,1 +1,1 @@
-"""What a command says and writes: exits, errors of processes, the log, results, files."""
+"""What a command says and writes: exit codes, errors of processes, the log, results, files."""

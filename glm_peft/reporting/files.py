@@ -1,4 +1,4 @@
-"""Write a file as a whole or not at all, make an output folder, digest a file."""
+"""Write a file atomically, make an output folder, digest a file."""
 
 import hashlib
 import os
@@ -7,11 +7,11 @@ from typing import Any
 
 from glm_peft.errors import UserError
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 24  # bytes; a file of weights may be larger than memory
 
 
 def digest_file(file: str | Path) -> str:
-    """The sha256 of a file's bytes."""
+    """Return the sha256 of a file's bytes."""
     digest = hashlib.sha256()
     with Path(file).open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -20,13 +20,14 @@ def digest_file(file: str | Path) -> str:
 
 
 def write_atomically(path: str | Path, text: str) -> None:
-    """Replaces the file by the text, UTF-8, or leaves it as it was."""
+    """Replace a file by a text in UTF-8, or leave it as it was where that fails."""
     path = Path(path)
+    # In the same folder, as only within one file system a file replaces another in one step.
     draft = path.with_name(f".{path.name}.tmp")
     try:
         with draft.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
-            flush_to_disk(file)
+            flush_to_disk(file)  # before the name is given: else a power cut can leave the name without the text
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -34,7 +35,7 @@ def write_atomically(path: str | Path, text: str) -> None:
 
 def make_output_dir(folder: str | Path) -> Path:
     """
-    The folder, made where it is not there yet.
+    Make a folder where it is not there yet, and see that it can be written to.
 
     Raises:
         UserError: it cannot be made, or nothing can be written into it.
@@ -43,7 +44,7 @@ def make_output_dir(folder: str | Path) -> Path:
     probe = folder / f".writable.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
+        probe.touch()  # the rights alone do not tell: a disk may be mounted read-only
         probe.unlink()
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -54,5 +55,6 @@ def make_output_dir(folder: str | Path) -> Path:
 
 
 def flush_to_disk(file: Any) -> None:
+    """Write what Python and the system still hold of an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())

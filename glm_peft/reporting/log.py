@@ -11,16 +11,17 @@ logger = logging.getLogger(__name__)
 
 def set_up_logging(level: int | None = None, is_main_process: bool = True) -> None:
     """
-    The log on stderr.
+    Set up the log on stderr.
 
     Args:
-        level: the least that is told. `None`: of this package information and of libraries warnings; errors alone in
-            processes other than the main one.
-        is_main_process: the others show no progress bars.
+        level: the lowest level that is shown. `None`: info of this package and warnings of libraries; in processes
+            other than the main one only errors.
+        is_main_process: whether this process shows progress bars.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     usual = (logging.INFO, logging.WARNING) if is_main_process else (logging.ERROR, logging.ERROR)
     own, of_libraries = usual if level is None else (level, level)
+    # The root logger stays at warnings, for all libraries but transformers, which has a switch of its own.
     logging.getLogger("glm_peft").setLevel(own)
     transformers.utils.logging.set_verbosity(of_libraries)
     if not is_main_process:
@@ -28,6 +29,6 @@ def set_up_logging(level: int | None = None, is_main_process: bool = True) -> No
 
 
 def choose_level(training_args: TrainingArguments) -> int | None:
-    """That of `--log_level` in the process that logs, and of `--log_level_replica` in others; `None` for passive."""
+    """Return the level of `--log_level`, in processes that do not log of `--log_level_replica`; `None` for passive."""
     name = training_args.log_level if training_args.should_log else training_args.log_level_replica
     return None if name == "passive" else trainer_log_levels[name]

@@ -1,4 +1,4 @@
-"""The table of results at the end of a run, and the sections of a report."""
+"""Format the results at the end of a run and the sections of a report."""
 
 import json
 from pathlib import Path
@@ -10,16 +10,16 @@ from accelerate import PartialState
 from glm_peft.reporting.file_names import RESULTS_NAME
 from glm_peft.reporting.files import write_atomically
 
-_LARGE = 1e9  # from here on numbers are told by their power of ten
+_LARGE = 1e9  # from here on numbers are shown by their power of ten, as operations are counted in 1e15
 
 
 def print_section(title: str, body: str) -> None:
-    """A part of a report on stdout."""
-    print(f"\n{title}\n{body}", flush=True)
+    """Print a titled part of a report on stdout."""
+    print(f"\n{title}\n{body}", flush=True)  # in order with the log on stderr, into one file or pipe
 
 
 def describe_device(device: torch.device) -> str:
-    """Such as `cpu`, or a GPU with its name and memory."""
+    """Return a text such as `cpu`, or a GPU's name and memory."""
     if device.type != "cuda":
         return str(device)
     properties = torch.cuda.get_device_properties(device)
@@ -27,25 +27,25 @@ def describe_device(device: torch.device) -> str:
 
 
 def describe_precision(dtype: torch.dtype, quantization_bit: int | None) -> str:
-    """Of a base, such as `torch.bfloat16, quantized to 4 bits`."""
+    """Return a base's precision as text, such as `torch.bfloat16, quantized to 4 bits`."""
     return f"{dtype}, {f'quantized to {quantization_bit} bits' if quantization_bit else 'not quantized'}"
 
 
 def format_bytes(size: int) -> str:
-    """A size in kB, or from a MiB on in MiB."""
+    """Return a size in bytes as text, in kB or, from a MiB on, in MiB."""
     return f"{size / 2**20:.2f} MiB" if size >= 2**20 else f"{size / 1000:.1f} kB"
 
 
 def format_results(results: dict[str, float]) -> str:
-    """The results as a table, one line each."""
+    """Return the results as a table, one line each."""
     width = max(map(len, results), default=0)
     lines = [f"  {name:<{width}}  {_format(value):>14}" for name, value in results.items()]
     return "\n".join(["Results", *lines])
 
 
 def save_results(results: dict[str, float], output_dir: str) -> None:
-    """Write `all_results.json`, in the main process."""
-    if PartialState().is_main_process:
+    """Write `all_results.json`, in the main process only."""
+    if PartialState().is_main_process:  # all processes have the same results
         write_atomically(Path(output_dir) / RESULTS_NAME, json.dumps(results, indent=4) + "\n")
 
 
