@@ -181,8 +181,7 @@ def build_model(arguments: argparse.Namespace, variant: Training) -> PeftModel:
     if variant.activation_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     if variant.compiled:
-        options = {"torch_compile": True, "torch_compile_backend": "inductor", "torch_compile_mode": None}
-        compile_layers(base, SimpleNamespace(**options))
+        compile_layers(base)
     return model
 
 

@@ -1,7 +1,6 @@
 """`--torch_compile`: the same numbers, from one graph for all layers and all shapes."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from glm_peft.adapters.prefix_attention import attach_prefix_attention, decoder_
 from glm_peft.arguments.model import ModelArguments
 
 # What captures the graphs is tested; what a backend makes of them is torch's.
-OPTIONS = {"torch_compile": True, "torch_compile_backend": "aot_eager", "torch_compile_mode": None}
+BACKEND = "aot_eager"
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +61,7 @@ def loss_and_gradient(model: PeftModel, batch: dict[str, torch.Tensor]) -> tuple
 def test_compiled_layers_give_the_same_from_the_graphs_of_the_first_batch(name, checkpointing, reference_models):
     folder = reference_models / name
     model, compiled = make_model(folder, checkpointing), make_model(folder, checkpointing)
-    compile_layers(compiled.get_base_model(), SimpleNamespace(**OPTIONS))
+    compile_layers(compiled.get_base_model(), BACKEND)
     graphs = []
     for shape in ((3, 12), (4, 15), (2, 19)):
         expected = loss_and_gradient(model, make_batch(*shape))
@@ -75,7 +74,7 @@ def test_compiled_layers_give_the_same_from_the_graphs_of_the_first_batch(name, 
 
 def test_generation_stays_uncompiled(reference_models):
     model = make_model(reference_models / "chatglm-6b", checkpointing=False)
-    compile_layers(model.get_base_model(), SimpleNamespace(**OPTIONS))
+    compile_layers(model.get_base_model(), BACKEND)
     model.eval()
     batch = make_batch(2, 7)
     model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=2)

@@ -107,5 +107,6 @@ def put_trainable_adapter_on(
         attach_prefix_attention(adapted, base.model_args.prefix_dropout)
     # In chunks and at labels alone: full logits over a real vocabulary are most of a step's time and memory.
     attach_loss(adapted, training_args.label_smoothing_factor)
-    compile_layers(base_of(adapted), training_args)
+    if training_args.layer_compiler is not None:
+        compile_layers(base_of(adapted), **training_args.layer_compiler)
     return adapted

@@ -14,7 +14,7 @@ _COUNTS = {"true": "all", "false": "no"}  # what the flag was before it had thre
 _ANY_STEPS = 1000  # a schedule is built for as many, to see whether it has all that it needs
 
 
-def settle_stock_settings(args: Seq2SeqTrainingArguments) -> None:
+def check_trainer_settings(args: Seq2SeqTrainingArguments) -> None:
     """
     Refuse settings that would fail after the base is loaded or have no effect; drop those that change nothing.
 

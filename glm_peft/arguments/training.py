@@ -17,7 +17,7 @@ from glm_peft.arguments.fields import changed, require, require_at_least_one
 from glm_peft.arguments.methods import FULL, IN_EMBEDDINGS, METHODS, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.splits import check_metric
-from glm_peft.arguments.trainer_settings import choose_count, settle_stock_settings
+from glm_peft.arguments.trainer_settings import check_trainer_settings, choose_count
 from glm_peft.arguments.training_defaults import TRAINING_WORDS, TrainingDefaults
 from glm_peft.errors import UserError
 
@@ -62,7 +62,8 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             self.ddp_backend = None
         super().__post_init__()
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-        settle_stock_settings(self)
+        self.layer_compiler = self._take_over_compilation()
+        check_trainer_settings(self)
         if self.n_gpu > 1:
             # The Trainer would use them by DataParallel, whose copies of the model lack the hooks of the prefix.
             warn(f"{self.n_gpu} GPUs are there, one is used: accelerate launch --num_processes {self.n_gpu} uses all.")
@@ -79,6 +80,15 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
                 f"--metric_for_best_model {self.metric_for_best_model} is a score of generated answers: "
                 "give --predict_with_generate too, or use loss."
             )
+
+    def _take_over_compilation(self) -> dict[str, str | None] | None:
+        """Return the options of `torch.compile` for each layer; the Trainer would compile the whole model."""
+        if not self.torch_compile:
+            return None
+        options = {"backend": self.torch_compile_backend, "mode": self.torch_compile_mode}
+        self.torch_compile, self.torch_compile_backend = False, None
+        os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
+        return options
 
     @property
     def wanted_splits(self) -> list[str]:
