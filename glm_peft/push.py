@@ -43,10 +43,8 @@ def main(argv: list[str] | None = None, sleep: Callable[[float], object] = time.
         print(push(adapter, base, title, arguments, sleep))
     except Unsent as unsent:
         command = shlex.join(["python", "-m", "glm_peft.push", *words])
-        raise UserError(
-            f"The adapter could not be sent ({unsent}) and is in {adapter} as before; this command sends it later:\n"
-            f"{command}"
-        ) from unsent
+        said = f"The adapter could not be sent ({unsent}) and is in {adapter} as before; this command sends it later:"
+        raise UserError(f"{said}\n{command}") from unsent
 
 
 def show(files: dict[str, bytes], repo_id: str | None, title: str) -> None:

@@ -10,7 +10,7 @@ import socket
 import statistics
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -748,10 +748,13 @@ def test_hub_ids_are_told_from_paths():
 # Templates
 
 
+_compile = cache(partial(jinja2.Template, undefined=jinja2.StrictUndefined))
+
+
 @pytest.fixture(autouse=True)
 def strict(monkeypatch):
     """A variable of a template that no fact fills in is an error in every test."""
-    monkeypatch.setattr(jinja2, "Template", partial(jinja2.Template, undefined=jinja2.StrictUndefined))
+    monkeypatch.setattr(jinja2, "Template", _compile)
 
 
 def test_both_languages_say_the_same_things():

@@ -1,1 +1,1 @@
-"""What goes to the Hub and comes from it."""
+"""Speak to the Hub: connection, rights, errors, upload and download."""

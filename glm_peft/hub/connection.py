@@ -1,5 +1,5 @@
 """
-How this package's commands speak to the Hub: with a limit of time, and from the cache where a connection breaks.
+Give huggingface_hub an HTTP client with a time limit, that falls back to the cache where a connection breaks.
 
 huggingface_hub takes a file from its cache where the Hub cannot be reached or answers 5xx, but not where the
 connection breaks while it asks for the file's version; without a network it asks for half a minute for every file that
@@ -22,13 +22,13 @@ _TIMEOUT = 30.0  # seconds without a byte
 
 @functools.cache
 def set_up_connection() -> None:
-    """Let huggingface_hub, in this process, use a client of this kind."""
+    """Let huggingface_hub use this client in this process."""
     set_client_factory(_make_client)
 
 
 class _Client(httpx2.Client):
     def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
-        """As any client; but what is only asked, and not sent or fetched, fails as huggingface_hub expects it."""
+        """Send a request; where it only asks for something, raise what makes huggingface_hub turn to its cache."""
         is_listing = request.method == "GET" and request.url.path.startswith("/api/")
         try:
             return super().send(request, **kwargs)

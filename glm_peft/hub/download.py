@@ -1,4 +1,4 @@
-"""An adapter of the Hub as a folder: one revision of it, in the cache."""
+"""Download one revision of an adapter from the Hub into the cache."""
 
 import logging
 from collections.abc import Callable
@@ -10,15 +10,14 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
 
 from glm_peft.errors import UserError
 from glm_peft.hub.connection import set_up_connection
 from glm_peft.hub.errors import PASSING_STATUS, Unsent, status_of
+from glm_peft.hub.rights import is_hub_id
 from glm_peft.hub.upload import with_retries
 from glm_peft.reporting.file_names import PROVENANCE_NAME
 
@@ -30,10 +29,10 @@ _TRIES = 4
 
 def fetch_adapter(name_or_path: str, revision: str | None = None, cache_dir: str | None = None) -> str:
     """
-    The folder of an adapter: what is a folder as it is, and what is a Hub id from the cache, once it is there.
+    Return the folder of an adapter: a given folder, or the one in the cache that a Hub id was downloaded to.
 
-    All files are of one commit. Where the Hub cannot be reached, or the connection breaks, the cache has to do. What
-    is no adapter, or one in another format, comes back as it is.
+    All files are of one commit. Where the Hub cannot be reached, or the connection breaks, they come from the cache.
+    An id of something other than an adapter in safetensors is returned unchanged.
 
     Args:
         revision: branch, tag or commit on the Hub; `None` for main.
@@ -42,7 +41,7 @@ def fetch_adapter(name_or_path: str, revision: str | None = None, cache_dir: str
     Raises:
         UserError: it cannot be seen or reached, there is no such revision, or a revision of a folder is asked for.
     """
-    if Path(name_or_path).exists() or not _is_hub_id(name_or_path):
+    if Path(name_or_path).exists() or not is_hub_id(name_or_path):
         if revision:
             raise UserError(
                 f"--adapter_revision {revision} is for a Hub id, and {name_or_path} is none: leave it out."
@@ -85,7 +84,7 @@ def _fetch(place: tuple[str, str | None], filename: str, revision: str | None) -
 
 
 def _breakable(act: Callable[[], str]) -> Callable[[], str]:
-    """A download that broke off in the middle begins anew."""
+    """Wrap a download so that `with_retries` begins it anew where it broke off in the middle."""
 
     def attempt() -> str:
         try:
@@ -123,11 +122,3 @@ def _unreachable(name: str, error: BaseException) -> UserError:
         f"--adapter_name_or_path {name} is no folder or Hub id that is in the cache, and the Hub cannot be reached "
         f"({reason}): give the output folder of a training run, or try again later."
     )
-
-
-def _is_hub_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name

@@ -1,4 +1,4 @@
-"""Whether an adapter can be sent to a repository of the Hub, found out before anything is done there."""
+"""Check whether an adapter can be sent to a repository of the Hub, before anything is changed there."""
 
 import re
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from glm_peft.hub.errors import LOGIN, PASSING_STATUS, explained, status_of
 
 def check_rights(repo_id: str, flag: str = "--repo_id") -> str:
     """
-    Find out, without changing anything there, whether files can be sent.
+    Check, without changing anything there, that files can be sent, and return the full id of the repository.
 
     Returns:
-        The id with the user's own name before it, where it had none.
+        `repo_id` with the user's own name before it, where it had none.
 
     Raises:
         Unsent: the Hub cannot be asked now.
@@ -63,7 +63,7 @@ def check_name(repo_id: str, flag: str) -> None:
 
 
 def _account(api: HfApi) -> dict[str, Any]:
-    """Whose token it is; empty where the server does not say it."""
+    """Return the account that the token belongs to; empty where the server does not say it."""
     try:
         return api.whoami()
     except HfHubHTTPError as error:
@@ -73,7 +73,7 @@ def _account(api: HfApi) -> dict[str, Any]:
 
 
 def whole_id(api: HfApi, repo_id: str, account: Mapping[str, Any] | None = None) -> str:
-    """With the user's own name before it, where it has none."""
+    """Return the id with the user's own name before it, where it has none."""
     if "/" in repo_id:
         return repo_id
     name = (api.whoami() if account is None else account).get("name")
@@ -105,7 +105,7 @@ def _check_role(account: Mapping[str, Any], names: tuple[str, str], flag: str) -
 
 
 def _part(answer: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """What is under these names; empty where a server leaves it out, or says null, as for some kinds of token."""
+    """Return the object under these names; empty where a server leaves it out, or says null, as for some tokens."""
     for name in names:
         answer = answer.get(name) or {}
     return answer

@@ -1,8 +1,9 @@
 """
-Send files to a repository of the Hub: all of them in one commit, and only what is not there yet.
+Send files to a repository of the Hub in one commit, and only those that are not there yet.
 
-huggingface_hub sends again what it has no answer to, and so may commit twice. Here what is there is compared before
-each attempt, and the commit names the one that it follows, so that the Hub refuses it where another came between.
+huggingface_hub sends again what it has no answer to, and so may commit twice. Here each attempt first compares the
+files with those of the repository, and the commit names its parent, so that the Hub refuses it where another came
+between.
 """
 
 import hashlib

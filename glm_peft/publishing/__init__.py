@@ -1,1 +1,1 @@
-"""What goes to the Hub: the card, the files, and when they are sent."""
+"""Publish an adapter: write its card, collect its files, send them from training."""

@@ -1,1 +1,1 @@
-"""The model card of an adapter."""
+"""Write the model card of an adapter."""

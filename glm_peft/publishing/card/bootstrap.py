@@ -1,4 +1,4 @@
-"""How far a mean score could have come out otherwise, had other examples of the same kind been in the test set."""
+"""Compute confidence intervals of mean scores by drawing the examples again (bootstrap)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,10 +14,10 @@ def bootstrap_intervals(
     rows: Sequence[Mapping[str, float]], confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, tuple[float, float]]:
     """
-    The percentile interval of the mean of each score, from examples drawn with replacement.
+    Return the percentile interval of the mean of each score, from examples drawn with replacement.
 
-    Every score has the same draws. A score that is no mean over examples, such as a loss over tokens, cannot be had
-    this way. Source: B. Efron, "Bootstrap methods: another look at the jackknife", 1979.
+    Every score has the same draws. A score that is no mean over examples, such as a loss over tokens, has no such
+    interval. Source: B. Efron, "Bootstrap methods: another look at the jackknife", 1979.
 
     Args:
         rows: the scores of each example, all with the same names.
@@ -26,7 +26,7 @@ def bootstrap_intervals(
         seed: of the draws; the same gives the same intervals.
 
     Returns:
-        Lower and upper end by the score's name; nothing where there are less than two examples.
+        Lower and upper end by the score's name; empty where there are fewer than two examples.
     """
     if len(rows) < FEWEST_EXAMPLES:
         return {}
