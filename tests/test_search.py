@@ -238,7 +238,7 @@ def test_a_killed_trial_is_not_counted_and_does_not_stay_running(base, whole, tm
     killed = subprocess.run([sys.executable, "-c", KILLED, *words], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL and states_of(folder) == ["COMPLETE", "RUNNING"]
     search.main(words)
-    assert states_of(folder) == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert states_of(folder) == ["COMPLETE", "FAIL", "COMPLETE"] and not (folder / "trials").exists()
     assert without_times(trials_of(folder)) == without_times(trials_of(whole))[:2]
 
 

@@ -62,7 +62,7 @@ def test_the_table_has_a_line_for_each_trial_and_the_reason_of_a_failure():
     lines = format_trials(ranked, "eval_loss", ["rate", "text", "never"]).splitlines()
     assert lines[0].split() == ["trial", "eval_loss", "rate", "text", "end"]
     assert [line.split()[0] for line in lines[1:6]] == ["1", "5", "0", "3", "2"]
-    assert lines[4].split() == ["3", "1", "0.3", "ended", "early"] and lines[5].split() == ["2", "9", "failed"]
+    assert lines[4].split() == ["3", "1.0000", "0.3", "ended", "early"] and lines[5].split() == ["2", "9", "failed"]
     assert lines[2].split()[3].startswith("很长" * 5) and LONG not in lines[2]
     wide = sum(character in LONG for character in lines[2])  # a Chinese character takes two columns
     assert len(lines[2]) + wide == len(lines[0])

@@ -67,6 +67,7 @@ def format_trials(ranked: pandas.DataFrame, metric: str, names: Sequence[str]) -
     """
     shown = ranked[["number", "value", *(name for name in names if name in ranked), "state"]]
     shown = shown.rename(columns={"number": "trial", "value": metric, "state": "end"})
+    shown[metric] = shown[metric].map("{:.4f}".format, na_action="ignore")
     with pandas.option_context("display.unicode.east_asian_width", True):  # a Chinese character takes two columns
         table = shown.to_string(index=False, na_rep="", float_format="{:.4g}".format, max_colwidth=_WIDEST)
     failed = ranked.dropna(subset=[REASON]) if REASON in ranked else ranked[:0]

@@ -85,6 +85,7 @@ class Search:
             except StoppedBySignal as signalled:
                 stop = signalled
             fail_running_trials(study)
+            self.remove_stopped(study)
             with suppress(OSError):  # it holds checkpoints that are kept
                 (self.folder / _TRIALS).rmdir()
             best, done = self.report(study), len(counted_trials(study))
@@ -97,6 +98,12 @@ class Search:
                 f"None of {done} trials came to its end, for the reasons above: narrow {self.search_args.space} or "
                 "change the settings that all trials share, and give another --output_dir."
             )
+
+    def remove_stopped(self, study: optuna.Study) -> None:
+        """Remove what is left of trials that a kill stopped, unless checkpoints are kept."""
+        numbers = {trial.number for trial in study.trials} - {trial.number for trial in counted_trials(study)}
+        for number in numbers if not self.search_args.keep_checkpoints else ():
+            shutil.rmtree(self.folder_of(number), ignore_errors=True)
 
     def run_trials(self, study: optuna.Study) -> None:
         """Run the trials that are left of `--n_trials`."""
