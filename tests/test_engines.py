@@ -140,8 +140,11 @@ def results(run_folder: Path) -> dict[str, Any]:
     return json.loads((run_folder / "all_results.json").read_text())
 
 
-def assert_close(found: Path, expected: Path, share: float = ROUNDING) -> None:
-    """No further off than a share of the largest number: Adam makes whole steps of gradients that round to 0."""
+def assert_close(found: Path, expected: Path, share: float = 5e-4) -> None:
+    """
+    No number is further off than a share of the largest: far more than by rounding alone, as Adam divides by the size
+    of gradients, of which the smallest are hardly more than rounding. The losses are compared more strictly.
+    """
     found, expected = load_file(found), load_file(expected)
     assert found.keys() == expected.keys()
     largest = max(value.abs().max() for value in expected.values())
