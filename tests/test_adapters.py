@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import assert_close
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -19,7 +20,6 @@ from glm_peft.adapters.saved_adapter import resolve_adapter
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 
-TOLERANCE = 2e-5
 NAMES = ["chatglm-6b", "chatglm2-6b", "chatglm3-6b"]
 TAGS = ["prefix", "prefix_projection"]
 
@@ -49,8 +49,8 @@ def test_a_published_prefix_gives_the_published_logits_and_losses(published):
     for i in range(3):
         ids, labels = expected[f"single{i}.input_ids"], expected[f"single{i}.labels"]
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
-        torch.testing.assert_close(output.logits, expected[f"single{i}.logits"], atol=TOLERANCE, rtol=0)
-        torch.testing.assert_close(output.loss, expected[f"single{i}.loss"][0], atol=TOLERANCE, rtol=0)
+        assert_close(output.logits, expected[f"single{i}.logits"])
+        assert_close(output.loss, expected[f"single{i}.loss"][0])
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def test_a_published_prefix_gives_the_published_logits_in_a_left_padded_batch(pu
     mask = expected["batch.attention_mask"]
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     output = model(input_ids=expected["batch.input_ids"], attention_mask=mask, position_ids=positions)
-    torch.testing.assert_close(output.logits[:, -1], expected["batch.last_logits"], atol=TOLERANCE, rtol=0)
+    assert_close(output.logits[:, -1], expected["batch.last_logits"])
 
 
 def test_a_published_prefix_generates_what_the_published_code_generates(published):
@@ -78,7 +78,7 @@ def test_a_published_prefix_generates_what_the_published_code_generates(publishe
             return_dict_in_generate=True,
         )
         assert output.sequences[0, ids.shape[1] :].tolist() == expected[f"greedy{i}.tokens"].tolist()
-        torch.testing.assert_close(torch.cat(output.logits), expected[f"greedy{i}.logits"], atol=TOLERANCE, rtol=0)
+        assert_close(torch.cat(output.logits), expected[f"greedy{i}.logits"])
 
 
 def test_gradients_of_the_prefix_are_the_published_ones(published):
@@ -93,7 +93,7 @@ def test_gradients_of_the_prefix_are_the_published_ones(published):
         found = gradients_of_the_published_parameters(checkpoint, encoder.embedding.weight.grad, base)
     assert found.keys() == {name.removeprefix("grad.") for name in expected if name.startswith("grad.")}
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[f"grad.{name}"], atol=TOLERANCE, rtol=0)
+        assert_close(gradient, expected[f"grad.{name}"])
 
 
 def gradients_of_the_published_parameters(checkpoint: Path, gradient: torch.Tensor, base) -> dict[str, torch.Tensor]:
@@ -113,7 +113,7 @@ def test_rotating_back_undoes_the_rotation(reference_models):
     weight = torch.randn(5, 192)
     rotated = rotate_prefix_keys(weight, base.config)
     assert not torch.allclose(rotated, weight)
-    torch.testing.assert_close(rotate_prefix_keys(rotated, base.config, -5), weight, atol=1e-6, rtol=0)
+    assert_close(rotate_prefix_keys(rotated, base.config, -5), weight)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "sharded pickle", "whole model"])
@@ -129,7 +129,7 @@ def test_a_checkpoint_is_read_in_every_form_that_scripts_saved(form, reference_m
         write_shards(state, tmp_path)
     expected, found = read_published_prefix(source), read_published_prefix(tmp_path)
     # Not to the bit: a product's last one depends on how the tensors lie in memory.
-    torch.testing.assert_close(found.weight, expected.weight, atol=1e-5, rtol=1e-5)
+    assert_close(found.weight, expected.weight)
 
 
 def write_shards(state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -220,10 +220,10 @@ def test_stock_peft_loads_what_was_saved(name, projection, reference_models, tmp
     by_adapter = AutoPeftModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     for loaded in (by_base, by_adapter):
         output = loaded(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        torch.testing.assert_close(output, logits, atol=1e-6, rtol=0)
+        assert_close(output, logits)
         with loaded.disable_adapter():
             without = loaded(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        torch.testing.assert_close(without, load_base(reference_models / name)(ids).logits, atol=1e-6, rtol=0)
+        assert_close(without, load_base(reference_models / name)(ids).logits)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "glm-4-9b-chat"])
@@ -249,7 +249,7 @@ def test_training_continues_from_the_published_loss(published):
     for i in range(3):
         ids, labels = expected[f"single{i}.input_ids"], expected[f"single{i}.labels"]
         loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
-        torch.testing.assert_close(loss, expected[f"single{i}.loss"][0], atol=TOLERANCE, rtol=0)
+        assert_close(loss, expected[f"single{i}.loss"][0])
     loss.backward()
     assert all(value.grad.abs().max() > 0 for value in model.parameters() if value.requires_grad)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import assert_close
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -83,7 +84,7 @@ def test_export_after_import_gives_the_checkpoint_back(published, tmp_path):
     convert("import", checkpoint, base, tmp_path / "adapter")
     convert("export", tmp_path / "adapter", base, tmp_path / "checkpoint")
     expected, found = read_published_prefix(checkpoint), read_published_prefix(tmp_path / "checkpoint")
-    torch.testing.assert_close(found.weight, expected.weight, atol=1e-6, rtol=0)
+    assert_close(found.weight, expected.weight)
     config = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
     assert config | {"pre_seq_len": 5, "prefix_projection": False} == config
     assert {name: config[name] for name in ("model_type", "num_layers")} == {"model_type": "chatglm", "num_layers": 3}
@@ -185,10 +186,10 @@ def test_import_and_export_are_the_identity_for_every_size(generation, shape, pr
     exported = torch.load(tmp_path / "exported" / "pytorch_model.bin", weights_only=True)
     assert exported.keys() == {NAME + "embedding.weight"}
     expected = read_published_prefix(checkpoint).weight
-    torch.testing.assert_close(expected, flat_prefix(encoder), atol=1e-5, rtol=0)
-    torch.testing.assert_close(exported[NAME + "embedding.weight"], expected, atol=1e-6, rtol=0)
+    assert_close(expected, flat_prefix(encoder))
+    assert_close(exported[NAME + "embedding.weight"], expected)
     adapters = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "again")]
-    torch.testing.assert_close(adapters[0], adapters[1], atol=1e-6, rtol=0)
+    assert_close(adapters[0], adapters[1])
     is_rotated = not torch.allclose(adapters[0]["prompt_embeddings"], expected, atol=1e-3)
     assert is_rotated == (generation != "chatglm")
 
@@ -212,7 +213,7 @@ def test_other_precisions_and_forms_are_read(dtype, form, tmp_path):
     convert("export", tmp_path / "adapter", base, tmp_path / "exported")
     found = read_published_prefix(tmp_path / "exported").weight
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, flat_prefix(encoder), atol=1e-5, rtol=0)
+    assert_close(found, flat_prefix(encoder))
 
 
 # Whole models and shards
@@ -250,7 +251,7 @@ def test_of_a_sharded_whole_model_only_the_shards_with_the_prefix_are_opened(suf
     index = {"bin": "pytorch_model.bin", "safetensors": "model.safetensors"}[suffix] + ".index.json"
     write_shards(checkpoint, shards, index)
     (checkpoint / names[0]).unlink()
-    torch.testing.assert_close(read_published_prefix(checkpoint).weight, flat_prefix(encoder))
+    assert_close(read_published_prefix(checkpoint).weight, flat_prefix(encoder))
 
 
 class WatchedFile:
@@ -283,11 +284,11 @@ def test_of_a_whole_model_only_the_prefix_is_read(place, monkeypatch):
     monkeypatch.setattr(
         torch, "load", lambda *words, **options: mapped.append(options["mmap"]) or load(*words, **options)
     )
-    torch.testing.assert_close(read_published_prefix(checkpoint).weight, flat_prefix(encoder))
+    assert_close(read_published_prefix(checkpoint).weight, flat_prefix(encoder))
     assert mapped == [True]  # so that the operating system reads what is used
     save_file(state, checkpoint / "model.safetensors")
     monkeypatch.setattr("glm_peft.adapters.published_checkpoints.safe_open", WatchedFile)
-    torch.testing.assert_close(read_published_prefix(checkpoint).weight, flat_prefix(encoder))
+    assert_close(read_published_prefix(checkpoint).weight, flat_prefix(encoder))
     assert sorted(WatchedFile.read) == sorted(NAME + name for name in encoder)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from closeness import ROUNDING
 from launches import CONFIGS, TRAIN, end, launch, run_commands, run_launch
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -121,18 +122,23 @@ def results(run_folder: Path) -> dict[str, Any]:
     return json.loads((run_folder / "all_results.json").read_text())
 
 
-def assert_close(found: Path, expected: Path, atol: float = 1e-4) -> None:
+def assert_close(found: Path, expected: Path, share: float = 5e-4) -> None:
+    """
+    No number is further off than a share of the largest: far more than by rounding alone, as Adam divides by the size
+    of gradients, of which the smallest are hardly more than rounding. The losses are compared more strictly.
+    """
     found, expected = load_file(found), load_file(expected)
     assert found.keys() == expected.keys()
+    largest = max(value.abs().max() for value in expected.values())
     for name, value in expected.items():
         assert found[name].dtype == value.dtype
-        assert (found[name] - value).abs().max() <= atol, name
+        assert (found[name] - value).abs().max() <= share * largest, name
 
 
 def assert_same_losses(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
     assert len(found) == len(expected)
     for own, wanted in zip(found, expected, strict=True):
-        assert own == pytest.approx(wanted, rel=0, abs=1e-5)
+        assert own == pytest.approx(wanted, rel=ROUNDING)
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -185,19 +191,21 @@ def test_a_resumed_run_goes_on_as_the_unbroken_one(two, name, whole):
     losses = [[entry for entry in history(two / run) if "loss" in entry] for run in (name, whole)]
     assert_same_losses(*losses)
     for file in (WEIGHTS, "prefix_encoder.safetensors"):
-        assert_close(two / name / "checkpoint-6" / file, two / whole / "checkpoint-6" / file, atol=1e-6)
+        assert_close(two / name / "checkpoint-6" / file, two / whole / "checkpoint-6" / file, share=1e-6)
 
 
 def test_the_best_is_what_is_saved_and_predicts_the_same_answers(two, one):
     state = json.loads((two / "best" / "checkpoint-6" / "trainer_state.json").read_text())
     assert state["best_global_step"] == 3  # the loss falls, and the highest was asked for
-    assert_close(two / "best" / WEIGHTS, two / "best" / f"checkpoint-{state['best_global_step']}" / WEIGHTS, atol=0)
+    assert_close(two / "best" / WEIGHTS, two / "best" / f"checkpoint-{state['best_global_step']}" / WEIGHTS, share=0)
     answers = [(folder / "best" / "generated_predictions.jsonl").read_text() for folder in (two, one)]
     assert answers[0] == answers[1]
     own, expected = results(two / "best"), results(one / "best")
     scores = [name for name in expected if name.endswith(("loss", "rouge-l", "bleu-4"))]
     assert len(scores) == 6
-    assert {name: own[name] for name in scores} == pytest.approx({name: expected[name] for name in scores}, abs=1e-5)
+    assert {name: own[name] for name in scores} == pytest.approx(
+        {name: expected[name] for name in scores}, rel=ROUNDING
+    )
 
 
 def go_on_in_one_process(words: Callable[..., list[str]], two: Path, output_dir: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from closeness import ROUNDING
 from data_fakes import make_data_args
 from short_runs import NEEDED, ROWS, run, training_words
 
@@ -47,7 +48,7 @@ def test_each_set_has_scores_under_its_own_name(several, tiny_model_dirs, sets, 
         run([*words, "--use_cpu", "true", "--output_dir", str(tmp_path / name)])
         alone = json.loads((tmp_path / name / "all_results.json").read_text(encoding="utf-8"))
         for score in ("loss", "rouge-l", "reference_length"):
-            assert results[f"eval_{name}_{score}"] == pytest.approx(alone[f"eval_{score}"], abs=1e-5)
+            assert results[f"eval_{name}_{score}"] == pytest.approx(alone[f"eval_{score}"], rel=ROUNDING)
 
 
 def test_the_best_model_is_that_of_the_set_that_is_named(several):

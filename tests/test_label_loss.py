@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from closeness import assert_close
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.trainer_pt_utils import LabelSmoother
@@ -13,7 +14,6 @@ from glm_peft.adapters.label_loss import attach_label_loss
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
 
 GENERATIONS = ("chatglm", "glm4", "glm4_0414")
-TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}
 
 
 @pytest.fixture(params=GENERATIONS)
@@ -50,8 +50,8 @@ def loss_and_gradient(model: PeftModel, compute: Callable[[], torch.Tensor]) -> 
 
 
 def assert_equal(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> None:
-    torch.testing.assert_close(found[0], expected[0], **TOLERANCE)
-    torch.testing.assert_close(found[1], expected[1], **TOLERANCE)
+    assert_close(found[0], expected[0])
+    assert_close(found[1], expected[1])
 
 
 @pytest.mark.parametrize("training", [True, False])

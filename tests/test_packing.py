@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from closeness import ROUNDING, assert_close
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -69,11 +70,11 @@ def run_alone(folder, examples) -> tuple[PeftModel, list[torch.Tensor], float]:
 def assert_same(packed, batch, plan, alone, logits, total) -> None:
     output = packed(**batch, num_items_in_batch=1)
     output.loss.backward()
-    assert output.loss.item() == pytest.approx(total, abs=1e-5)
-    torch.testing.assert_close(gradient_of(packed), gradient_of(alone), atol=1e-5, rtol=0)
+    assert output.loss.item() == pytest.approx(total, rel=ROUNDING)
+    assert_close(gradient_of(packed), gradient_of(alone))
     for row, indices in zip(output.logits, plan, strict=True):
         expected = torch.cat([logits[index] for index in indices])
-        torch.testing.assert_close(row[: len(expected)].detach(), expected, atol=1e-5, rtol=0)
+        assert_close(row[: len(expected)].detach(), expected)
 
 
 def test_logits_loss_and_gradient_are_those_of_the_examples_alone(folder, examples):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from closeness import assert_close
 from peft import PeftModel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers import AutoModelForCausalLM
@@ -81,9 +82,9 @@ def test_the_encoder_runs_once_a_step_and_a_projection_learns_the_same(folder):
     models[1].prompt_encoder["default"].register_forward_hook(lambda *call: encoded.append(call[2].shape[:2]))
     losses = [loss_and_gradient(model, batch)[0] for model in models]
     assert encoded == [(1, 5)]
-    torch.testing.assert_close(losses[1], losses[0], atol=1e-6, rtol=1e-6)
+    assert_close(losses[1], losses[0])
     gradients = [{name: value.grad for name, value in model.prompt_encoder.named_parameters()} for model in models]
-    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-5)
+    assert_close(gradients[1], gradients[0])
 
 
 def test_a_call_that_keeps_its_cache_has_the_prefix_in_every_row(folder):
@@ -125,7 +126,7 @@ def test_without_the_adapter_the_base_answers_as_before(folder):
         found = model(**batch).loss
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        torch.testing.assert_close(found, base(**batch).loss, atol=1e-6, rtol=0)
+        assert_close(found, base(**batch).loss)
 
 
 def test_an_attention_that_cannot_carry_a_prefix_is_refused(folder):
@@ -149,4 +150,4 @@ def test_flex_attention_sees_the_prefix_and_what_its_blocks_show():
     narrow = create_block_mask(mask_mod, B=2, H=None, Q_LEN=40, KV_LEN=40, device="cpu")
     wide = _widen(narrow, query, 7)
     assert wide is _widen(narrow, query, 7)
-    torch.testing.assert_close(flex_attention(query, key, value, block_mask=wide), expected, atol=1e-5, rtol=1e-5)
+    assert_close(flex_attention(query, key, value, block_mask=wide), expected)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from closeness import assert_close
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -33,7 +34,7 @@ def test_a_prefix_from_text_equals_the_text_in_front(name, reference_models, tin
     model = make_model(folder)
     initialize_from_text(model, INSTRUCTION)
     expected = logits_of(model.get_base_model(), INSTRUCTION + PROMPT)[len(INSTRUCTION) :]
-    torch.testing.assert_close(logits_of(model, PROMPT), expected, atol=1e-4, rtol=0)
+    assert_close(logits_of(model, PROMPT), expected)
 
 
 def test_in_chatglm_6b_only_the_mask_differs_from_the_text_in_front(reference_models):
@@ -41,7 +42,7 @@ def test_in_chatglm_6b_only_the_mask_differs_from_the_text_in_front(reference_mo
     base = model.get_base_model()
     initialize_from_text(model, INSTRUCTION)
     expected = masked_logits(base, INSTRUCTION, PROMPT)
-    torch.testing.assert_close(logits_of(model, PROMPT), expected, atol=1e-4, rtol=0)
+    assert_close(logits_of(model, PROMPT), expected)
 
 
 def masked_logits(base, instruction: list[int], prompt: list[int]) -> torch.Tensor:
@@ -62,7 +63,7 @@ def test_text_is_cut_or_repeated_to_the_length_of_the_prefix(num_virtual_tokens,
     initialize_from_text(model, INSTRUCTION)
     text = (INSTRUCTION * 3)[:num_virtual_tokens]
     expected = logits_of(model.get_base_model(), text + PROMPT)[num_virtual_tokens:]
-    torch.testing.assert_close(logits_of(model, PROMPT), expected, atol=1e-4, rtol=0)
+    assert_close(logits_of(model, PROMPT), expected)
 
 
 def test_text_and_projection_exclude_each_other(reference_models):
@@ -85,9 +86,9 @@ def test_dropout_acts_in_training_only_and_not_on_what_is_saved(reference_models
     model = make_model(reference_models / "chatglm-6b")
     expected = logits_of(model, PROMPT)
     attach_prefix_attention(model, dropout=0.5)
-    torch.testing.assert_close(logits_of(model, PROMPT), expected)
+    assert_close(logits_of(model, PROMPT), expected)
     model.train()
     assert not torch.allclose(logits_of(model, PROMPT), expected)
     model.save_pretrained(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(reference_models / "chatglm-6b", dtype=torch.float32)
-    torch.testing.assert_close(logits_of(PeftModel.from_pretrained(base, tmp_path).eval(), PROMPT), expected)
+    assert_close(logits_of(PeftModel.from_pretrained(base, tmp_path).eval(), PROMPT), expected)

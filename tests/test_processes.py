@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import ROUNDING
 from fail_in_one import SIGN
 from launches import (
     CONFIGS,
@@ -87,7 +88,9 @@ def test_scores_and_the_loss_are_those_of_one_process(runs, size, processes):
     assert found.keys() == expected.keys()
     assert {"eval_loss", "eval_rouge-l", "predict_rouge-l", "predict_bleu-4"} <= found.keys()
     names = [name for name in expected if not TIMES.search(name)]
-    assert {name: found[name] for name in names} == pytest.approx({name: expected[name] for name in names}, abs=1e-6)
+    assert {name: found[name] for name in names} == pytest.approx(
+        {name: expected[name] for name in names}, rel=ROUNDING
+    )
 
 
 # Processes that end

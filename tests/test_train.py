@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from closeness import assert_close
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_options import GENERATIONS
@@ -432,7 +433,7 @@ def test_accumulated_steps_are_those_of_one_large_batch(words, tmp_path):
     run(*words("chatglm3", tmp_path / "large", *plain))
     accumulated = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "4"]
     run(*words("chatglm3", tmp_path / "small", *plain, *accumulated))
-    torch.testing.assert_close(prefix_of(tmp_path / "small"), prefix_of(tmp_path / "large"), rtol=0, atol=1e-6)
+    assert_close(prefix_of(tmp_path / "small"), prefix_of(tmp_path / "large"))
 
 
 def test_two_processes_train_what_one_does(words, tmp_path):
@@ -445,7 +446,8 @@ def test_two_processes_train_what_one_does(words, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 process" in done.stderr
     assert done.stderr.count("trainable parameters:") == 1
-    torch.testing.assert_close(prefix_of(tmp_path / "two"), prefix_of(tmp_path / "one"), rtol=0, atol=1e-6)
+    assert re.findall(r"Traceback|\w*Error|[Ww]arning|\[[WE]\d+|ended", done.stderr) == []
+    assert_close(prefix_of(tmp_path / "two"), prefix_of(tmp_path / "one"))
 
 
 @pytest.mark.parametrize("generation", ["chatglm", "glm4_0414"])
@@ -472,7 +474,7 @@ def test_label_smoothing_changes_the_loss_and_what_is_learnt(words, tmp_path, ge
 def test_activation_checkpointing_changes_nothing(words, tmp_path):
     run(*words("chatglm", tmp_path / "plain", "--max_steps", "2"))
     run(*words("chatglm", tmp_path / "checkpointed", "--max_steps", "2", "--activation_checkpointing"))
-    torch.testing.assert_close(prefix_of(tmp_path / "checkpointed"), prefix_of(tmp_path / "plain"), rtol=0, atol=1e-6)
+    assert_close(prefix_of(tmp_path / "checkpointed"), prefix_of(tmp_path / "plain"))
 
 
 @pytest.mark.parametrize("generation", ["chatglm", "chatglm3"])
@@ -483,7 +485,7 @@ def test_packed_rows_train_what_a_batch_of_the_same_examples_does(words, data_fi
     run(*words(generation, tmp_path / "batch", *once, "--per_device_train_batch_size", str(rows)))
     packed = ["--packing", "--max_length", "400", "--per_device_train_batch_size", str(rows)]
     run(*words(generation, tmp_path / "packed", *once, *packed))
-    torch.testing.assert_close(prefix_of(tmp_path / "packed"), prefix_of(tmp_path / "batch"), rtol=0, atol=1e-5)
+    assert_close(prefix_of(tmp_path / "packed"), prefix_of(tmp_path / "batch"))
 
 
 def test_a_prefix_starts_where_it_was_told_to(words, tmp_path):

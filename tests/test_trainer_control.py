@@ -15,6 +15,7 @@ import pytest
 import run_predict_logits
 import torch
 import transformers
+from closeness import ROUNDING, assert_close
 from short_runs import PROJECT
 from transformers import AutoTokenizer, TrainerCallback
 from watched_runs import WatchedRun, watch
@@ -207,9 +208,9 @@ def test_predictions_of_labelled_rows_are_the_logits_and_reach_the_metrics(evalu
     assert output.predictions.shape == (12, longest, trainer.model.config.vocab_size)
     assert output.label_ids.shape == (12, longest)
     assert output.metrics["test_rows"] == 12
-    assert output.metrics["test_loss"] == pytest.approx(evaluated.logged("eval_loss")[-1])
+    assert output.metrics["test_loss"] == pytest.approx(evaluated.logged("eval_loss")[-1], rel=ROUNDING)
     alone = trainer.predict(rows.select([0])).predictions
-    np.testing.assert_allclose(output.predictions[0, end - length : end], alone[0], rtol=0, atol=1e-4)
+    assert_close(torch.tensor(output.predictions[0, end - length : end]), torch.tensor(alone[0]))
     assert (output.predictions[0, end:] == -100).all() and (output.label_ids[0, end:] == -100).all()
 
 
@@ -254,4 +255,4 @@ def test_predictions_of_two_processes_are_those_of_one(base, tmp_path, monkeypat
     assert [found.pop("processes") for found in (one, two)] == [1, 2]
     assert len(one["predictions"]) == len(one["labels"]) == 5
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+        assert_close(two[name], value)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from bitsandbytes.optim import AdamW as AdamWOf8Bits
+from closeness import ROUNDING, assert_close
 from short_runs import ROWS
 from transformers import Adafactor, AutoTokenizer
 from transformers.models.glm.modeling_glm import GlmMLP
@@ -158,8 +159,8 @@ def test_accumulated_batches_are_one_large_one_also_where_the_last_are_few(base,
     small = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "5"]
     run = watch(base, tmp_path / "small", *words, *small)
     assert len(run.batches) > len(large.batches)
-    assert run.logged("loss") == pytest.approx(large.logged("loss"), abs=1e-6)
-    torch.testing.assert_close(run.prefix, large.prefix, rtol=0, atol=1e-6)
+    assert run.logged("loss") == pytest.approx(large.logged("loss"), rel=ROUNDING)
+    assert_close(run.prefix, large.prefix)
 
 
 def listen_to_embeddings(heard: list[tuple[bool, torch.Tensor, torch.Tensor]], *args: Any) -> Any:
@@ -217,7 +218,7 @@ def test_mixed_precision_computes_in_16_bits_and_keeps_the_prefix_in_32(base, us
     run = watch(base, tmp_path, *UNPACKED, "--bf16")
     assert seen == {torch.bfloat16}
     assert run.prefix.dtype == torch.float32 and not torch.equal(run.prefix, usual.prefix)
-    assert run.logged("loss") == pytest.approx(usual.logged("loss"), abs=0.02)
+    assert run.logged("loss") == pytest.approx(usual.logged("loss"), rel=torch.finfo(torch.bfloat16).eps / 2)
 
 
 def test_full_determinism_lets_no_other_algorithm_run(base, usual, tmp_path, monkeypatch):

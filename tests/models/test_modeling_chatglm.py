@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from closeness import ROUNDING, assert_close
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from plain_networks import plain_logits
 from safetensors.torch import load_file
@@ -11,7 +12,6 @@ from glm_peft.errors import UserError
 from glm_peft.models import ChatGLMConfig, ChatGLMForCausalLM
 from glm_peft.models.chatglm.positions import build_position_rows
 
-TOLERANCE = 2e-5
 PAD, MASK, GMASK, SOP = 3, 250, 251, 254
 PROMPTS = [[10, 11, 12, 13, 14, GMASK, SOP], [20, GMASK, SOP], [30, 31, MASK, 32, SOP]]
 STEPS = 6
@@ -64,7 +64,7 @@ def alone(row: list[int]) -> dict[str, torch.Tensor]:
 
 def assert_same(actual: tuple[list[list[int]], torch.Tensor], expected: tuple[list[list[int]], torch.Tensor]) -> None:
     assert actual[0] == expected[0]
-    assert (actual[1] - expected[1]).abs().max() <= TOLERANCE
+    assert_close(actual[1], expected[1])
 
 
 # Positions
@@ -111,7 +111,7 @@ def test_a_control_token_under_padding_does_not_count(model):
 @torch.no_grad()
 def test_later_control_tokens_change_nothing_of_the_network(folder, model):
     ids = [9, 8, GMASK, SOP, 5, SOP, GMASK, 6, MASK, SOP, 7]
-    assert (model(torch.tensor([ids])).logits[0] - plain_logits(folder, ids)).abs().max() <= TOLERANCE
+    assert_close(model(torch.tensor([ids])).logits[0], plain_logits(folder, ids).float())
 
 
 @torch.no_grad()
@@ -151,7 +151,7 @@ def test_hidden_states_attentions_and_fewer_logits_on_request(folder, batch):
     length = batch["input_ids"].shape[1]
     assert [tuple(state.shape) for state in output.hidden_states] == [(3, length, 64)] * 4
     assert [tuple(weights.shape) for weights in output.attentions] == [(3, 4, length, length)] * 3
-    assert (output.logits - model(**batch).logits[:, -1:]).abs().max() <= TOLERANCE
+    assert_close(output.logits, model(**batch).logits[:, -1:])
 
 
 def test_the_prompt_sees_all_of_itself_and_the_answer_what_came_before(folder):
@@ -230,7 +230,7 @@ def test_the_prefix_changes_what_is_generated(model, prefixed, batch):
 @torch.no_grad()
 def test_generation_with_a_prefix_starts_where_the_forward_pass_does(prefixed, batch):
     logits = prefixed(**batch).logits[:, -1]
-    assert (generate(prefixed, batch)[1][:, 0] - logits).abs().max() <= TOLERANCE
+    assert_close(generate(prefixed, batch)[1][:, 0], logits)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -262,7 +262,7 @@ def test_a_beams_score_is_the_probability_of_its_tokens(folder, model):
     for row, score in zip(tokens, scores, strict=True):
         log_probabilities = plain_logits(folder, PROMPTS[0] + row).log_softmax(dim=-1)[-STEPS - 1 : -1]
         expected = log_probabilities[range(STEPS), row].mean()
-        assert float(score) == pytest.approx(float(expected), abs=1e-5)
+        assert float(score) == pytest.approx(float(expected), rel=ROUNDING)
 
 
 def test_sampling_draws_by_the_seed_and_from_the_cache_what_is_drawn_without(either, batch):

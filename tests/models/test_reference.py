@@ -4,13 +4,13 @@ import functools
 
 import pytest
 import torch
+from closeness import assert_close
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import glm_peft  # noqa: F401
 
 NAMES = ("chatglm-6b", "chatglm2-6b", "chatglm3-6b", "glm-4-9b-chat")
-TOLERANCE = 2e-5
 
 
 @pytest.fixture(scope="module", params=[(name, how) for name in NAMES for how in ("eager", "sdpa")], ids="-".join)
@@ -21,11 +21,6 @@ def model_and_expected(request, reference_models) -> tuple[PreTrainedModel, dict
     expected = load_file(folder / "expected.safetensors")
     tag = "base."
     return model, {key.removeprefix(tag): value for key, value in expected.items() if key.startswith(tag)}
-
-
-def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= TOLERANCE
 
 
 def test_the_attention_implementation_is_the_one_asked_for(model_and_expected, request):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import assert_close
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GlmConfig, GlmForCausalLM, PreTrainedModel
@@ -163,7 +164,7 @@ def test_lora_saves_loads_and_merges(lora_name, reference_models, tmp_path):
     again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "lora", dtype=torch.float32)
     assert torch.equal(logits_of(again), expected)
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
-    assert (logits_of(load(tmp_path / "merged")) - expected).abs().max() < 1e-4
+    assert_close(logits_of(load(tmp_path / "merged")), expected)
 
 
 def test_a_prefix_holds_nothing_of_the_base_and_loads_again(name, model, reference_models, tmp_path):
