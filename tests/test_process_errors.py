@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm_starts import warm_python
 
 from glm_peft.errors import UserError
 from glm_peft.reporting.exits import exit_with_user_errors
@@ -149,7 +150,7 @@ for word in sys.argv[1:]:
 def leave(rank: str, *words: str) -> int:
     """The exit code of one of two processes that would be aborted while Python ends."""
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": rank}
-    return subprocess.run([sys.executable, "-c", LEAVING, *words], env=environment, check=False).returncode
+    return subprocess.run([warm_python(), "-c", LEAVING, *words], env=environment, check=False).returncode
 
 
 def test_what_aborts_python_s_end_spoils_no_good_run_of_a_process_beside_the_first():
