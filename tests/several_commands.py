@@ -56,8 +56,11 @@ def _numbers_held(parameter: Any) -> int:
 
 def tell_of_whole_models() -> None:
     """DeepSpeed sends a model to all processes where it has not been cut before, once it is on the device."""
+    import deepspeed
     from deepspeed import DeepSpeedEngine
 
+    # It would compile a way of its own for the processes of one CPU, for minutes; as between GPUs, torch's is taken.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     send = DeepSpeedEngine._broadcast_model
 
     def send_and_tell(engine: DeepSpeedEngine) -> None:
