@@ -22,8 +22,9 @@ demo: $(INSTALLED)
 		--before $(DEMO)/before --after $(DEMO)/after --bin $(BIN)/
 
 # One thread for each worker: two workers on two cores must not fight for them.
+# Who is done takes tests from the other, as files take from a moment to minutes.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

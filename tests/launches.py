@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from warm_starts import warm_python
 
 import glm_peft  # noqa: F401  (registers the generations)
 
@@ -35,6 +36,7 @@ def launch(
     *options: str,
     config: Path = TWO_PROCESSES,
     environment: Mapping[str, str] | None = None,
+    is_cold: bool = False,
 ) -> subprocess.Popen:
     """
     The command under `accelerate launch`, as it runs; all that it says is in `log`.
@@ -44,10 +46,11 @@ def launch(
         words: of the command.
         options: of the launcher; where they are not given, it starts the processes of the config on a free port.
         environment: further variables.
+        is_cold: launcher and processes are fresh interpreters, as where a user types it; see warm_starts.py.
     """
     variables = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)} | (environment or {})
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config)]
-    command += ["--main_process_port", str(free_port()), *options]
+    command = [sys.executable if is_cold else warm_python(), "-m", "accelerate.commands.launch"]
+    command += ["--quiet", "--config_file", str(config), "--main_process_port", str(free_port()), *options]
     command += [str(script)] if isinstance(script, Path) else ["--module", script]
     into = {"stderr": subprocess.STDOUT, "start_new_session": True}
     with log.open("w") as file:

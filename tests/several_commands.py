@@ -70,6 +70,11 @@ if __name__ == "__main__":
     train.PrefixTrainer = TellingTrainer
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         train.parse_train_arguments = parse_on_cpus
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        import deepspeed
+
+        # It would compile a way of its own for the processes of one CPU, for minutes; torch's is taken, as for GPUs.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for command in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         sys.argv = ["train.py", *command]
         train.main()

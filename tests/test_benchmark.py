@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import benchmark
@@ -11,6 +10,7 @@ import torch
 from benchmark_cases import PREDICTION, TRAINING, measure, useful_flops
 from peft import PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from warm_starts import warm_python
 
 ROOT = Path(__file__).parents[1]
 SHORT = "--steps 1 --batch_size 4 --rows 3 --max_new_tokens 2 --num_virtual_tokens 2 --rounds 1"
@@ -31,7 +31,7 @@ def test_every_variant_is_measured(task, name, monkeypatch):
 def test_the_command_writes_a_table_and_a_file(tmp_path):
     file = tmp_path / "results.json"
     more = ["--variants", "toolkit", "plain PEFT", "--log_normal", "40", "0.8", "--output_file", str(file)]
-    command = [sys.executable, "scripts/benchmark.py", *WORDS, *more]
+    command = [warm_python(), "scripts/benchmark.py", *WORDS, *more]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     results = json.loads(file.read_text(encoding="utf-8"))
     assert list(results["training"]) == list(results["prediction"]) == ["toolkit", "plain PEFT"]

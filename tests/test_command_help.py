@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from warm_starts import warm_python
 
 from glm_peft.arguments.command_help import COMMANDS, _command
 from glm_peft.arguments.data import DataArguments
@@ -61,7 +62,8 @@ def test_help_names_every_argument_of_the_command_without_importing_torch(comman
 def test_a_reader_that_has_read_enough_ends_a_command_quietly(words: str, code: tuple[int, ...]):
     script = "from glm_peft.reporting.exits import exit_with_user_errors\n"
     script += "with exit_with_user_errors():\n for n in range(99999): print(n)"
-    typed = [sys.executable, *(word.format(script=script) for word in words.split())]
+    program = warm_python() if words.startswith("-c") else sys.executable
+    typed = [program, *(word.format(script=script) for word in words.split())]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(typed, cwd=PROJECT, env=environment, text=True, **pipes) as process:

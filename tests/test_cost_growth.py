@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cost_growth
 import pytest
+from warm_starts import warm_python
 
 ROOT = Path(__file__).parents[1]
 TRAIN_FILE = ROOT / "examples" / "demo" / "train.json"
@@ -45,6 +46,6 @@ def test_rows_have_all_the_tokens_that_are_asked_for(tmp_path):
 
 
 def test_the_command_tells_its_options():
-    command = [sys.executable, "scripts/cost_growth.py", "--help"]
+    command = [warm_python(), "scripts/cost_growth.py", "--help"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "--hidden_size" in said and "--train_file" in said

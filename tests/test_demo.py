@@ -3,7 +3,6 @@
 import json
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from make_demo_data import SPLITS, draw_products, is_held_out, product_rows, rea
 from peft import LoraConfig, get_peft_model
 from train_demo_model import TrainingOptions, TrainingText, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from warm_starts import warm_python
 
 import glm_peft  # noqa: F401  (registers the generations)
 from glm_peft.models.chat_formats import get_chat_format
@@ -150,7 +150,7 @@ def test_prompts_with_examples_hold_answered_training_lines(demo):
 
 def type_command(*words: str) -> str:
     """What the command prints; it must end well."""
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([warm_python(), *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "FutureWarning" not in done.stderr
     return done.stdout

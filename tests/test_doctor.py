@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from warm_starts import warm_python
 
 from glm_peft import doctor
 from glm_peft.examination.doctor_report import colour_example, format_histogram, shows_colour
@@ -211,7 +212,7 @@ def test_colour_is_for_terminals_that_want_it(
 
 
 def test_a_terminal_without_the_signs_of_a_histogram_gets_the_report(visit: Visit):
-    command = [sys.executable, "-m", "glm_peft.doctor", "--train_file", visit.write(ROWS)]
+    command = [warm_python(), "-m", "glm_peft.doctor", "--train_file", visit.write(ROWS)]
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
     words = ["--model_name_or_path", str(visit.base)]
     run = subprocess.run([*command, *words], env=environment, capture_output=True, encoding="ascii")

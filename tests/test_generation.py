@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from warm_starts import warm_python
 
 import glm_peft  # noqa: F401
 from glm_peft.errors import UserError
@@ -420,10 +420,10 @@ with open(f"{target}.{state.process_index}", "w") as file:
 
 def test_two_processes_share_the_batches_and_both_have_all_answers(setup: Setup, tmp_path: Path) -> None:
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SHARED_RUN, setup.base.name_or_path, json.dumps(setup.prompts)]
+    command = [warm_python(), "-c", SHARED_RUN, setup.base.name_or_path, json.dumps(setup.prompts)]
     processes = []
     for rank in ("0", "1"):
-        environment = os.environ | common | {"RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = os.environ | common | {"RANK": rank, "LOCAL_RANK": rank}
         processes.append(subprocess.Popen([*command, str(tmp_path / "out")], env=environment))
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     first, second = (json.loads((tmp_path / f"out.{rank}").read_text()) for rank in (0, 1))

@@ -19,6 +19,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tiny_options import GENERATIONS
 from tiny_tokenizers import GLM4_PATTERN, GLM4_SPECIAL
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from warm_starts import warm_python
 
 from glm_peft.errors import UserError
 
@@ -273,7 +274,7 @@ def test_the_command_writes_the_folder_and_tells_mistakes_without_a_traceback(tm
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "model"), done.stderr
     names = {"config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "model").iterdir()} == names
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    again = subprocess.run([warm_python(), *command[1:]], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert again.returncode == 1 and again.stderr.startswith("error: --output_dir")
     assert "Traceback" not in again.stderr
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from short_runs import ROWS, log_of, run, training_words
 from tiny_options import GENERATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from warm_starts import warm_python
 
 from glm_peft import convert, predict, train
 from glm_peft.adapters import assembly
@@ -370,7 +371,7 @@ print(float(model(input_ids=torch.arange(4, 20)[None]).logits.double().sum()))
 def test_stock_transformers_loads_a_merged_model(generation, trained, tiny_model_dirs, tmp_path):
     words = ["merge", str(trained("lora", generation)), "--base", str(tiny_model_dirs[generation])]
     convert.main([*words, "--output_dir", str(tmp_path)])
-    command = [sys.executable, "-c", LOADED_BY_STOCK, str(tmp_path)]
+    command = [warm_python(is_stock=True), "-c", LOADED_BY_STOCK, str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     expected = load(tmp_path)(input_ids=torch.arange(4, 20)[None]).logits.double().detach()

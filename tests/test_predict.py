@@ -14,6 +14,7 @@ import torch
 from peft import PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from warm_starts import warm_python
 
 import glm_peft.prediction.generation
 from glm_peft import predict
@@ -178,7 +179,7 @@ def test_a_killed_command_goes_on_where_it_was(
         "prediction_files.PartialPredictions.add = slow_add\npredict.main()\n"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    process = subprocess.Popen([sys.executable, str(script), *slow], env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([warm_python(), str(script), *slow], env=environment, stderr=subprocess.DEVNULL)
     partial = tmp_path / "out" / PARTIAL_NAME
     wait_for(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= 5)
     process.send_signal(signal.SIGKILL)

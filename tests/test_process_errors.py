@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm_starts import warm_python
 
 from glm_peft.errors import UserError
 from glm_peft.reporting.exits import exit_with_user_errors
@@ -148,7 +149,7 @@ for word in sys.argv[1:]:
 
 def leave(rank: str, *words: str) -> tuple[int, str]:
     """The exit code of one of two processes that would be aborted while Python ends, and what it says on stderr."""
-    command = [sys.executable, "-c", LEAVING, *words]
+    command = [warm_python(), "-c", LEAVING, *words]
     environment = os.environ | {"WORLD_SIZE": "2", "RANK": rank}
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     return done.returncode, done.stderr

@@ -19,6 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_options import GENERATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from warm_starts import warm_python
 
 import glm_peft.prediction.generation
 from glm_peft import predict, train
@@ -112,10 +113,16 @@ def refusal(capsys: pytest.CaptureFixture, command: list[str]) -> str:
     return error.removeprefix("error: ")
 
 
-def type_command(command: list[str], config: Path = CPU) -> subprocess.CompletedProcess:
-    """The command under `accelerate launch`."""
+def type_command(command: list[str], config: Path = CPU, is_cold: bool = False) -> subprocess.CompletedProcess:
+    """The command under `accelerate launch`; cold where everything is imported as for a user."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launch = [
+        sys.executable if is_cold else warm_python(),
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(config),
+    ]
     launch += [str(PROJECT / "glm_peft" / "train.py"), *command]
     return subprocess.run(launch, env=environment, text=True, encoding="utf-8", capture_output=True, timeout=300)
 
@@ -169,7 +176,7 @@ def stock_answers(runs) -> dict[str, dict[str, list[str]]]:
     questions = [row["content"] for row in ROWS]
     asked = json.dumps([[str(run.base), str(run.folder), questions] for run in runs.values()])
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-c", STOCK_ANSWERS]
+    command = [warm_python(), "-c", STOCK_ANSWERS]
     done = subprocess.run(command, input=asked, env=environment, text=True, capture_output=True, check=True)
     return dict(zip(runs, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
@@ -346,7 +353,7 @@ def test_an_interrupted_prediction_after_training_goes_on_with_the_same_adapter_
 
 def test_accelerate_launch_trains_evaluates_and_predicts(words, data_file, tmp_path):
     tasks = ["--do_eval", "--validation_file", str(data_file), "--do_predict", "--test_file", str(data_file)]
-    done = type_command(words("glm4", tmp_path, *tasks, "--max_steps", "2", "--save_tokenizer"))
+    done = type_command(words("glm4", tmp_path, *tasks, "--max_steps", "2", "--save_tokenizer"), is_cold=True)
     assert done.returncode == 0, done.stderr
     tokenizer_files = {"tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in tmp_path.iterdir()} == ADAPTER | RESULTS | tokenizer_files

@@ -18,6 +18,7 @@ import transformers
 from closeness import ROUNDING, assert_close
 from short_runs import PROJECT
 from transformers import AutoTokenizer, TrainerCallback
+from warm_starts import warm_python
 from watched_runs import WatchedRun, watch
 
 from glm_peft import train
@@ -231,7 +232,7 @@ def launch_two(script: str, *words: str) -> None:
         port = str(listener.getsockname()[1])
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     environment |= {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, script, *words]
+    command = [warm_python(), script, *words]
     ranks = [environment | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     processes = [subprocess.Popen(command, env=rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
     try:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from make_tiny_model import make_tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from warm_starts import warm_python
 
 import glm_peft  # noqa: F401
 
@@ -219,7 +219,7 @@ def test_remote_code_is_neither_run_nor_asked_about(tiny_model_dirs, tmp_path):
         for module in {reference.split(".")[0] for reference in auto_map.values()}:
             (folder / f"{module}.py").write_text("raise SystemExit('remote code was run')")
     done = subprocess.run(
-        [sys.executable, "-c", _LOAD_WITH_TRUST, *map(str, folders)],
+        [warm_python(), "-c", _LOAD_WITH_TRUST, *map(str, folders)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from closeness import assert_close
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GlmConfig, GlmForCausalLM, PreTrainedModel
+from warm_starts import warm_python
 
 import glm_peft  # noqa: F401
 
@@ -132,7 +132,14 @@ def test_saved_models_load_in_a_process_without_this_package(reference_models, t
     models = {name: load(reference_models / name) for name in NAMES[1:]} | {"stock": stock_model()}
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
-    command = [sys.executable, "-c", STOCK_PROCESS, *models, json.dumps(IDS.tolist()), "logits.safetensors"]
+    command = [
+        warm_python(is_stock=True),
+        "-c",
+        STOCK_PROCESS,
+        *models,
+        json.dumps(IDS.tolist()),
+        "logits.safetensors",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "logits.safetensors")
