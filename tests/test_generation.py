@@ -24,7 +24,7 @@ from glm_peft.prediction.generation_settings import (
     CACHE_BYTES,
     GenerationSettings,
     build_generation_config,
-    settle_batch_size,
+    choose_batch_size,
 )
 from glm_peft.preprocessing.collators import GenerationCollator
 
@@ -201,7 +201,7 @@ def test_the_token_budget_counts_padding_answers_and_beams() -> None:
 
 def test_without_a_size_a_batch_is_as_large_as_memory_and_the_number_of_rows_allow(setup: Setup) -> None:
     def rows(count: int, length: int, **options: int) -> int | None:
-        return settle_batch_size(GenerationSettings(**options), setup.model, [length] * count).batch_size
+        return choose_batch_size(GenerationSettings(**options), setup.model, [length] * count).batch_size
 
     config = setup.base.config
     token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4

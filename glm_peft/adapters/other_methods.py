@@ -99,7 +99,7 @@ def build_config(base: PreTrainedModel, model_args: ModelArguments) -> PeftConfi
                 encoder_hidden_size=model_args.encoder_hidden_size or base.config.hidden_size, **task
             )
         return PromptTuningConfig(**task)
-    targets = settle_targets(base, peft_type, model_args.target_modules)
+    targets = choose_targets(base, peft_type, model_args.target_modules)
     if peft_type == IA3:
         feedforward = [name for name in targets if name in _FEEDFORWARD]
         return IA3Config(target_modules=targets, feedforward_modules=feedforward, **task)
@@ -110,7 +110,7 @@ def build_config(base: PreTrainedModel, model_args: ModelArguments) -> PeftConfi
     return LoraConfig(r=rank, **task)
 
 
-def settle_targets(base: PreTrainedModel, peft_type: str, given: list[str] | None) -> list[str] | str:
+def choose_targets(base: PreTrainedModel, peft_type: str, given: list[str] | None) -> list[str] | str:
     """
     Return the linear layers that an adapter goes on, by the ends of their names.
 

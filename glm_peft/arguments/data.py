@@ -5,6 +5,10 @@ from typing import Literal
 
 from glm_peft.arguments.fields import option, require_at_least_one
 
+# Facts that several flags share, see `option`.
+_COLUMN = {"recipe": "changed", "public": "text", "reads": True}
+_LENGTH = {"recipe": "always", "encodes": True, "search": "varied"}
+
 
 @dataclass(frozen=True)
 class DataArguments:
@@ -43,19 +47,13 @@ class DataArguments:
     prompt_column: str | None = option(
         None,
         "Column of the questions. None: content or prompt, or the messages of messages or conversations.",
-        recipe="changed",
-        public="text",
-        reads=True,
+        **_COLUMN,
     )
-    response_column: str | None = option(
-        None, "Column of the answers. None: summary or response.", recipe="changed", public="text", reads=True
-    )
+    response_column: str | None = option(None, "Column of the answers. None: summary or response.", **_COLUMN)
     history_column: str | None = option(
         None,
         "Column of earlier [question, answer] pairs. None: history, where the questions stand in prompt.",
-        recipe="changed",
-        public="text",
-        reads=True,
+        **_COLUMN,
     )
     source_prefix: str | None = option(
         None,
@@ -67,19 +65,13 @@ class DataArguments:
     )
     # The lengths' defaults are those of the published scripts.
     max_source_length: int = option(
-        1024,
-        "Most tokens of a prompt, special ones counted; longer ones are cut.",
-        recipe="always",
-        encodes=True,
-        search="varied",
+        1024, "Most tokens of a prompt, special ones counted; longer ones are cut.", **_LENGTH
     )
     max_target_length: int = option(
         128,
         "Most tokens of an answer, its end token counted; longer ones are cut.",
-        recipe="always",
-        encodes=True,
         prediction="Most tokens of an answer where --max_new_tokens and --val_max_target_length are not given.",
-        search="varied",
+        **_LENGTH,
     )
     val_max_target_length: int | None = option(
         None,

@@ -10,6 +10,12 @@ from glm_peft.errors import UserError
 _NUM_VIRTUAL_TOKENS = 128
 
 
+# Facts that several flags share, see `option`.
+_START_OF_PREFIX = {"methods": (PREFIX_TUNING,), "recipe": "changed", "prediction": "refused"}
+_SIZE_OF_PREFIX = {"recipe": "always", "prediction": "ignored"}  # the adapter says it
+_LORA_FACTS = {"recipe": "changed", "prediction": "ignored"}
+
+
 @dataclass(frozen=True)
 class ModelArguments:
     """
@@ -72,80 +78,50 @@ class ModelArguments:
         "Length of the prefix in virtual tokens. None: 128, or that of --adapter_name_or_path.",
         "pre_seq_len",
         methods=(PREFIX_TUNING, *IN_EMBEDDINGS),
-        recipe="always",
-        prediction="ignored",
+        **_SIZE_OF_PREFIX,
     )
     prefix_projection: bool | None = option(
         None,
         "Train the prefix through a two-layer network, of which the result is kept. None: no, or as it was saved.",
         methods=(PREFIX_TUNING,),
-        recipe="always",
-        prediction="ignored",
+        **_SIZE_OF_PREFIX,
     )
     encoder_hidden_size: int | None = option(
         None,
         "Width of the network of --prefix_projection. None: the hidden size of the base.",
         methods=(PREFIX_TUNING, P_TUNING),
-        recipe="always",
-        prediction="ignored",
+        **_SIZE_OF_PREFIX,
     )
     prefix_init: Literal["normal", "text"] | None = option(
         None,
         "Where a new prefix starts: normal, or text, the keys and values of --prefix_init_text. None: PEFT's own.",
-        methods=(PREFIX_TUNING,),
-        recipe="changed",
-        prediction="refused",
+        **_START_OF_PREFIX,
     )
     prefix_init_text: str | None = option(
         None,
         "Instruction that the prefix starts as, cut or repeated to its length.",
-        methods=(PREFIX_TUNING,),
-        recipe="changed",
         public="text",
-        prediction="refused",
+        **_START_OF_PREFIX,
     )
     # 0.02 is the standard deviation that transformers initializes embeddings with.
     prefix_init_std: float = option(
-        0.02,
-        "Standard deviation of --prefix_init normal; PEFT's own is 1.",
-        methods=(PREFIX_TUNING,),
-        recipe="changed",
-        prediction="refused",
+        0.02, "Standard deviation of --prefix_init normal; PEFT's own is 1.", **_START_OF_PREFIX
     )
     prefix_dropout: float = option(
-        0.0,
-        "Share of the prefix's values dropped in training; published: 0.1.",
-        methods=(PREFIX_TUNING,),
-        recipe="changed",
-        prediction="refused",
+        0.0, "Share of the prefix's values dropped in training; published: 0.1.", **_START_OF_PREFIX
     )
-    lora_rank: int | None = option(
-        None,
-        "Rank of --peft_type lora. None: 8.",
-        methods=(LORA,),
-        recipe="changed",
-        prediction="ignored",
-    )
+    lora_rank: int | None = option(None, "Rank of --peft_type lora. None: 8.", methods=(LORA,), **_LORA_FACTS)
     lora_alpha: int | None = option(
-        None,
-        "Scale of LoRA's product, times the rank. None: twice the rank.",
-        methods=(LORA,),
-        recipe="changed",
-        prediction="ignored",
+        None, "Scale of LoRA's product, times the rank. None: twice the rank.", methods=(LORA,), **_LORA_FACTS
     )
     lora_dropout: float = option(
-        0.0,
-        "Share of the inputs that LoRA drops in training.",
-        methods=(LORA,),
-        recipe="changed",
-        prediction="ignored",
+        0.0, "Share of the inputs that LoRA drops in training.", methods=(LORA,), **_LORA_FACTS
     )
     target_modules: list[str] | None = option(
         None,
         "Layers that LoRA or (IA)3 goes on, by the ends of their names. None: those of the generation.",
         methods=(LORA, IA3),
-        recipe="changed",
-        prediction="ignored",
+        **_LORA_FACTS,
     )
     # Not by default, as an adapter is used with the tokenizer of its base.
     save_tokenizer: bool = option(False, "Put the tokenizer's files beside the adapter.", prediction="refused")

@@ -119,7 +119,7 @@ def read_training_settings(argv: list[str], types: tuple[type, ...]) -> Settings
     names = names_of_fields(types)
     names |= {old: new for old, new in RENAMED.items() if new in names}
     own = {field.name for field in fields(SearchArguments)}
-    settings = dict(_settle(setting, names) for setting in given if setting.name not in IGNORED)
+    settings = dict(_resolve(setting, names) for setting in given if setting.name not in IGNORED)
     return {name: words for name, words in settings.items() if name not in own}
 
 
@@ -132,6 +132,6 @@ def as_command_line(settings: Mapping[str, list[str]]) -> list[str]:
     return words
 
 
-def _settle(setting: Setting, names: Mapping[str, str]) -> tuple[str, list[str]]:
+def _resolve(setting: Setting, names: Mapping[str, str]) -> tuple[str, list[str]]:
     name = names[setting.name]
     return (name.removeprefix("no_"), ["false"]) if name.startswith("no_") else (name, setting.values or ["true"])

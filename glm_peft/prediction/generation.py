@@ -19,7 +19,7 @@ from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.unwrapping import base_of, starts_with_embeddings
 from glm_peft.prediction.decoding import decode
-from glm_peft.prediction.generation_settings import GenerationSettings, build_generation_config, settle_batch_size
+from glm_peft.prediction.generation_settings import GenerationSettings, build_generation_config, choose_batch_size
 from glm_peft.prediction.prefix_cache import prefix_computed_once
 from glm_peft.preprocessing.collators import GenerationCollator
 
@@ -64,7 +64,7 @@ def generate_answers(
     prompts = getattr(features, "dataset", features)["input_ids"][:]
     answers = dict(known_answers or {})
     lengths = [len(prompt) for prompt in prompts]
-    settings = settle_batch_size(settings, model, lengths)
+    settings = choose_batch_size(settings, model, lengths)
     mine, filler = _own_share(plan_batches(lengths, settings, answers))
     generator = _Generator(model, tokenizer, chat_format, settings)
     with _progress(mine, len(prompts)) as progress, _ready(model, generator.config):

@@ -35,7 +35,7 @@ class GenerationSettings:
             probability `top_p`, at `temperature`; off, the most likely token is taken, and the three have no effect.
         num_beams: number of beams; 1 is no beam search.
         seed: of the draws. Each batch has its own, made of this one and of the batch's first row.
-        batch_size: rows in a batch; `None` for the size that `settle_batch_size` chooses.
+        batch_size: rows in a batch; `None` for the size that `choose_batch_size` chooses.
         max_batch_tokens: instead of `batch_size`, the most tokens in a batch: rows * `num_beams` * (longest prompt +
             `max_new_tokens`). A row that is larger by itself is a batch by itself.
 
@@ -78,7 +78,7 @@ class GenerationSettings:
         return cls(**given)
 
 
-def settle_batch_size(
+def choose_batch_size(
     settings: GenerationSettings, model: PreTrainedModel | PeftModel, lengths: Sequence[int]
 ) -> GenerationSettings:
     """

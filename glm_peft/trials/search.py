@@ -178,7 +178,7 @@ class Search:
         return self.folder / _TRIALS / str(number)
 
     def parse(self, settings: Settings, number: int = 0) -> TrainArguments:
-        """Return the arguments of a trial with these settings, settled."""
+        """Return the arguments of a trial with these settings, resolved."""
         arguments = parse_trial(settings, self.folder_of(number), self.search_args.keep_checkpoints)
         return resolve_trial(arguments, self.config)
 
