@@ -26,7 +26,7 @@ from glm_peft.prediction.prediction_files import PartialPredictions, check_resum
 from glm_peft.prediction.run_description import describe_run, describe_settings
 from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.reporting.exits import exit_with_user_errors
-from glm_peft.reporting.files import make_output_dir
+from glm_peft.reporting.files import new_output_dir
 from glm_peft.reporting.log import set_up_logging
 from glm_peft.reporting.results import describe_device, describe_precision, format_results
 
@@ -40,10 +40,12 @@ def main() -> None:
     settings = GenerationSettings.from_arguments(predict_args, data_args)
     processes = join_processes()
     set_up_logging(is_main_process=processes.is_main_process)
-    base = open_base(model_args)
-    if predict_args.prompt is None:
-        make_output_dir(predict_args.output_dir)
-        check_resumable(predict_args.output_dir, predict_args.resume)
+    if predict_args.prompt is not None:
+        base = open_base(model_args)
+    else:
+        with new_output_dir(predict_args.output_dir):
+            check_resumable(predict_args.output_dir, predict_args.resume)
+            base = open_base(model_args)
 
     # One prompt
     if predict_args.prompt is not None:

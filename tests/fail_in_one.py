@@ -71,7 +71,7 @@ def _refuse() -> None:
 
 COMMANDS = {
     "train": fail_in_training,
-    "evaluate": partial(fail_in_training, method="evaluation_loss"),
+    "evaluate": partial(fail_in_training, method="prediction_step"),
     "predict": fail_in_prediction,
     "do_predict": partial(fail_in_prediction, main=train.main),
 }

@@ -485,10 +485,15 @@ def test_the_recipe_repeats_the_run(adapter, place):
 
 def test_the_recipe_has_every_flag_that_was_given_and_of_files_the_names(adapter, place):
     words = commands(build_card(adapter))[1]
-    flags = parse_train_arguments(words[words.index("glm_peft/train.py") + 1 :])
-    assert flags[1].train_file == "train.json" and flags[1].source_prefix == "写一段："
-    assert (flags[2].max_steps, flags[2].learning_rate, flags[2].full_determinism) == (12, 0.3, True)
-    assert flags[2].output_dir == "output/repeated" and "--disable_tqdm" not in words
+    arguments = parse_train_arguments(words[words.index("glm_peft/train.py") + 1 :])
+    data_args, training_args = arguments.data, arguments.training
+    assert data_args.train_file == "train.json" and data_args.source_prefix == "写一段："
+    assert (training_args.max_steps, training_args.learning_rate) == (12, 0.3)
+    assert (
+        training_args.full_determinism
+        and training_args.output_dir == "output/repeated"
+        and "--disable_tqdm" not in words
+    )
     assert "| `max_steps` | 12 |" in build_card(adapter)
 
 

@@ -119,10 +119,13 @@ def test_draws_are_stocks_as_long_as_no_row_has_left(setup: Setup) -> None:
 
 def test_processors_see_the_sequences_of_the_rows_that_are_left(setup: Setup) -> None:
     ends = {"do_sample": False, "stopping_criteria": [EndsAt(setup.inputs["input_ids"])]}
-    options = ends | {"no_repeat_ngram_size": 1}
+    free = setup.generate(**ends)
+    start = setup.inputs["input_ids"].shape[1]
+    first, second = free[-1, start : start + 2].tolist()
+    options = ends | {"sequence_bias": [[[first, second + 1], 1e3]]}  # another token after that one
     expected = setup.generate(**options)
     assert torch.equal(setup.generate(**options, custom_generate=decode), expected)
-    assert not torch.equal(expected, setup.generate(**ends))
+    assert not torch.equal(expected, free)
 
 
 @pytest.mark.parametrize(

@@ -88,9 +88,11 @@ def test_scores_and_the_loss_are_those_of_one_process(runs, size, processes):
     assert found.keys() == expected.keys()
     assert {"eval_loss", "eval_rouge-l", "predict_rouge-l", "predict_bleu-4"} <= found.keys()
     names = [name for name in expected if not TIMES.search(name)]
-    assert {name: found[name] for name in names} == pytest.approx(
-        {name: expected[name] for name in names}, rel=ROUNDING
-    )
+    texts = [name for name in names if isinstance(expected[name], str)]
+    assert [found[name] for name in texts] == [expected[name] for name in texts]
+    numbers = [name for name in names if name not in texts]
+    close = pytest.approx([expected[name] for name in numbers], rel=ROUNDING)
+    assert [found[name] for name in numbers] == close
 
 
 # Processes that end

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,10 @@ def test_whoever_started_it_sees_the_signal_that_ended_it(number, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_reaches_it(number):
     code = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
-    with subprocess.Popen(
-        [warm_python(), "-c", code], env=ENVIRONMENT, **dict.fromkeys(("stdout", "stderr"), -1)
-    ) as process:
+    command, streams = [warm_python(), "-c", code], dict.fromkeys(("stdout", "stderr"), -1)
+    # A run in the background of a shell ignores Ctrl-C, and so would what it starts.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=ENVIRONMENT, preexec_fn=heed, **streams) as process:
         pid = int(process.stdout.readline())
         process.send_signal(number)
         assert process.wait(30) == -number

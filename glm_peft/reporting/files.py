@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,20 @@ def make_output_dir(folder: str | Path) -> Path:
             f"--output_dir {folder} cannot be written to ({reason}): give a folder that can be."
         ) from error
     return folder
+
+
+@contextmanager
+def new_output_dir(folder: str | Path) -> Iterator[None]:
+    """Make an output folder before anything takes long; take it away again where that fails with nothing in it."""
+    is_new = not Path(folder).exists()
+    make_output_dir(folder)
+    try:
+        yield
+    except UserError:
+        with suppress(OSError):  # it is not empty
+            if is_new:
+                Path(folder).rmdir()
+        raise
 
 
 def flush_to_disk(file: Any) -> None:

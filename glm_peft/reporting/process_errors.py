@@ -22,11 +22,12 @@ _LOST_CONNECTIONS = (
     "Broken pipe",
     "Connection was likely closed",
 )
-_LOST = (
-    "error: Another process of this run has ended without a word, or the launcher was told to stop: see its report "
+_SENTENCE = (
+    "Another process of this run has ended without a word, or the launcher was told to stop: see its report "
     "below, where SIGKILL of a process means most likely that the machine's memory was full; --resume_from_checkpoint "
     "last, or --resume of a prediction, goes on from what was kept."
 )
+_LOST = f"error: {_SENTENCE}"
 
 
 def tell(message: str) -> None:

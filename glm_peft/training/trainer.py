@@ -32,7 +32,7 @@ from glm_peft.training.parallel.last_step import LastStep
 from glm_peft.training.parallel.sharded_optimizer import load_sharded
 from glm_peft.training.parallel.sharing import own_labels, own_rows
 from glm_peft.training.resumption import Resumption
-from glm_peft.training.watch import Watch
+from glm_peft.training.watch import EndAfterSignal, Watch
 
 Scorer = Callable[[], dict[str, float]]
 
@@ -66,7 +66,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         self.interruption = Interruption(self.args.world_size > 1, self.is_world_process_zero())
         self.resumption = Resumption(self)
         self.checkpoints = CheckpointWriter(self, self.resumption)
-        self.watch = Watch(self, self.interruption, self.checkpoints)
+        self.watch = Watch(self, self.interruption)
         self._add_own_callbacks()
 
     def _add_own_callbacks(self) -> None:
@@ -88,8 +88,8 @@ class PrefixTrainer(Seq2SeqTrainer):
             UserError: a loss is not finite, or a checkpoint cannot be read or written.
         """
         self.resumption.begin(resume_from_checkpoint)
-        # The last to hear of a checkpoint, as it may end the run before others have sent theirs to the Hub.
-        self.add_callback(self.pop_callback(self.watch))
+        # The last to hear of a checkpoint, so that others have sent theirs to the Hub when it ends the run.
+        self.add_callback(EndAfterSignal(self, self.interruption, self.checkpoints))
         with self.interruption:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

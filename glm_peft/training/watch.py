@@ -17,14 +17,14 @@ from glm_peft.training.interruptions import Interruption
 
 class Watch(TrainerCallback):
     """
-    Stop training at a loss that is not finite, and end it with a checkpoint after a signal.
+    Stop training at a loss that is not finite, and ask for a checkpoint after a signal.
 
     Stock goes on after the former, showing 0.0, and loses what it has at the latter. Losses are looked at before each
     step of the optimizer, so that the prefix takes no spoilt gradient, and at the end.
     """
 
-    def __init__(self, trainer: Trainer, interruption: Interruption, checkpoints: CheckpointWriter) -> None:
-        self.trainer, self.interruption, self.checkpoints = trainer, interruption, checkpoints
+    def __init__(self, trainer: Trainer, interruption: Interruption) -> None:
+        self.trainer, self.interruption = trainer, interruption
         self._is_finite = torch.tensor(True, device=trainer.args.device)
 
     def note(self, loss: torch.Tensor) -> None:
@@ -43,11 +43,6 @@ class Watch(TrainerCallback):
     ) -> None:
         """Ask for a checkpoint after a signal."""
         control.should_save |= self.interruption.is_due
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """End the run after a signal, once its checkpoint is there."""
-        if self.interruption.is_due and self.checkpoints.saved_step == state.global_step:
-            self._leave()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -78,6 +73,18 @@ class Watch(TrainerCallback):
             f"{self.trainer.model.dtype}): most likely the learning rate is too high, or float16 overflows; lower "
             f"--learning_rate, or use --dtype bfloat16 or float32; {kept}."
         )
+
+
+class EndAfterSignal(TrainerCallback):
+    """End the run after a signal, once its checkpoint is there."""
+
+    def __init__(self, trainer: Trainer, interruption: Interruption, checkpoints: CheckpointWriter) -> None:
+        self.trainer, self.interruption, self.checkpoints = trainer, interruption, checkpoints
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Leave, where this is the checkpoint that the signal asked for."""
+        if self.interruption.is_due and self.checkpoints.saved_step == state.global_step:
+            self._leave()
 
     def _leave(self) -> None:
         trainer = self.trainer
