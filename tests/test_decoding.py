@@ -121,7 +121,7 @@ def test_processors_see_the_sequences_of_the_rows_that_are_left(setup: Setup) ->
     ends = {"do_sample": False, "stopping_criteria": [EndsAt(setup.inputs["input_ids"])]}
     free = setup.generate(**ends)
     start = setup.inputs["input_ids"].shape[1]
-    first, second = free[-1, start : start + 2].tolist()
+    first, second = free[LIMITS.index(STEPS), start : start + 2].tolist()
     options = ends | {"sequence_bias": [[[first, second + 1], 1e3]]}  # another token after that one
     expected = setup.generate(**options)
     assert torch.equal(setup.generate(**options, custom_generate=decode), expected)
