@@ -1,9 +1,9 @@
 """
-The loss of a causal language model without the [tokens, vocabulary] matrix.
+Compute the loss of a causal language model without the [tokens, vocabulary] matrix.
 
-Logits are made only where there is a label, a chunk at a time; each chunk's gradient with respect to its hidden states
-is formed in the forward pass, so that no chunk has to be kept or made again. The head is frozen, which is why its own
-gradient is not needed.
+Logits are computed only where there is a label, a chunk at a time; each chunk's gradient with respect to its hidden
+states is computed in the forward pass, so that no chunk is kept or recomputed. The head must be frozen: its own
+gradient is not computed.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0, calle
     """
     Let calls with `labels` compute the loss in chunks; they return no logits. Other calls stay as they are.
 
-    The loss is stock's `ForCausalLMLoss`: shifted by one, -100 is no label, `num_items_in_batch` divides where given.
+    The loss is `ForCausalLMLoss` of transformers: shifted by one, without -100, divided by `num_items_in_batch`.
 
     Args:
         label_smoothing: the share of each label's weight that goes to the whole vocabulary, 0 to 1.
@@ -33,23 +33,24 @@ def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0, calle
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal is_deferred
+        # The base calls its head before its loss: the head then passes the hidden states on, and `label_loss` runs it.
         is_deferred = kwargs.get("labels") is not None
 
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         nonlocal is_deferred
         if is_deferred and output is not None:
-            output["logits"] = None
+            output["logits"] = None  # they are hidden states
         is_deferred = False
         return output
 
     def loss_function(logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """`logits` are the hidden states that the head passed on, [b, s, h]."""
+        """Return the loss; `logits` are the hidden states that the head passed on, [b, s, h]."""
         return label_loss(logits, labels, project, kwargs.get("num_items_in_batch"), label_smoothing)
 
     head.forward = lambda hidden_states: hidden_states if is_deferred else project(hidden_states)
     base.loss_function = loss_function
     caller.register_forward_pre_hook(begin, with_kwargs=True)
-    caller.register_forward_hook(end, always_call=True)
+    caller.register_forward_hook(end, always_call=True)  # after an error, too, or the next call would lack its logits
 
 
 @torch.compiler.disable  # a loop over chunks whose number follows the labels; its products need no compiler
@@ -94,6 +95,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
         for chunk in _chunks(hidden_states, project):
             with torch.set_grad_enabled(needs_gradient):
+                # A graph of its own for each chunk, which is freed with it.
                 states = hidden_states[chunk].detach().requires_grad_(needs_gradient)
                 logits = project(states)
             loss, logits_gradient = _loss_and_gradient(logits.detach(), targets[chunk], label_smoothing)
@@ -106,6 +108,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        # The forward pass formed it for a sum whose gradient is 1.
         (gradient,) = ctx.saved_tensors
         return gradient * grad_output.to(gradient.dtype), None, None, None
 
@@ -113,11 +116,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _loss_and_gradient(
     logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Return the summed cross-entropy, and its gradient with respect to the logits, which may overwrite them.
-
-    In place, as fetching fresh memory for matrices of this size takes as long as filling them.
-    """
+    """Return the summed cross-entropy, and its gradient with respect to the logits, which may overwrite them."""
+    # In place throughout, as fetching fresh memory for matrices of this size takes as long as filling them.
     values = logits.float()
     torch.log_softmax(values, dim=-1, out=values)
     targets = targets[:, None]
@@ -125,7 +125,7 @@ def _loss_and_gradient(
     even = label_smoothing / values.shape[-1]
     if even:
         loss -= even * values.sum()
-    values.exp_()
+    values.exp_()  # the gradient is softmax minus the smoothed labels
     if even:
         values -= even
     values.scatter_add_(-1, targets, values.new_full((1, 1), label_smoothing - 1).expand_as(targets))
@@ -133,6 +133,7 @@ def _loss_and_gradient(
 
 
 def _chunks(hidden_states: torch.Tensor, project: Callable[[torch.Tensor], torch.Tensor]) -> list[slice]:
+    # The head is known as a function alone, so its width shows in a call.
     vocabulary = project(hidden_states[:1].detach()).shape[-1] if len(hidden_states) else 1
     size = max(CHUNK_LOGITS // vocabulary, 1)
     return [slice(start, start + size) for start in range(0, len(hidden_states), size)]

@@ -1,4 +1,4 @@
-"""Methods beside prefix tuning: PEFT's own configs with targets for each generation, put on the base."""
+"""Put methods other than prefix tuning on a base: PEFT's own configs, with target modules for each generation."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ from glm_peft.errors import UserError
 _FUSED = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 _SEPARATE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
 TARGETS = {"chatglm": _FUSED, "glm": _SEPARATE, "glm4": _SEPARATE}
-"""By the base's model type: every linear layer between embeddings and head."""
+"""Every linear layer between embeddings and head, by the model type of the base."""
 
 _IA3_TARGETS = {
     "chatglm": ["query_key_value", "dense_4h_to_h"],
@@ -36,12 +36,12 @@ _IA3_TARGETS = {
 _FEEDFORWARD = ("dense_4h_to_h", "down_proj")  # (IA)³ scales the inputs of these, and the outputs of the others
 _ALL_LINEAR = "all-linear"  # PEFT's own word
 _DEFAULT_RANK = 8
-_LONGEST = 200
+_LONGEST = 200  # characters of another library's error
 
 
 def create_tuner(base: PreTrainedModel, model_args: ModelArguments) -> PreTrainedModel | PeftModel:
     """
-    Return the base with a fresh adapter that is no prefix, or as it is but trainable.
+    Return the base with a new adapter that is no prefix, or the trainable base itself (`full`).
 
     Args:
         model_args: `peft_type` and the flags of that method.
@@ -54,7 +54,7 @@ def create_tuner(base: PreTrainedModel, model_args: ModelArguments) -> PreTraine
     config = build_config(base, model_args)
     model = get_peft_model(base, config)
     if config.is_prompt_learning:
-        model.prompt_encoder.float()
+        model.prompt_encoder.float()  # in half precision small updates would be rounded away
         place_virtual_tokens(model)
     return model
 
@@ -63,8 +63,6 @@ def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trai
     """
     Return the base with a saved adapter that is no prefix.
 
-    Virtual tokens to train start as its copy, as PEFT refuses to train loaded ones.
-
     Raises:
         UserError: the method cannot tune this base, or the adapter is broken or of another base's sizes.
     """
@@ -72,6 +70,7 @@ def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trai
     check_generation_of_method(kind, model.config.model_type)
     try:
         if is_trainable and config.is_prompt_learning:
+            # A copy, as PEFT refuses to train loaded virtual tokens; the saved ones are the result of any encoder.
             fresh = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=config.num_virtual_tokens)
             adapted = get_peft_model(model, fresh)
             adapted.prompt_encoder.float()
@@ -90,7 +89,7 @@ def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trai
 
 
 def build_config(base: PreTrainedModel, model_args: ModelArguments) -> PeftConfig:
-    """Return PEFT's config of the method, with what is not given filled in."""
+    """Return PEFT's config of the method, with defaults for flags that are not given."""
     peft_type, task = model_args.peft_type, {"task_type": TaskType.CAUSAL_LM}
     if peft_type in IN_EMBEDDINGS:
         task["num_virtual_tokens"] = model_args.num_virtual_tokens
@@ -112,7 +111,7 @@ def build_config(base: PreTrainedModel, model_args: ModelArguments) -> PeftConfi
 
 def choose_targets(base: PreTrainedModel, peft_type: str, given: list[str] | None) -> list[str] | str:
     """
-    Return the linear layers that an adapter goes on, by the ends of their names.
+    Return the target modules of an adapter, by the ends of their names.
 
     Raises:
         UserError: the base has no linear layer of a given name.
@@ -133,11 +132,8 @@ def choose_targets(base: PreTrainedModel, peft_type: str, given: list[str] | Non
 
 
 def place_virtual_tokens(model: PeftModel) -> None:
-    """
-    Let positions count the virtual tokens and the real ones, and no padding in between.
-
-    PEFT leaves the positions out; the base then counts the padding, and a row depends on its neighbours in the batch.
-    """
+    """Count positions over virtual and real tokens alone, without the padding in between."""
+    # PEFT leaves positions out; the base then counts the padding, and a row depends on its neighbours in the batch.
     model.register_forward_pre_hook(_without_positions, with_kwargs=True)
     base = model.get_base_model()
     base.register_forward_pre_hook(_positions_of_mask, with_kwargs=True)
@@ -152,7 +148,7 @@ def _without_positions(
 
 
 def _dropped(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Without the positions, of which PEFT would warn before it leaves them out."""
+    """Return the inputs without positions, as PEFT would drop them with a warning at every call."""
     return {name: value for name, value in inputs.items() if name != "position_ids"}
 
 
@@ -163,12 +159,13 @@ def _positions_of_mask(
     if kwargs.get("position_ids") is not None or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
         return None
     inputs = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+    # Of the last tokens alone: in generation with a cache the mask is longer than the inputs.
     positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
     return args, kwargs | {"position_ids": positions}
 
 
 def attach_loss(model: PreTrainedModel | PeftModel, label_smoothing: float = 0.0) -> None:
-    """Attach the loss in chunks, wherever the head is frozen; a model all of which is trained keeps stock's."""
+    """Attach the chunked loss where the head is frozen; a model all of which is trained keeps transformers' own."""
     if isinstance(model, PeftModel):
         # Adapters inside the base call its forward without its hooks.
         caller = model.get_base_model() if model.active_peft_config.is_prompt_learning else model

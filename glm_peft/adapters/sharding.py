@@ -1,8 +1,7 @@
 """
-Parameters that FSDP2 shards, and those that DeepSpeed's ZeRO-2 keeps a second time, in float32.
+Gather and shard parameters: those that FSDP2 shards, and the float32 copies that DeepSpeed's ZeRO-2 keeps.
 
-Trained parameters are gathered whenever they are saved or looked at, by all processes together: every function here
-is to be called in all of them.
+Gathering is a collective operation: every function here must be called in all processes.
 """
 
 from collections.abc import Mapping
@@ -15,10 +14,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def gather_values(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    Return the gathered value of each parameter, by name; in float32 where an optimizer of ZeRO-2 has it so.
+    Return the gathered value of each parameter, by name; in float32 where ZeRO-2's optimizer keeps a float32 copy.
 
     Args:
-        parameters: of a model, not values of its `state_dict`, which do not tell of that optimizer.
+        parameters: of a model; the tensors of its `state_dict` have no link to that optimizer.
     """
     return {name: _gather(parameter) for name, parameter in parameters.items()}
 
@@ -29,6 +28,7 @@ def set_values(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torc
     for name, parameter in parameters.items():
         value = values[name].to(parameter.device)
         parameter.copy_(_shard_like(parameter, value))
+        # ZeRO-2's next step would overwrite the parameter from its own copy.
         if _has_master_copy(parameter):
             from deepspeed.utils import safe_set_full_fp32_param
 
@@ -41,7 +41,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def gather_optimizer(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of a sharded optimizer as it is in one process."""
+    """Return the gathered state of a sharded optimizer, as a single process would have it."""
     moments = {
         number: {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in moment.items()}
         for number, moment in state["state"].items()
@@ -54,7 +54,7 @@ def shard_optimizer(state: dict[str, Any], parameters: list[torch.Tensor]) -> di
     Return what this process holds of a gathered optimizer's state: a shard where the parameter is sharded.
 
     Args:
-        parameters: those of the optimizer, in its order.
+        parameters: the optimizer's, in its order, by which its state numbers them.
     """
     moments = {
         number: {name: _shard_like(parameters[number], value) for name, value in moment.items()}
@@ -68,6 +68,7 @@ def _shard_like(parameter: torch.Tensor, value: Any) -> Any:
     if not isinstance(parameter, DTensor) or not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
         return value
     value = value.to(parameter.device)
+    # Every process read the same file, so none has to send its values to the others.
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
@@ -75,6 +76,7 @@ def _shard_like(parameter: torch.Tensor, value: Any) -> Any:
 def _gather(parameter: torch.Tensor) -> torch.Tensor:
     if isinstance(parameter, DTensor):
         return parameter.full_tensor()
+    # In bfloat16 the parameter itself is a rounded copy, from which a resumed run would not be the same.
     if _has_master_copy(parameter):
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -83,6 +85,6 @@ def _gather(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _has_master_copy(parameter: torch.Tensor) -> bool:
-    """Return whether an optimizer of ZeRO-2 keeps the trained values apart from the parameter."""
-    # A process may hold no shard of it: what `_hp_mapping` is differs among them, that it is there does not.
+    """Return whether ZeRO-2's optimizer keeps a float32 copy of the parameter."""
+    # Its presence, not its value, which is `None` where this process holds no shard: all must join the collective.
     return parameter.requires_grad and hasattr(parameter, "_hp_mapping")

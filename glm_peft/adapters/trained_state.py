@@ -1,4 +1,4 @@
-"""The trained parameters, as a checkpoint keeps them beside or in the adapter, and back."""
+"""Save the trained parameters in a checkpoint, beside or in the adapter, and load them from it."""
 
 import stat
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from glm_peft.errors import UserError
 _CONFIGS = ("adapter_config.json", "config.json")
 ENCODER_NAME = "prefix_encoder.safetensors"
 TRAINED_NAME = "trained_parameters.safetensors"
-"""What is trained, where PEFT's own files do not tell it: of virtual tokens, and of what is inside the base."""
+"""Files of the trained parameters, as PEFT's hold but the result of a prompt encoder: of virtual tokens, of others."""
 
 _ENCODERS = {PeftType.PREFIX_TUNING: PrefixEncoder, PeftType.P_TUNING: PromptEncoder}
 
 
 def gather_trained(model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
-    """Return the gathered parameters of a prompt encoder, otherwise all that are trained, by name."""
+    """Return the gathered parameters of a prompt encoder, or else all trained parameters, by name."""
     return gather_values(_trained_parameters(model))
 
 
@@ -32,8 +32,6 @@ def save_weights(
 ) -> None:
     """
     Let `save` write the adapter, or the model where all of it is trained.
-
-    PEFT computes a prefix with the encoder that is on the model, of whose parameters a process may hold only a shard.
 
     Args:
         trained: what `gather_trained` returned.
@@ -45,9 +43,10 @@ def save_weights(
     if not model.active_peft_config.is_prompt_learning:
         save(trained)
         return
+    # PEFT would run the model's own encoder, of which a process may hold only a shard, in process 0 alone.
     model.get_prompt_embedding_to_save = lambda adapter_name: _flat_prompt(model, trained).cpu()
     try:
-        save({})
+        save({})  # PEFT takes a prompt from the method above, and nothing from the state dict
     finally:
         del model.get_prompt_embedding_to_save
 
@@ -55,7 +54,7 @@ def save_weights(
 def save_trained_state(
     model: PreTrainedModel | PeftModel, trained: dict[str, torch.Tensor], folder: str | Path
 ) -> None:
-    """Write what PEFT's files of the adapter do not tell; a model all of which is trained has files of its own."""
+    """Write what PEFT's files of the adapter lack; a model all of which is trained needs no further file."""
     name = _file_of(model)
     if name:
         save_file({name: value.contiguous() for name, value in trained.items()}, Path(folder) / name)
@@ -70,6 +69,7 @@ def load_trained_state(model: PreTrainedModel | PeftModel, folder: str | Path) -
     """
     name, own = _file_of(model), _trained_parameters(model)
     saved = _read(model, Path(folder), name)
+    # Before anything is set: one sentence on all sizes, and a model that is not half another run's.
     if _shapes(saved) != _shapes(own):
         what = "The prefix" if name == ENCODER_NAME else "What was trained"
         raise UserError(
@@ -94,11 +94,11 @@ def _trained_parameters(model: PreTrainedModel | PeftModel) -> dict[str, torch.T
 
 @torch.no_grad()
 def _flat_prompt(model: PeftModel, trained: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return what PEFT saves of an encoder [P, width], by one beside the model's, which may be sharded."""
+    """Return what PEFT saves of a prompt encoder, [P, width], computed from its gathered parameters."""
     config = model.active_peft_config
     if trained.keys() == {"embedding.weight"}:
-        return trained["embedding.weight"]
-    with torch.device("meta"):  # draws no random numbers
+        return trained["embedding.weight"]  # without a projection the embedding is what PEFT saves
+    with torch.device("meta"):  # draws no random numbers, or a run that saves more often would train otherwise
         encoder = _ENCODERS[config.peft_type](config)
     encoder.load_state_dict(trained, assign=True)
     return encoder(torch.arange(encoder.embedding.num_embeddings, device=trained["embedding.weight"].device))
@@ -133,9 +133,9 @@ def save_adapter(
     model: PreTrainedModel | PeftModel, output_dir: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
     """
-    Write `adapter_config.json` and `adapter_model.safetensors`; of the base nothing.
+    Write `adapter_config.json` and `adapter_model.safetensors`, without the base; must be called in every process.
 
-    A model all of which was trained is written as a model's folder. To be called in every process.
+    A model all of which was trained is written as a model's folder.
     """
     trained = gather_trained(model)
     if not PartialState().is_main_process:
@@ -147,11 +147,11 @@ def save_adapter(
 
 
 def tidy_weights(folder: Path) -> None:
-    """Remove PEFT's card, a template that says nothing, and let others read the weights as they may the config."""
+    """Remove PEFT's card, an empty template, and give the weights the permissions of the config."""
     card = folder / "README.md"
     if card.is_file() and "[More Information Needed]" in card.read_text(encoding="utf-8"):
         card.unlink()
     config = next((path for path in map(folder.joinpath, _CONFIGS) if path.is_file()), None)
-    for file in folder.glob("*.safetensors") if config else []:  # safetensors lets nobody but the owner read them
+    for file in folder.glob("*.safetensors") if config else []:  # safetensors lets only the owner read
         with suppress(OSError):
             file.chmod(stat.S_IMODE(config.stat().st_mode))

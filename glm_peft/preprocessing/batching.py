@@ -1,8 +1,8 @@
 """
-How examples become the batches of training: in which order, and padded or packed.
+Choose how examples become the batches of training: in which order, and padded or packed.
 
-Padding in random order, grouping by length and packing the examples of each batch are weighed by what they would cost
-on the data's own lengths. A step has the same number of examples in all three; with packing even the same examples.
+Padding in random order, grouping by length and packing within each batch are compared by what they would cost on the
+data's own lengths. A step has the same number of examples in all three; with packing even the same examples.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,23 +19,23 @@ from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.packing import BatchPackingCollator, PackingCollator, RowCost, pack_examples, plan_batch
 
 GROUPING = "group_by_length"
-_GROUPED_STEPS = 50  # the most steps among whose examples those of like length are put together
-_LEAST_PARTS = 4  # of the data that are grouped apart, or each epoch would have the same steps
-_SAMPLED_BATCHES = 64
-_LEAST_GAIN = 0.03  # of the cost: below this, data is left as it is
-_ENOUGH = 0.8  # of what grouping saves: packing that saves this is taken, as it leaves the order as it is
-_PACKS = (None, "sdpa", "eager")  # attention that takes a mask
+_GROUPED_STEPS = 50  # steps whose examples are sorted together: fewer would pad more, more would mix less
+_LEAST_PARTS = 4  # sorted separately: if all data were sorted at once, each epoch would have the same steps
+_SAMPLED_BATCHES = 64  # on which padding and packing are estimated, as packing every batch would take long
+_LEAST_GAIN = 0.03  # of the cost: below this, examples stay padded in random order
+_ENOUGH = 0.8  # of what grouping saves: packing is then preferred, as it leaves the examples of each step together
+_PACKS = (None, "sdpa", "eager")  # attention that takes a mask with a block for each example
 _PACKS_WHEN_ASKED = (*_PACKS, "flex_attention")
-_SAMPLED_LABELS = 256  # examples whose labels are counted
+_SAMPLED_LABELS = 256  # examples whose labels are counted: a share needs no more
 
 
 @dataclass(frozen=True)
 class Batching:
     """
-    What training makes batches of.
+    Hold what training makes batches of.
 
     `examples` are the rows, `collator` makes a batch of some, `order` is a value of `--train_sampling_strategy`, and
-    `reason` tells in one sentence what was chosen and why.
+    `reason` says in one sentence what was chosen and why.
     """
 
     examples: Dataset
@@ -46,7 +46,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class Layout:
-    """What batches would be like: the share of padding among their tokens, and their cost per token that is none."""
+    """Hold an estimate for batches: the share of padding among their tokens, and their cost per real token."""
 
     padding: float
     cost: float
@@ -59,7 +59,7 @@ def plan_batching(
     arguments: TrainArguments,
 ) -> Batching:
     """
-    Decide what `--packing` and `--train_sampling_strategy` leave open.
+    Return the layout of training's batches, chosen where `--packing` and `--train_sampling_strategy` leave it open.
 
     Args:
         examples: `input_ids`, `labels` and `length`.
@@ -68,7 +68,7 @@ def plan_batching(
         arguments: of the model, the data and training.
 
     Raises:
-        UserError: with `--packing`, an example is longer than a row, or the attention knows no blocks in a row.
+        UserError: with `--packing`, an example is longer than a row, or the attention cannot keep examples apart.
     """
     model_args, data_args, training_args = arguments
     order = training_args.train_sampling_strategy
@@ -80,7 +80,7 @@ def plan_batching(
     cost = RowCost(model_args.num_virtual_tokens or 0, config.hidden_size)
     head = head_cost(examples.select(range(min(len(examples), _SAMPLED_LABELS))), config)
     layouts = weigh_layouts(examples["length"][:], *row_sizes(training_args), cost, head)
-    # Where padding is a part of the loss, packing would change it; NEFTune's noise is the less, the longer the row.
+    # Where the loss includes padding, packing would change it; NEFTune's noise shrinks with the length of a row.
     may_pack = data_args.packing is None and padded.ignore_pad_token_for_loss
     may_pack = may_pack and training_args.neftune_noise_alpha is None
     if not may_pack or model_args.attn_implementation not in _PACKS:
@@ -94,11 +94,8 @@ def plan_batching(
 
 
 def head_cost(examples: Dataset, config: PreTrainedConfig) -> float:
-    """
-    Return what the head costs for each token of the data, which no layout changes, in the unit of `RowCost`.
-
-    It works at positions with a label alone: vocabulary x hidden size against 12 h² in every layer.
-    """
+    """Return what the head costs per token of the data, the same in every layout, in the unit of `RowCost`."""
+    # The loss runs the head at positions with a label alone: vocabulary x h against 12 h² in every layer.
     labels = sum(label != IGNORED_LABEL for row in examples["labels"][:] for label in row)
     of_a_label = config.vocab_size / (12 * config.hidden_size * config.num_hidden_layers)
     return labels / sum(examples["length"][:]) * of_a_label
@@ -108,14 +105,14 @@ def weigh_layouts(
     lengths: list[int], batch_size: int, step_size: int, cost: RowCost, head: float = 0.0
 ) -> dict[str, Layout]:
     """
-    Estimate what batches would be like in each layout: `random`, `group_by_length` and `packing`.
+    Estimate padding and cost of each layout: `random`, `group_by_length` and `packing`.
 
     Args:
         lengths: of the examples, in tokens.
         batch_size: examples of a batch.
         step_size: examples of a step of the optimizer, on all devices.
         cost: of the rows of a batch.
-        head: what each token costs beside that, in any layout.
+        head: cost of the head per token, which lessens what a layout can gain.
     """
     tokens = torch.tensor(lengths)
     generator = torch.Generator().manual_seed(0)
@@ -131,11 +128,7 @@ def weigh_layouts(
 
 
 def choose_layout(layouts: dict[str, Layout], order: str) -> str:
-    """
-    Return the layout to take by name; with an order that the user asked for, that order or `packing` in it.
-
-    Packing is taken where it saves four fifths of what grouping does: it leaves the examples of each step together.
-    """
+    """Return the name of the layout to use: where the user asked for an order, that order, or `packing` in it."""
     saved = {name: 1 - layout.cost / layouts["random"].cost for name, layout in layouts.items()}
     packing, grouping = saved.get("packing", 0.0), saved[GROUPING]
     if order != "auto":
@@ -149,8 +142,8 @@ def group_by_length(lengths: torch.Tensor, size: int, generator: torch.Generator
     """
     Return an order in which every `size` successive examples are of like length.
 
-    Those of up to fifty steps, and of a quarter of all at most, are drawn, sorted, and cut into steps; then the steps
-    are shuffled. The longest comes first, so that a lack of memory shows at once; a step that is not full comes last.
+    Parts of up to fifty steps, at most a quarter of the data, are drawn, sorted, and cut into steps, which are then
+    shuffled; a step that is not full comes last.
 
     Args:
         lengths: [n], in tokens.
@@ -168,6 +161,7 @@ def group_by_length(lengths: torch.Tensor, size: int, generator: torch.Generator
     groups = order[: whole * size].view(whole, size)
     groups = groups[torch.randperm(whole, generator=generator)]
     if whole:
+        # The longest first: a run that needs too much memory fails at its first step, not after hours.
         longest = int(lengths[groups].amax(dim=1).argmax())
         groups[[0, longest]] = groups[[longest, 0]]
     return torch.cat([groups.flatten(), order[whole * size :]])
@@ -175,13 +169,13 @@ def group_by_length(lengths: torch.Tensor, size: int, generator: torch.Generator
 
 class LengthGroupedSampler(Sampler[int]):
     """
-    Give the order of `group_by_length`, another in each epoch and the same one whenever an epoch is begun again.
+    Sample in the order of `group_by_length`, which differs between epochs, but not when an epoch is begun again.
 
     Args:
         lengths: of all examples, in tokens.
         size: examples of a step of the optimizer, on all devices.
         seed: of the order.
-        get_epoch: the number of the epoch that begins; asked for, as after a resume accelerate may not tell it.
+        get_epoch: returns the number of the epoch that begins, which accelerate may not pass on after a resume.
     """
 
     def __init__(self, lengths: list[int], size: int, seed: int, get_epoch: Callable[[], int]) -> None:
@@ -197,11 +191,8 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 def row_sizes(training_args: TrainingArguments) -> tuple[int, int]:
-    """
-    Return how many examples a batch has, and a step of the optimizer, both on all devices.
-
-    They wait for the longest batch among theirs; and the layout must not depend on how many share a step.
-    """
+    """Return how many examples a batch has, and a step of the optimizer, both on all devices."""
+    # On all, as the devices wait for the longest batch among theirs, and the layout must not depend on their number.
     batch_size = training_args.train_batch_size * training_args.world_size
     return batch_size, batch_size * training_args.gradient_accumulation_steps
 
@@ -229,14 +220,14 @@ def _packed_shape(lengths: list[int], cost: RowCost) -> tuple[int, int]:
 
 
 def _weigh(batches: list[torch.Tensor], shapes: list[tuple[int, int]], cost: RowCost) -> Layout:
-    """Batches of the lengths of their examples, and the rows and tokens a row that they take."""
+    """Return the layout of batches, given the lengths of their examples, and their rows and tokens per row."""
     real = int(torch.cat(list(batches)).sum())
     total = sum(rows * length for rows, length in shapes)
     return Layout(1 - real / total, sum(cost(*shape) for shape in shapes) / real)
 
 
 def _reason(chosen: str, layouts: dict[str, Layout]) -> str:
-    """Tell what batches are like, and what they would be like in the other layouts."""
+    """Return a sentence on the padding of the chosen layout, and on padding and time of the others."""
     names = {"random": "in random order", GROUPING: "grouped by length", "packing": "packed, several in a row"}
     own = layouts.get(chosen, layouts["random"])  # in an order of the user's, taken to be as good as random
     choice = names.get(chosen, f"in the order {chosen}")

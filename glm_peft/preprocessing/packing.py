@@ -1,9 +1,9 @@
 """
-Several examples in one row, for data whose lengths differ much: no padding, the same losses and gradients.
+Pack several examples into one row where lengths differ much: less padding, the same losses and gradients.
 
-Every example counts its positions anew, by which the mask tells where it begins; the prefix stands once before the
-row and is seen by all. Packed rows have no attention mask: transformers' Glm, and ChatGLM-6B here, build a block for
-each example where there is none.
+The positions of every example begin at 0, by which the models find where it begins; the prefix stands once before the
+row and is seen by all. Packed rows have no attention mask: transformers' Glm, and ChatGLM-6B here, then build one with
+a block for each example.
 """
 
 from bisect import bisect_left, insort
@@ -20,8 +20,8 @@ from glm_peft.errors import UserError
 from glm_peft.models.chatglm.positions import build_position_rows
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 
-_EVEN = 5  # times the hidden size, in tokens: where attention costs as much as the rest
-_LEAST_GAIN = 0.03  # of the cost: below this, a batch is left as it is
+_EVEN = 5  # times the hidden size, in tokens: the length at which attention costs as much as the rest, as measured
+_LEAST_GAIN = 0.03  # of the cost: below this, a batch stays padded, bit for bit
 
 
 def pack_examples(examples: Dataset, max_length: int, config: PreTrainedConfig) -> Dataset:
@@ -34,7 +34,7 @@ def pack_examples(examples: Dataset, max_length: int, config: PreTrainedConfig) 
         config: of the base; ChatGLM-6B's rows carry both of its position rows.
 
     Returns:
-        A data set of `input_ids`, `labels`, `position_ids` and, for ChatGLM-6B, `position_rows`.
+        A dataset of `input_ids`, `labels`, `position_ids` and, for ChatGLM-6B, `position_rows`.
 
     Raises:
         UserError: an example is longer than a row.
@@ -50,7 +50,8 @@ def pack_examples(examples: Dataset, max_length: int, config: PreTrainedConfig) 
 
 
 def plan_rows(lengths: list[int], max_length: int) -> list[list[int]]:
-    """Return the indices of the examples of each row: the longest first, each where the least room is left over."""
+    """Return the indices of the examples of each row, by best-fit decreasing."""
+    # Rows are found by the room left in them: to try each would be quadratic in the number of examples.
     rows: list[list[int]] = []
     rows_with_room: dict[int, list[int]] = {}  # tokens left -> rows, a heap
     rooms: list[int] = []  # the keys, sorted
@@ -74,12 +75,10 @@ def plan_rows(lengths: list[int], max_length: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class RowCost:
-    """
-    What rows cost, padding included, in tokens without attention.
+    """Compute what rows cost, padding included; the unit is a token without attention."""
 
-    In every layer a token takes some 12 h² multiplications, and 2 h for each of the P + length tokens that a dense
-    mask has for it, so that attention is as dear as the rest at 6 h tokens; measured, it is at `_EVEN` h.
-    """
+    # In every layer a token takes some 12 h² multiplications, and 2 h for each of the P + length tokens that a dense
+    # mask has for it, so that attention costs as much as the rest at 6 h tokens; measured, it does at `_EVEN` h.
 
     num_virtual_tokens: int
     hidden_size: int
@@ -91,10 +90,9 @@ class RowCost:
 
 def plan_batch(lengths: list[int], cost: RowCost) -> list[list[int]]:
     """
-    Return the indices of the examples of each row: those of a batch in as many rows as cost least.
+    Return the indices of the examples of each row: a batch's, in as many rows as cost least.
 
-    Every number of rows is tried up to that at which the longest example alone fills one. Where nothing is gained,
-    each example has a row.
+    Where nothing is gained, each example has a row of its own.
     """
     longest, count = max(lengths), len(lengths)
     best, least = [[index] for index in range(count)], (1 - _LEAST_GAIN) * cost(count, longest)
@@ -102,7 +100,7 @@ def plan_batch(lengths: list[int], cost: RowCost) -> list[list[int]]:
         rows, length = _spread(lengths, number)
         if cost(number, length) < least:
             best, least = rows, cost(number, length)
-        if length == longest:
+        if length == longest:  # more rows cannot be shorter
             break
     return best
 
@@ -110,7 +108,7 @@ def plan_batch(lengths: list[int], cost: RowCost) -> list[list[int]]:
 @dataclass
 class PackingCollator:
     """
-    Make batches of packed rows, padded on the right to the longest; padding is an example of its own, without loss.
+    Make batches of packed rows, padded on the right to the longest.
 
     Rows that are not packed, such as those of an evaluation, go to `unpacked`.
 
@@ -124,6 +122,7 @@ class PackingCollator:
         if "position_ids" not in rows[0]:
             return self.unpacked(rows)
         length = max(len(row["input_ids"]) for row in rows)
+        # Positions are padded with 0, so that each token of padding is an example of its own, without a label.
         fillers = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORED_LABEL}
         return {
             name: torch.stack([_padded(torch.tensor(row[name]), length, fillers.get(name, 0)) for row in rows])
@@ -135,7 +134,7 @@ class PackingCollator:
 @dataclass
 class BatchPackingCollator(PackingCollator):
     """
-    Pack the examples of a batch into fewer rows, where that costs less; otherwise `unpacked`, bit for bit.
+    Pack the examples of a batch into fewer rows where that costs less; otherwise let `unpacked` make the batch.
 
     Which examples a step has, their losses and their labels are the same either way. Input: `input_ids` and `labels`.
     """
@@ -153,7 +152,7 @@ class BatchPackingCollator(PackingCollator):
 
 
 def _spread(lengths: list[int], number: int) -> tuple[list[list[int]], int]:
-    """Return so many rows, filled with the longest first, each in the shortest row so far; the longest's tokens."""
+    """Return `number` rows, each example (longest first) in the row that is shortest so far; and the most tokens."""
     rows: list[list[int]] = [[] for _ in range(number)]
     filled = [(0, row) for row in range(number)]
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -165,7 +164,7 @@ def _spread(lengths: list[int], number: int) -> tuple[list[list[int]], int]:
 
 def _join(columns: dict[str, list[Any]], plan: list[list[int]], config: PreTrainedConfig) -> dict[str, list[Any]]:
     """Return the rows of a plan, with the positions of each example."""
-    # Nothing comes before an example that could foretell its first token.
+    # The token before an example's first belongs to another example, and must not be trained to predict it.
     labels = [[IGNORED_LABEL, *labels[1:]] for labels in columns["labels"]]
     positions = [list(range(len(ids))) for ids in columns["input_ids"]]
     columns = columns | {"labels": labels, "position_ids": positions}

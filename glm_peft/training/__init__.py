@@ -1,1 +1,1 @@
-"""The training loop: batches, loss, checkpoints, resuming, curves."""
+"""Run the training loop: batches, loss, checkpoints, resuming, curves."""

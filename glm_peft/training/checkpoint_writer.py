@@ -1,4 +1,4 @@
-"""Write the checkpoints of a training run: all of one in a folder apart, which is moved to its place when complete."""
+"""Write the checkpoints of a training run, each in a temporary folder that is moved to its place when complete."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ class CheckpointWriter:
 
     Args:
         trainer: whose model, optimizer, random state and losses are written.
-        resumption: writes what stock does not restore.
+        resumption: writes what the Trainer does not restore by itself.
     """
 
     def __init__(self, trainer: Trainer, resumption: Resumption) -> None:
@@ -42,14 +42,16 @@ class CheckpointWriter:
             if not trainer.args.save_only_model:
                 self._save_position(folder)
             self._find_best(output_dir)
+            # Before the record is made: it lists the files of every process.
             trainer.accelerator.wait_for_everyone()
             if trainer.args.should_save:
                 self._publish(folder)
+        # No process goes on, or ends after a signal, before the checkpoint is in its place.
         trainer.accelerator.wait_for_everyone()
         self.saved_step = step
 
     def _save_position(self, folder: Path) -> None:
-        """Write what training goes on with beside the parameters."""
+        """Write optimizer, schedule, scaler, random state and position, from which training resumes."""
         trainer = self.trainer
         if trainer.is_fsdp_enabled:
             save_gathered(trainer, folder)
@@ -60,15 +62,17 @@ class CheckpointWriter:
         self.resumption.save(folder)
 
     def _find_best(self, output_dir: Path) -> None:
-        """The best checkpoint may be the one that is being written, whose place is not there yet."""
+        """Set the path of the best checkpoint in the state of the trainer."""
         state = self.trainer.state
         best = output_dir / f"checkpoint-{state.best_global_step}"
+        # It may be the one that is being written, which is not in its place yet.
         if state.best_global_step == state.global_step or best.is_dir():
             state.best_model_checkpoint = str(best)
 
     def _publish(self, folder: Path) -> None:
         args, state = self.trainer.args, self.trainer.state
         callbacks = [*self.trainer.callback_handler.callbacks, self.trainer.control]
+        # Built anew: the Trainer's own code looks each callback up in the former states, where a new one is missing.
         exported = [callback for callback in callbacks if isinstance(callback, ExportableState)]
         state.stateful_callbacks = TrainerState(stateful_callbacks=exported).stateful_callbacks
         state.save_to_json(str(folder / TRAINER_STATE_NAME))

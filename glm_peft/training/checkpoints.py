@@ -1,9 +1,8 @@
 """
-Checkpoints that are complete or not there: chosen, checked, published, removed.
+Choose, check, publish and remove checkpoints, so that each is complete or does not exist.
 
-A checkpoint is written in a folder apart and moved to its place once all of it is on the disk, with a record of its
-files. So neither a kill at any moment nor a full disk harms the one before, and what was cut short or spoilt later
-shows by the record.
+A checkpoint is written in a temporary folder and moved to its place once it is on the disk, with a record of its
+files. So neither a kill nor a full disk harms the one before, and truncated or corrupt files are found by the record.
 """
 
 import errno
@@ -33,22 +32,23 @@ logger = logging.getLogger(__name__)
 
 RECORD_NAME = "checkpoint_files.json"
 UNFINISHED = "checkpoint-unfinished"
-"""The folder in `output_dir` in which checkpoints are written and removed; there is none between two saves."""
+"""The folder in `output_dir` in which checkpoints are written and removed; it is absent between two saves."""
 
+# Errors that the user mends, by making room or giving another folder; any other is our fault, with a traceback.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNWRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
-_CHUNK = 1 << 20  # bytes
+_CHUNK = 1 << 20  # bytes; a full model's weights need not fit into memory a second time
 
 
 def choose_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path) -> str | None:
     """
-    Return the checkpoint folder to go on from, or `None` for a fresh start.
+    Return the checkpoint folder to resume from, or `None` for a fresh start.
 
     Args:
         resume_from_checkpoint: a folder; or `last` (or `true`), the newest complete one in `output_dir`, if any.
 
     Raises:
-        UserError: there is no such folder, it is not complete, or another process would go on from another step.
+        UserError: there is no such folder, it is not complete, or another process would resume from another step.
     """
     given, fault = resume_from_checkpoint, None
     if given is None or given.lower() == "false":
@@ -59,6 +59,7 @@ def choose_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path
     else:
         fault = find_fault(Path(given)) if Path(given).is_dir() else "there is no such folder"
         chosen = None if fault else given
+    # Before the fault is raised: a process that left here would let the others wait for it in vain.
     agree_on_step(_step_of(chosen))
     if fault:
         raise UserError(
@@ -70,6 +71,7 @@ def choose_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path
 
 def complete_checkpoints(output_dir: str | Path) -> list[Path]:
     """Return the folders `checkpoint-N` whose files have their full size, in the order in which they were written."""
+    # Sizes alone: this runs at every save, and reading all files again would take as long as writing them.
     return [folder for folder in _in_order(Path(output_dir)) if not find_fault(folder, read_all=False)]
 
 
@@ -83,10 +85,10 @@ def last_good_checkpoint(output_dir: str | Path) -> str:
 
 def find_fault(folder: Path, read_all: bool = True) -> str | None:
     """
-    Return what keeps training from going on from the folder, or `None`.
+    Return why training cannot resume from the folder, or `None` where it can.
 
     Args:
-        read_all: whether to compare the checksum of every file too, or sizes alone.
+        read_all: whether to compare the checksum of every file, too, or only the sizes.
     """
     record = read_record(folder)
     if record is None:
@@ -128,9 +130,10 @@ def publish_checkpoint(folder: Path, processes: int, resumable: bool, engine: st
     }
     facts = {"saved_at": time.time(), "processes": processes, "engine": engine, "resumable": resumable}
     record = facts | {"files": files}
+    # Last: where there is a record, all that it lists was flushed to the disk before.
     write_atomically(folder / RECORD_NAME, json.dumps(record, indent=2) + "\n")
     place = folder.parents[1] / folder.name
-    if place.exists():
+    if place.exists():  # of an earlier run; a folder that is not empty cannot be replaced
         _set_aside(place)
     folder.replace(place)
     _flush_folder(place.parent)
@@ -148,14 +151,14 @@ def rotate_checkpoints(output_dir: str | Path, limit: int | None, best: str | No
 
 
 def remove_unfinished(output_dir: str | Path) -> None:
-    """Remove what a stopped run was writing or removing."""
+    """Remove the folder in which a run that was killed was writing or removing checkpoints."""
     shutil.rmtree(Path(output_dir) / UNFINISHED, ignore_errors=True)
 
 
 @contextmanager
 def explain_failed_writing(what: str, output_dir: str | Path) -> Iterator[None]:
     """
-    Turn an error of writing into `output_dir` into a sentence.
+    Turn an error in writing to `output_dir` into a `UserError` that names the last good checkpoint.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
@@ -166,7 +169,7 @@ def explain_failed_writing(what: str, output_dir: str | Path) -> Iterator[None]:
         reason = _reason_of_failed_writing(error)
         if reason is None:
             raise
-        remove_unfinished(output_dir)
+        remove_unfinished(output_dir)  # gives a full disk back the space of what was written so far
         raise UserError(
             f"{what} cannot be written to {output_dir} ({reason}): make room there, or give another --output_dir; "
             f"{last_good_checkpoint(output_dir)}."
@@ -175,6 +178,7 @@ def explain_failed_writing(what: str, output_dir: str | Path) -> Iterator[None]:
 
 def _is_finite(folder: Path) -> bool:
     own = [folder / name for name in (ENCODER_NAME, TRAINED_NAME) if (folder / name).is_file()]
+    # Where the base itself is trained, its weights are the trained parameters.
     files = own or sorted(folder.glob("model*.safetensors"))
     return all(bool(value.isfinite().all()) for file in files for value in load_file(file).values())
 
@@ -189,11 +193,12 @@ def _warn_of_checkpoints(output_dir: str | Path) -> None:
 
 
 def _choose_last(output_dir: Path) -> str | None:
+    # The others wait, or they would look for a checkpoint while it is moved.
     with PartialState().main_process_first():
         _put_back(output_dir)
     faults, chosen = {}, None
     for folder in reversed(_in_order(output_dir)):
-        faults[folder] = find_fault(folder)
+        faults[folder] = find_fault(folder)  # with checksums: a damaged file could load without an error
         if not faults[folder]:
             chosen = folder
             break
@@ -213,7 +218,7 @@ def _step_of(checkpoint: str | None) -> int | None:
 
 
 def _in_order(output_dir: Path) -> list[Path]:
-    """Return every `checkpoint-N`, the newest last: by time of writing, as an earlier run may have come further."""
+    """Return every `checkpoint-N`, the one written last at the end: an earlier run may have reached a larger N."""
     folders = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(folders, key=lambda path: (_saved_at(path), int(path.name.rpartition("-")[2])))
 
@@ -224,7 +229,7 @@ def _saved_at(folder: Path) -> float:
 
 
 def _set_aside(folder: Path) -> None:
-    """Move a checkpoint away in one stroke, so that no half of it is ever taken for one."""
+    """Move a checkpoint away by one rename: a kill while its files are deleted would leave a part of it in place."""
     aside = folder.parent / UNFINISHED / "former" / folder.name
     aside.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
@@ -232,7 +237,7 @@ def _set_aside(folder: Path) -> None:
 
 
 def _put_back(output_dir: Path) -> None:
-    """Finish what a kill between two moves left undone."""
+    """Move complete checkpoints back that a kill between two renames left in `UNFINISHED`."""
     for folder in (output_dir / UNFINISHED).glob("**/checkpoint-*"):
         place = output_dir / folder.name
         if not place.exists() and not find_fault(folder):
@@ -241,7 +246,7 @@ def _put_back(output_dir: Path) -> None:
 
 def _checksum(path: Path, to_disk: bool = False) -> str:
     value = 0
-    with path.open("rb+" if to_disk else "rb") as file:
+    with path.open("rb+" if to_disk else "rb") as file:  # Windows flushes only what is open for writing
         while chunk := file.read(_CHUNK):
             value = zlib.crc32(chunk, value)
         if to_disk:
@@ -250,7 +255,7 @@ def _checksum(path: Path, to_disk: bool = False) -> str:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a move last through a loss of power, where the system has a way to."""
+    """Flush a folder, so that a rename in it outlasts a loss of power; not every system can open a folder."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -268,6 +273,7 @@ def _reason_of_failed_writing(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return error.strerror if error.errno in _FULL | _UNWRITABLE else None
     if isinstance(error, SafetensorError):
+        # Rust's text is all there is: the error has no `errno`.
         number = re.search(r"os error (\d+)", str(error))
         return os.strerror(int(number[1])) if number else None
     # torch.save says neither the file nor the reason.

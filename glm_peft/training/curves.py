@@ -1,4 +1,4 @@
-"""The curves of a training run as a picture, from the trainer's log."""
+"""Draw the curves of a training run from the trainer's log."""
 
 import logging
 import math
@@ -25,8 +25,6 @@ class TrainingCurves(TrainerCallback):
     """
     Write `training_curves.png` into `output_dir` when training ends, from the main process alone.
 
-    A picture that cannot be drawn or written is a warning: it must not cost the run its results.
-
     Args:
         protocol: of the scores, which decides the range of BLEU-4.
     """
@@ -43,6 +41,7 @@ class TrainingCurves(TrainerCallback):
         try:
             path = plot_training_curves(state.log_history, self.output_dir / CURVES_NAME, self.protocol)
         except (OSError, ImportError) as error:
+            # No more than a warning: the adapter is still to be saved.
             logger.warning("The training curves could not be drawn (%s).", error)
             return
         if path:
@@ -69,6 +68,7 @@ def plot_training_curves(
     panels = {title: curves for title, curves in _panels(log_history, protocol).items() if curves}
     if not panels:
         return None
+    # Not pyplot, which looks for a display and keeps figures open. Late, as its import takes time in every command.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -89,7 +89,7 @@ def plot_training_curves(
 
 
 def _panels(log_history: list[dict[str, Any]], protocol: str | None) -> dict[str, dict[str, Points]]:
-    """Titles with units → curves by name; a curve without points is not there."""
+    """Return the curves of each panel by its title, which has the unit; a curve without points is left out."""
     bleu = {"thudm": " (0 to 100)", "chatglm3": " (0 to 1)"}.get(protocol, "")
     return {
         "loss (nats per token)": _curves(log_history, {"loss": "training", **_evaluation_losses(log_history)}),
@@ -107,7 +107,7 @@ def _score_names(log_history: list[dict[str, Any]], family: str) -> dict[str, st
 
 
 def _evaluation_losses(log_history: list[dict[str, Any]]) -> dict[str, str]:
-    """Of the data set for evaluation, or of each one that has a name."""
+    """Return the log's keys of evaluation losses, one for each named dataset, and their labels."""
     keys = {key for entry in log_history for key in entry if re.fullmatch(rf"{_EVAL}(\w+_)?loss", key)}
     return {key: f"evaluation {key[len(_EVAL) : -len('_loss')]}".rstrip() for key in sorted(keys)}
 
@@ -118,8 +118,8 @@ def _curves(log_history: list[dict[str, Any]], names: dict[str, str]) -> dict[st
 
 
 def _points(log_history: Iterable[dict[str, Any]], key: str) -> Points:
-    """The last finite number that was logged at each step; a step can be evaluated twice."""
-    by_step = {}
+    """Return the last finite value that was logged at each step."""
+    by_step = {}  # a resumed run may evaluate a step a second time
     for entry in log_history:
         value = entry.get(key)
         if isinstance(value, int | float) and math.isfinite(value) and "step" in entry:
@@ -146,8 +146,9 @@ def _draw_panel(axes: Any, title: str, curves: dict[str, Points], span: tuple[fl
 
 
 def _scale_values(axes: Any, curves: dict[str, Points]) -> None:
-    """From zero on where nothing is below it, so that a small change looks small; powers of ten in one corner."""
+    """Start the axis at zero where no value is negative, so that a small change looks small."""
     values = [value for points in curves.values() for _, value in points]
+    # One power of ten in the corner: a learning rate of 2e-5 would need wide labels.
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
     if min(values) >= 0:
         top = max(values) or 1

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: noted when they come, and acted on between two steps."""
+"""Note Ctrl-C and SIGTERM when they come during training, and act on them between two steps."""
 
 import ctypes
 import os
@@ -16,18 +16,18 @@ from glm_peft.reporting.process_errors import someone_failed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_ECHO = 1.0  # seconds in which a launcher hands on to its processes what they already got themselves
+_ECHO = 1.0  # seconds: a terminal sends Ctrl-C to all processes, and the launcher then sends it to them again
 
 
 class StoppedAtOnce(KeyboardInterrupt):
-    """Raised to give up what may be given up half-way, such as an evaluation."""
+    """Give up what need not be finished, such as an evaluation."""
 
 
 class Interruption:
     """
     Note the first Ctrl-C or SIGTERM within this context in `signal_number` (0: none); a second Ctrl-C stops at once.
 
-    `signals` may be set to none before, which lets each do what it does by default.
+    With `signals` emptied before, every signal does what it does by default.
 
     Args:
         has_launcher: whether several processes were started, whose launcher hands signals on.
@@ -42,6 +42,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         self.signal_number, self._is_agreed = 0, False
+        # Python lets only the main thread set handlers.
         if threading.current_thread() is threading.main_thread():
             # What is ignored stays so: a shell ignores Ctrl-C for what it runs in the background.
             heard = [number for number in self.signals if signal.getsignal(number) != signal.SIG_IGN]
@@ -62,19 +63,19 @@ class Interruption:
         return self._is_agreed if self.has_launcher else self.signal_number != 0
 
     def agree(self, signal_number: int) -> None:
-        """Take over what came to any process of several, 0 for nothing, which all are told at the same step."""
+        """Take over the signal that came to any of several processes (0: none); all call this at the same step."""
         self._is_agreed = signal_number != 0
         self.signal_number = signal_number or self.signal_number
 
     @contextmanager
     def stops_at_once(self) -> Iterator[None]:
         """
-        Let a signal stop at once what need not be finished.
+        Let a signal stop what runs in this context at once.
 
         Raises:
             StoppedAtOnce: the signal is there, or comes; of several processes none stops while others wait for it.
         """
-        self._at_once = not self.has_launcher
+        self._at_once = not self.has_launcher  # one that left alone would let the others wait in a collective
         try:
             if self.is_due:
                 raise StoppedAtOnce
@@ -84,7 +85,7 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """Return a shell's number for a process that the signal ended."""
+        """Return the exit code that a shell gives a process that the signal ended."""
         return 128 + self.signal_number
 
     @property
@@ -109,7 +110,7 @@ class Interruption:
 
 
 def _follow_launcher() -> None:
-    """Ask for SIGTERM when `accelerate launch` ends: it hands no signal on to a single process, which would go on."""
+    """Ask the kernel for SIGTERM when `accelerate launch` ends, as it passes none on to a single process."""
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):

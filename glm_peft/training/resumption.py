@@ -1,4 +1,4 @@
-"""Restore what stock does not of a stopped run: the order of examples, losses not logged yet, patience, the best."""
+"""Restore what the Trainer does not: the order of examples, losses not logged yet, patience, the best checkpoint."""
 
 import logging
 import time
@@ -24,15 +24,15 @@ from glm_peft.training.parallel.backends import backend_name
 logger = logging.getLogger(__name__)
 
 POSITION_NAME = "training_position_{}.safetensors"
-"""A file for each process: the random state that the epoch began with, and the losses that were not logged yet."""
+"""One for each process: the random state at the start of the epoch, and the losses that were not logged yet."""
 
 
 class Resumption(TrainerCallback):
     """
-    Keep and restore the position of a training run.
+    Save and restore the position of a training run.
 
     Args:
-        trainer: a stock trainer; its private losses are read and set, as it offers no other way.
+        trainer: its private losses are read and set, as it offers no other way.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -43,7 +43,7 @@ class Resumption(TrainerCallback):
 
     def begin(self, checkpoint: str | None) -> None:
         """
-        Prepare to go on from a checkpoint, before the trainer reads it.
+        Prepare to resume from a checkpoint, before the trainer reads it.
 
         Raises:
             UserError: its optimizer was sharded by another backend, or among another number of processes.
@@ -64,6 +64,7 @@ class Resumption(TrainerCallback):
     def save(self, folder: str | Path) -> None:
         """Write the position of this process."""
         trainer = self.trainer
+        # A Python float is saved as float64: rounded, a resumed run's mean loss would not be that of an unbroken one.
         position = {
             "epoch_random_state": self._epoch_random_state,
             "loss_since_log": trainer._tr_loss.detach(),
@@ -81,18 +82,20 @@ class Resumption(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Restore losses and random state: stock has set the former to zero by now, and not drawn from the latter."""
+        """Restore losses and random state, and make up for an evaluation that the run was stopped before."""
         if args.should_save:
             remove_unfinished(args.output_dir)
         path = self.checkpoint and self.checkpoint / POSITION_NAME.format(args.process_index)
         if not path or not path.is_file():
             return
         position, trainer = load_file(path), self.trainer
+        # Here and not earlier: the Trainer has set the losses to zero by now, and drawn no random number yet.
         trainer._tr_loss = position["loss_since_log"].to(trainer._tr_loss.device)
         trainer._total_loss_scalar = position["logged_loss"].item()
         trainer._globalstep_last_logged = int(position["logged_step"])
         trainer._load_rng_state(str(self.checkpoint))
         self._epoch_random_state = position["epoch_random_state"]
+        # At the end of an epoch the next one draws its order from the state that was just loaded.
         self._random_state = None if float(state.epoch).is_integer() else self._epoch_random_state
         was_stopped = state.stateful_callbacks.get("TrainerControl", {}).get("args", {}).get("should_evaluate", False)
         if was_stopped or _lacks_evaluation_of_epoch(args, state):
@@ -101,15 +104,17 @@ class Resumption(TrainerCallback):
             trainer._maybe_log_save_evaluate(trainer._tr_loss, None, trainer.model, None, state.epoch, None, now)
 
     def on_epoch_begin(self, *args: object, **kwargs: object) -> None:
-        """Restore the state from which the order of the epoch was drawn, which stock draws anew in its middle."""
+        """Set the random state to that from which the order of a resumed epoch was drawn; note it for checkpoints."""
+        # The Trainer draws the order anew when it resumes in the middle of an epoch, and would skip other examples.
         if self._random_state is not None:
             torch.random.set_rng_state(self._random_state)
             self._random_state = None
         self._epoch_random_state = torch.random.get_rng_state()
 
     def _find_best(self) -> None:
-        """Look for the best checkpoint beside the one that is gone on from, wherever that folder was before."""
+        """Set the path of the best checkpoint, or forget it where it is gone."""
         state = self.trainer.state
+        # Beside the checkpoint, not at the saved path: the folder may have been moved, or come from another machine.
         best = self.checkpoint.parent / f"checkpoint-{state.best_global_step}"
         if best.is_dir():
             state.best_model_checkpoint = str(best)
@@ -121,7 +126,7 @@ class Resumption(TrainerCallback):
         """Restore the patience of early stopping, and return whether the run had stopped early."""
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
-                # Where the run before had none, stock would look for it in vain when it saves.
+                # Where the earlier run had no such callback, the Trainer would not find its state when it saves.
                 saved = self.trainer.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
                 callback.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
                 return callback.early_stopping_patience_counter >= callback.early_stopping_patience
@@ -131,6 +136,7 @@ class Resumption(TrainerCallback):
 def _lacks_evaluation_of_epoch(args: TrainingArguments, state: TrainerState) -> bool:
     """Return whether the run was stopped between saving the last step of an epoch and the evaluation after it."""
     evaluated = {entry["step"] for entry in state.log_history if any(name.startswith("eval_") for name in entry)}
+    # An epoch's last checkpoint by --save_steps is written before the evaluation that ends the epoch.
     is_due = args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= state.epoch
     return is_due and float(state.epoch).is_integer() and state.global_step not in evaluated
 

@@ -1,4 +1,4 @@
-"""Tell in the log what a training run is made of before it starts."""
+"""Log what a training run is made of before it starts."""
 
 import math
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ def log_run(
     Log what is trained, on what, with which data and in which steps, and where the results will be.
 
     Args:
-        reports: of each split that is used.
-        batching: of training; `None` where there is none.
+        reports: lengths and number of examples of each split that is used, by its name.
+        batching: what training makes batches of; `None` where only an evaluation runs.
     """
     model_args, training_args = arguments.model, arguments.training
     trainable, total = _count_parameters(model)
@@ -45,7 +45,8 @@ def log_run(
 
 
 def count_steps(training_args: TrainingArguments, rows: int) -> tuple[int, float]:
-    """Return the steps of the optimizer and the epochs that training on so many rows takes, as the trainer counts."""
+    """Return how many steps of the optimizer and epochs training on so many rows takes."""
+    # Rounded as the Trainer does: a last batch that is not full counts, and so do the last batches of an epoch.
     batches = math.ceil(rows / training_args.train_batch_size / training_args.world_size)
     steps = max(math.ceil(batches / training_args.gradient_accumulation_steps), 1)
     if training_args.max_steps > 0:
@@ -75,6 +76,7 @@ def _training_lines(training_args: TrainingArguments, rows: int) -> list[str]:
 def _count_parameters(model: PreTrainedModel | PeftModel) -> tuple[int, int]:
     """Return how many parameters are trained, and how many there are."""
     if isinstance(model, PeftModel):
+        # PEFT counts what is packed in 4 bits by its values, not by its bytes.
         return model.get_nb_trainable_parameters()
     sizes = [(value.numel(), value.requires_grad) for value in model.parameters()]
     return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
@@ -86,6 +88,7 @@ def _describe_adapter(model: PreTrainedModel | PeftModel) -> str:
     config = model.active_peft_config
     if config.peft_type != PeftType.PREFIX_TUNING:
         return config.peft_type.value.lower()
+    # Keys and values of each layer: what is saved, even where a projection has more parameters than its result.
     size = config.num_virtual_tokens * config.num_layers * 2 * config.token_dim
     return (
         f"{config.num_virtual_tokens} virtual tokens{', projected' if config.prefix_projection else ''}; "

@@ -1,10 +1,10 @@
 """
-The stock `Seq2SeqTrainer`, but for what stock cannot do with a prefix on a frozen base.
+Extend `Seq2SeqTrainer` by what transformers cannot do with a prefix on a frozen base.
 
-- Batches: stock knows no packing, and draws another order of grouped examples after a resume.
-- Scores: stock generation on decoder-only models scores the prompt with the answer and needs labels beside prompts.
-- Checkpoints: of a projected prefix PEFT saves only the result, from which training cannot go on. Stock writes them
-  in place, where a kill leaves a part, and keeps neither the order of the examples nor the losses not logged yet.
+- Batches: transformers has no packing, and draws another order of grouped examples after a resume.
+- Scores: its generation on decoder-only models scores the prompt with the answer and needs labels beside prompts.
+- Checkpoints: of a projected prefix PEFT saves only the result, from which training cannot go on. The Trainer writes
+  them in place, where a kill leaves a part, and keeps neither the order of examples nor the losses not logged yet.
 - A loss that is not finite, Ctrl-C, SIGTERM: see `glm_peft.training.watch`.
 """
 
@@ -42,10 +42,10 @@ class PrefixTrainer(Seq2SeqTrainer):
     Train a prefix, or another adapter, on a frozen base.
 
     Args:
-        batching: examples, order and collator of training; `None` for stock's. Evaluation has ordinary batches, by
-            which stock weighs its loss.
-        score_answers: generates answers and returns their scores, by name; they join the loss in every evaluation.
-            One for each split, such as `validation_easy`, where there are several.
+        batching: examples, order and collator of training; `None` for those of `Seq2SeqTrainer`. Evaluation has
+            padded batches, as the Trainer weighs each batch's loss by its rows.
+        score_answers: generates answers and returns their scores, which are logged with the loss of every evaluation;
+            a mapping has one for each split, such as `validation_easy`.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class PrefixTrainer(Seq2SeqTrainer):
         if batching:
             self.args.train_sampling_strategy = batching.order
         self.score_answers = score_answers if isinstance(score_answers, Mapping) else {VALIDATION: score_answers}
-        self.label_smoother = None  # label_loss smooths; stock would not shift the labels of a model with a prefix
+        # label_loss smooths; the Trainer's smoother would not shift the labels of a model with a prefix.
+        self.label_smoother = None
         self.interruption = Interruption(self.args.world_size > 1, self.is_world_process_zero())
         self.resumption = Resumption(self)
         self.checkpoints = CheckpointWriter(self, self.resumption)
@@ -74,7 +75,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
         if alpha is not None:
-            self.neftune_noise_alpha = None  # by which stock would add it, too
+            self.neftune_noise_alpha = None  # or the Trainer would add noise, too
             self.add_callback(EmbeddingNoise(base_of(self.model), alpha))
         self.add_callback(self.watch)
         self.add_callback(self.resumption)
@@ -88,7 +89,7 @@ class PrefixTrainer(Seq2SeqTrainer):
             UserError: a loss is not finite, or a checkpoint cannot be read or written.
         """
         self.resumption.begin(resume_from_checkpoint)
-        # The last to hear of a checkpoint, so that others have sent theirs to the Hub when it ends the run.
+        # Added last: other callbacks have pushed the checkpoint to the Hub by the time that this one ends the run.
         self.add_callback(EndAfterSignal(self, self.interruption, self.checkpoints))
         with self.interruption:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -96,7 +97,8 @@ class PrefixTrainer(Seq2SeqTrainer):
     # Batches
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return stock's loader, but with the collator of training."""
+        """Return the loader of training, with the collator of its batches."""
+        # Evaluation has another collator, and the Trainer has but one attribute for both.
         collator = self.data_collator
         if self.batching:
             self.data_collator = self.batching.collator
@@ -110,14 +112,12 @@ class PrefixTrainer(Seq2SeqTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
-        """
-        Return the batches of a step and their number of labels, without examples that fill up the last one.
-
-        No batches where the evaluation that a resumed run began with has stopped it early: stock would take a step.
-        """
+        """Return the batches of a step and their number of labels, without the examples that pad the last batch."""
+        # Where the evaluation that a resumed run begins with stops it early, the Trainer would still take a step.
         if self.control.should_training_stop:
             return [], None
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # The number divides the loss, so it is counted again without them.
         if self.last_step.take_out_repeated(batches):
             count = self._get_num_items_in_batch(batches, device)
         return batches, count
@@ -126,8 +126,8 @@ class PrefixTrainer(Seq2SeqTrainer):
         """
         Return the sampler of the order that was planned.
 
-        Overridden for the order by length: stock takes the column of lengths away before it asks for it, so that it
-        reads every example, and draws another order when an epoch is begun again.
+        Overridden for the order by length: the Trainer removes the column of lengths before it needs it, so it reads
+        every example, and it draws another order when an epoch is begun again.
         """
         columns = getattr(self.train_dataset, "column_names", None) or []
         if self.args.train_sampling_strategy != GROUPING or "length" not in columns:
@@ -145,12 +145,13 @@ class PrefixTrainer(Seq2SeqTrainer):
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log; the mean loss is that of the whole training, also where a part of it was before a stop."""
+        """Log, with the mean loss over all steps, those before a resume included."""
+        # The Trainer divides by the steps since the resume, but its sum was restored for all.
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         given = dict(logs)
         super().log(logs, *args, **kwargs)
-        logs.update(given)  # stock's printed log takes the floating-point operations out of the results
+        logs.update(given)  # the callback that prints the log removes the number of floating-point operations
 
     # Evaluation
 
@@ -162,10 +163,10 @@ class PrefixTrainer(Seq2SeqTrainer):
         **kwargs: Any,
     ) -> dict[str, float]:
         """
-        Return loss and scores; in training a signal gives an evaluation up, which a resumed run makes first.
+        Return loss and scores; a signal in training stops the evaluation, with which a resumed run then begins.
 
         Raises:
-            UserError: the score that the best model is chosen by is none of them.
+            UserError: `metric_for_best_model` is none of them.
         """
         try:
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
@@ -173,14 +174,15 @@ class PrefixTrainer(Seq2SeqTrainer):
             self.checkpoints.write()
             self.callback_handler.on_save(self.args, self.state, self.control)  # ends the run
             raise
-        if self.is_in_train and metric_key_prefix == "eval":  # of all data sets together, where there are several
+        if self.is_in_train and metric_key_prefix == "eval":  # of all datasets together, where there are several
             _check_best_metric(self.args.metric_for_best_model, metrics)
         return metrics
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Return the loss, then the scores of generated answers, so that callbacks see both."""
-        self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer counts rows that fill a batch up
+        """Return the loss and the scores of generated answers, so that callbacks see both."""
+        self.gather_function = self.accelerator.gather_for_metrics  # Seq2SeqTrainer's keeps rows that pad a batch
         devices = [self.args.device] if self.args.device.type == "cuda" else []
+        # Sampled answers must not change the dropout of the steps that follow.
         with self.interruption.stops_at_once() if self.is_in_train else nullcontext(), torch.random.fork_rng(devices):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             score_answers = self.score_answers.get(split_of(metric_key_prefix))
@@ -199,16 +201,16 @@ class PrefixTrainer(Seq2SeqTrainer):
         """
         Return loss [], logits [b, s, vocabulary] and labels [b, s]; the loss alone if that is asked for.
 
-        A call with labels makes no logits here, so they take a call of their own. `Seq2SeqTrainer` would generate
-        after the answer; answers come from `glm_peft.prediction.generation`.
+        `Seq2SeqTrainer` would generate after the answer; answers come from `glm_peft.prediction.generation`.
         """
         labels, loss = inputs.get("labels"), None
         if labels is not None:
-            # Neither the rows that fill a batch up nor the labels of other processes are to weigh in it.
+            # Neither rows that pad a batch nor the labels of other processes may weigh in the loss.
             with own_labels(self.args):
                 loss = Trainer.prediction_step(self, model, own_rows(inputs), True)[0]
         if prediction_loss_only:
             return loss, None, None
+        # A call with labels returns no logits (see label_loss), so they take a call of their own.
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
         return loss, Trainer.prediction_step(self, model, unlabelled, False, ignore_keys)[1], labels
 
@@ -216,15 +218,12 @@ class PrefixTrainer(Seq2SeqTrainer):
 
     @property
     def own_model(self) -> torch.nn.Module:
-        """The model without the wrapper of a backend."""
+        """Return the model without the wrapper of a backend."""
         return self.accelerator.unwrap_model(self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """
-        Write the gathered trained parameters, under every backend.
-
-        Stock gathers the base too, and fails with a sharded prefix.
-        """
+        """Write the gathered trained parameters, under every backend."""
+        # In all processes, though one writes. The Trainer would gather the base, too, and fail with a sharded prefix.
         trained = gather_trained(self.own_model)
         if self.args.should_save:
             folder = output_dir or self.args.output_dir
@@ -233,10 +232,10 @@ class PrefixTrainer(Seq2SeqTrainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """
-        Write a checkpoint that is complete or not there.
+        Write a checkpoint that is complete or does not exist.
 
-        Overridden, as stock writes it in place, where a kill leaves a part, and leaves out the random state that the
-        epoch began with.
+        Overridden, as the Trainer writes it in place, where a kill leaves a part, and leaves out the random state that
+        the epoch began with.
         """
         self.checkpoints.write()
 
@@ -244,9 +243,9 @@ class PrefixTrainer(Seq2SeqTrainer):
         self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, *args: Any
     ) -> tuple[int, int]:
         """
-        Return the epochs and the batches of the next one that a resumed run has behind it.
+        Return how many epochs a resumed run has finished, and how many batches of the next one.
 
-        Overridden, as stock takes one more step where training was over.
+        Overridden, as the Trainer takes one more step where training was over.
         """
         start = super()._init_training_state(max_steps, steps_per_epoch, num_train_epochs, *args)
         return (num_train_epochs, 0) if self.resumption.was_over(max_steps) else start
@@ -267,7 +266,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         """
         Set optimizer and schedule to those of a checkpoint.
 
-        Overridden for FSDP, whose checkpoints have the files of one process here, which any number can go on from.
+        Overridden for FSDP2, whose checkpoints here have the files of one process, so that any number can resume.
         """
         if checkpoint is None or not self.is_fsdp_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -276,6 +275,7 @@ class PrefixTrainer(Seq2SeqTrainer):
 
 
 def _check_best_metric(wanted: str | None, metrics: Mapping[str, float]) -> None:
+    # The Trainer raises a KeyError, with a traceback.
     names = [name.removeprefix("eval_") for name in metrics]
     if wanted and wanted.removeprefix("eval_") not in names:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Look after a training run: losses that are not finite, and signals."""
+"""Stop a training run at losses that are not finite, and after signals."""
 
 import sys
 from pathlib import Path
@@ -19,8 +19,7 @@ class Watch(TrainerCallback):
     """
     Stop training at a loss that is not finite, and ask for a checkpoint after a signal.
 
-    Stock goes on after the former, showing 0.0, and loses what it has at the latter. Losses are looked at before each
-    step of the optimizer, so that the prefix takes no spoilt gradient, and at the end.
+    The Trainer goes on after the former, showing 0.0 (`logging_nan_inf_filter`); the latter ends it without saving.
     """
 
     def __init__(self, trainer: Trainer, interruption: Interruption) -> None:
@@ -28,13 +27,15 @@ class Watch(TrainerCallback):
         self._is_finite = torch.tensor(True, device=trainer.args.device)
 
     def note(self, loss: torch.Tensor) -> None:
-        """Remember whether a loss [] is finite, on its device: asking at once would wait for a GPU at every batch."""
+        """Remember whether a loss [] is finite."""
+        # On its device: reading it at once would wait for the GPU at every batch.
         self._is_finite &= torch.isfinite(loss).to(self._is_finite.device)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Raise a `UserError` where a loss of this step is not finite in any process."""
+        # Before the optimizer takes a gradient of NaN, which would spoil the prefix and the moments for good.
         if not self._agree():
             self._stop("loss", state.global_step + 1)
 
@@ -48,19 +49,17 @@ class Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Raise a `UserError` where a trained parameter is not finite."""
+        # The last step can spoil what its own loss did not show.
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         if not all(bool(value.isfinite().all()) for value in gather_trained(model).values()):
             self._stop("prefix" if has_prefix(model) else "result", state.global_step)
 
     def _agree(self) -> bool:
-        """
-        Return whether the losses of all processes were finite; tell all of a signal that came to one.
-
-        In one exchange, as it is made in every step.
-        """
+        """Return whether the losses of all processes were finite, and let all know of a signal that came to one."""
         if self.trainer.args.world_size == 1:
             return bool(self._is_finite)
         signal_number = torch.tensor(self.interruption.signal_number, device=self._is_finite.device)
+        # Both in one collective, as it is made at every step.
         facts = torch.stack([self._is_finite.to(signal_number), signal_number])
         are_finite, signal_numbers = self.trainer.accelerator.gather(facts[None]).T.tolist()
         self.interruption.agree(max(signal_numbers))
@@ -76,7 +75,7 @@ class Watch(TrainerCallback):
 
 
 class EndAfterSignal(TrainerCallback):
-    """End the run after a signal, once its checkpoint is there."""
+    """End the run after a signal, once its checkpoint is written."""
 
     def __init__(self, trainer: Trainer, interruption: Interruption, checkpoints: CheckpointWriter) -> None:
         self.trainer, self.interruption, self.checkpoints = trainer, interruption, checkpoints
@@ -88,6 +87,7 @@ class EndAfterSignal(TrainerCallback):
 
     def _leave(self) -> None:
         trainer = self.trainer
+        # What the Trainer does at the end, such as drawing the curves, as the exit skips it.
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         PartialState().destroy_process_group()
         if trainer.is_world_process_zero():

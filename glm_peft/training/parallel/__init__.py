@@ -1,1 +1,1 @@
-"""What several processes of one training run share."""
+"""Share a training run among several processes."""

@@ -1,4 +1,4 @@
-"""What all processes of a run must have found alike before they go on together."""
+"""Check that all processes of a run found the same before they go on together."""
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -8,17 +8,16 @@ from glm_peft.errors import UserError
 
 def agree_on_step(step: int | None) -> None:
     """
-    Compare the step that each process would resume from; to be called in all of them.
-
-    Machines with folders of their own may have other checkpoints: one process would then start from the beginning and
-    wait for steps that the others have behind them, or train other examples.
+    Compare the step that each process would resume from; must be called in all of them.
 
     Args:
         step: of this process's checkpoint; `None` where it found none.
 
     Raises:
-        UserError: in all processes, the steps are not the same.
+        UserError: the steps differ; raised in all processes, so that none waits for the others.
     """
+    # On machines without a common folder one process may find no checkpoint, start from the beginning, and wait for
+    # collectives that the others never reach.
     steps = gather_object([step]) if PartialState().num_processes > 1 else [step]
     other = next((rank for rank, value in enumerate(steps) if value != steps[0]), None)
     if other is None:

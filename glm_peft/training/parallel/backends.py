@@ -1,9 +1,8 @@
 """
-The backend that shares a run among its processes: DDP, FSDP2 or DeepSpeed's ZeRO-2; and what each of them cannot do.
+Resolve the backend that shares a run among its processes: DDP, FSDP2 or DeepSpeed's ZeRO-2.
 
-accelerate falls back to another backend in silence, or to processes that each train alone, where the one that its
-config file asks for cannot run. Here that is refused, as is what a backend was seen to fail with, before the base is
-loaded.
+Where the backend of its config file cannot run, accelerate silently falls back to another one, or to processes that
+each train alone. That is refused here before the base is loaded, as are settings that a backend fails with.
 """
 
 import os
@@ -22,7 +21,7 @@ _NO_FSDP = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.DEEPS
 
 def resolve_backend(model_args: ModelArguments, training_args: TrainingArguments) -> torch.device:
     """
-    Check that the backend that was asked for can run, with all else that is asked for.
+    Check that the backend of accelerate's config file can run with these arguments.
 
     Args:
         model_args: `quantization_bit`.
@@ -32,9 +31,9 @@ def resolve_backend(model_args: ModelArguments, training_args: TrainingArguments
         The device onto which the base is to be loaded: the CPU where FSDP2 then gives each GPU its shard.
 
     Raises:
-        UserError: it cannot.
+        UserError: accelerate chose another backend, or the backend cannot work with one of the arguments.
     """
-    _check_in_use(training_args)
+    _check_in_use(training_args)  # first: the checks of a backend presume that it is in use
     stage, version = zero_stage(training_args), fsdp_version(training_args)
     if stage:
         _check_zero(stage, training_args)
@@ -60,6 +59,7 @@ def zero_stage(training_args: TrainingArguments) -> int:
 
 def fsdp_version(training_args: TrainingArguments) -> int:
     """Return 1 or 2; 0 without FSDP."""
+    # `--fsdp` fills the plugin, accelerate's config file only the environment; their defaults are not the same.
     if training_args.fsdp_plugin_args is not None:
         return int(training_args.fsdp_plugin_args.get("fsdp_version", 2))
     return int(os.environ.get("FSDP_VERSION", "1")) if parse_flag_from_env("ACCELERATE_USE_FSDP") else 0
@@ -67,6 +67,7 @@ def fsdp_version(training_args: TrainingArguments) -> int:
 
 def _check_in_use(training_args: TrainingArguments) -> None:
     """Check that accelerate chose the backend that was asked for, and that all processes train together."""
+    # With `ACCELERATE_USE_CPU=true` files for DeepSpeed and FSDP become DDP, with exit code 0.
     in_use = training_args.distributed_state.distributed_type
     if zero_stage(training_args) and (in_use != DistributedType.DEEPSPEED or _are_alone(training_args)):
         raise UserError(
@@ -87,14 +88,15 @@ def _check_in_use(training_args: TrainingArguments) -> None:
 
 
 def _are_alone(training_args: TrainingArguments) -> bool:
+    # Without `--use_cpu true` accelerate ignores on CPUs that a launcher started several.
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and training_args.world_size == 1
 
 
 def _check_fsdp(version: int, model_args: ModelArguments, training_args: TrainingArguments) -> None:
     if version == 1:
         raise UserError(
-            "FSDP version 1 flattens what is trained and what is frozen into one, and a prefix cannot be told from it "
-            "any more: set fsdp_version: 2, as accelerate_configs/fsdp2.yaml has it."
+            "FSDP version 1 flattens trained and frozen parameters into one tensor, from which no prefix can be "
+            "saved: set fsdp_version: 2, as accelerate_configs/fsdp2.yaml has it."
         )
     if not training_args.do_train:
         raise UserError(
@@ -113,8 +115,8 @@ def _check_fsdp(version: int, model_args: ModelArguments, training_args: Trainin
 
 def _check_zero(stage: int, training_args: TrainingArguments) -> None:
     if stage == 3:
-        # Sharded while it is loaded, a base tells no more which of its weights the files lack, and gives no prefix
-        # the keys and values of a text; sharded later, it must first fit into each GPU.
+        # Sharded while it is loaded, a base reports no missing weights, its published tensors cannot be split (their
+        # targets are empty), and no prefix can start from a text; sharded later, it must first fit into each GPU.
         raise UserError(
             "The config file asks for ZeRO-3, which shards the base; here FSDP2 does that: use "
             "accelerate_configs/fsdp2.yaml, or accelerate_configs/deepspeed_zero2.yaml where the base fits into a GPU."

@@ -1,4 +1,4 @@
-"""The last step of an epoch, whose examples are too few for all processes."""
+"""Take repeated examples out of the last step of an epoch, where there are too few for all processes."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -16,13 +16,12 @@ Batch = dict[str, torch.Tensor]
 
 class LastStep:
     """
-    Let the last step of an epoch have the examples that it has in one process, each counted once.
+    Make the last step of an epoch train on the examples that it has in one process, each once.
 
-    accelerate fills its batches up with the first examples of the epoch, and stock trains on those again. Here they
-    are taken out; a process that has no other example keeps a batch without labels, as all must go on together.
+    accelerate pads its batches with the first examples of the epoch, and the Trainer trains on those again.
 
     Args:
-        loader: of training, prepared by accelerate. One that no processes share is left as it is.
+        loader: of training, prepared by accelerate. In a single process it stays as it is.
     """
 
     def __init__(self, loader: DataLoader) -> None:
@@ -30,6 +29,7 @@ class LastStep:
         is_shared = isinstance(shard, BatchSamplerShard)
         self.is_filled = is_shared and shard.even_batches and not (shard.drop_last or shard.split_batches)
         if self.is_filled:
+            # Each process draws the indices of all, so each can tell which of the last ones are its own.
             sampler = shard.batch_sampler.sampler
             shard.batch_sampler.sampler = _Remembered(sampler, shard.batch_size * shard.num_processes)
 
@@ -46,6 +46,7 @@ class LastStep:
         own = self._own_examples() if batches and self.is_filled and GradientState().end_of_dataloader else None
         if own is None:
             return False
+        # A process without an example keeps a batch that has no labels: it must take part in the gradients' reduction.
         batches[-1] = self._collate(own) if own else _without_labels(batches[-1])
         return True
 
@@ -63,11 +64,11 @@ class LastStep:
 
 class _Remembered(Sampler[int]):
     """
-    A sampler that keeps what it gave last.
+    Wrap a sampler and remember its last indices.
 
     Args:
         sampler: gives the indices of an epoch.
-        most: how many of them are kept.
+        most: how many of them are remembered: those of a step of all processes.
     """
 
     def __init__(self, sampler: Sampler[int], most: int) -> None:
@@ -83,7 +84,7 @@ class _Remembered(Sampler[int]):
             yield index
 
     def __getattr__(self, name: str) -> Any:
-        # accelerate tells the sampler which epoch begins.
+        # accelerate looks for `set_epoch` on the sampler, by which the order of an epoch is drawn.
         return getattr(self.__dict__["sampler"], name)
 
 

@@ -1,4 +1,4 @@
-"""The optimizer's state in a checkpoint, as one process would write and read it."""
+"""Save and load the state of a sharded optimizer in the format of a single process."""
 
 from pathlib import Path
 
@@ -10,11 +10,8 @@ from glm_peft.adapters.sharding import gather_optimizer, shard_optimizer
 
 
 def save_gathered(trainer: Trainer, folder: Path) -> None:
-    """
-    Write the optimizer of FSDP2 gathered; to be called in every process.
-
-    accelerate writes it by the names of all parameters, and the whole base beside it.
-    """
+    """Write the gathered optimizer of FSDP2; must be called in every process."""
+    # accelerate would write the frozen base, too, and the optimizer by the names of all its parameters.
     state = gather_optimizer(trainer.optimizer.state_dict())
     if trainer.args.should_save:
         torch.save(state, folder / OPTIMIZER_NAME)
@@ -22,7 +19,7 @@ def save_gathered(trainer: Trainer, folder: Path) -> None:
 
 
 def load_sharded(trainer: Trainer, folder: Path) -> None:
-    """Let every process of FSDP2 take its shard of an optimizer that any number of processes wrote."""
+    """Load in every process of FSDP2 its shard of an optimizer that any number of processes wrote."""
     optimizer, schedule = (
         torch.load(folder / name, map_location="cpu", weights_only=True) for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
     )

@@ -1,4 +1,4 @@
-"""How several processes share a data set: each row is some process's own, once."""
+"""Share the rows of an evaluation among processes, so that each row counts once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,22 +12,23 @@ from transformers import TrainingArguments
 
 def own_rows(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    Return a batch of an evaluation without the rows that fill it up, which are the first of the data set again.
+    Return a batch of an evaluation without the rows that pad it, which are the first of the dataset again.
 
-    What is left is a batch as one process has it, with its loss. One of nothing but such rows stays as it is: all
-    processes must go on equally often, and stock drops its loss.
+    What is left has the loss of the same batch in one process.
     """
     state, loading = PartialState(), GradientState()
     if state.num_processes == 1 or not loading.end_of_dataloader or loading.remainder < 1:
         return batch
     rows = find_batch_size(batch)
+    # A batch of nothing but padding stays: all processes must take part in every gather, after which its loss is cut.
     own = loading.remainder - state.process_index * rows
     return {name: value[:own] for name, value in batch.items()} if 0 < own < rows else batch
 
 
 @contextmanager
 def own_labels(training_args: TrainingArguments) -> Iterator[None]:
-    """Divide the loss of a batch by its own labels within, not by those of the batches of all processes."""
+    """Divide the loss of a batch by its own number of labels within this context, not by that of all processes."""
+    # The Trainer weighs each batch's loss by its rows afterwards, as in one process.
     before = training_args.average_tokens_across_devices
     training_args.average_tokens_across_devices = False
     try:
