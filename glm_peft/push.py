@@ -24,16 +24,17 @@ from glm_peft.reporting.results import format_bytes, print_section
 @exit_with_user_errors()
 def main(argv: list[str] | None = None, sleep: Callable[[float], object] = time.sleep) -> None:
     """
-    Send the adapter that the arguments name, or show what would be sent.
+    Send the adapter that the arguments name, or show its files with `--dry_run`.
 
     Args:
-        sleep: waits so many seconds between attempts.
+        sleep: waits for a number of seconds between attempts.
     """
     words = sys.argv[1:] if argv is None else argv
     adapter, arguments = parse_push_arguments(words)
     set_up_logging()
     if arguments.repo_id:
         check_name(arguments.repo_id, "--repo_id")
+    # Before any request: a base that is a local folder needs an id, and nothing is to be created until it has one.
     base = find_base(adapter, arguments.base_model_id)
     title = arguments.commit_message or describe_commit(adapter, base)
     if arguments.dry_run:
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None, sleep: Callable[[float], object] = time.
 
 
 def show(files: dict[str, bytes], repo_id: str | None, title: str) -> None:
-    """Print what would be sent."""
+    """Print the names and sizes of the files, and the card."""
     width = max(map(len, files))
     lines = [f"  {name:<{width}}  {format_bytes(len(content)):>10}" for name, content in files.items()]
     total = format_bytes(sum(map(len, files.values())))
@@ -61,16 +62,17 @@ def push(adapter: str, base: str, title: str, arguments: PushArguments, sleep: C
     Send an adapter, with retries.
 
     Args:
-        base: the Hub id of its base.
+        base: the Hub id of the base.
         title: of the commit.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
         UserError: it can never be sent, as it is.
         Unsent: it cannot be sent now.
     """
+    # First, as it completes a name without a namespace, and the card tells the adapter's full id.
     repo_id = with_retries(lambda: check_rights(arguments.repo_id), sleep)
     files = collect_files(adapter, base, repo_id, arguments.card_language)
     target = Target(repo_id, arguments.private, arguments.revision, tuple(arguments.tags))

@@ -19,7 +19,8 @@ from glm_peft.reporting.log import set_up_logging
 
 @exit_with_user_errors()
 def main(argv: list[str] | None = None) -> None:
-    """Run the trials that are left, and write what is known of all."""
+    """Run the trials that are left, and report on all of them."""
+    # Optuna is an extra of the package, which only a search needs.
     if find_spec("optuna") is None:
         raise UserError(
             "A search needs the package optuna, which is not installed: `pip install -e '.[search]'` installs it."
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     search_args, settings = parse_search_arguments(argv)
     set_up_logging()
     if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+        datasets.disable_progress_bars()  # each of their moves would be a line of a log file
     from glm_peft.trials.search import Search  # which imports Optuna
 
     Search(search_args, settings).run()

@@ -1,4 +1,4 @@
-"""The arguments of `python -m glm_peft.push`: which adapter, where to, and what is said of it."""
+"""Parse the arguments of `python -m glm_peft.push`: the adapter, the repository, and the card's language."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,7 +15,7 @@ PUSH_WORDS = {
 
 @dataclass
 class PushArguments:
-    """Where an adapter goes, and how."""
+    """The repository that an adapter is sent to, and the words of its commit and card."""
 
     _argument_group_name = "push"
 
@@ -44,7 +44,7 @@ def parse_push_arguments(argv: list[str] | None = None) -> tuple[str, PushArgume
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
-    adapters, flags = split_words(argv)
+    adapters, flags = split_words(argv)  # the shared parser knows flags and configuration files alone
     (arguments,) = parse_command(flags, (PushArguments,), **PUSH_WORDS)
     if len(adapters) != 1:
         raise UserError(f"One adapter stands before the flags, found {len(adapters)}: name the folder ADAPTER.")

@@ -1,4 +1,4 @@
-"""The arguments of `python -m glm_peft.search`: its own, and the settings of training that every trial starts from."""
+"""Parse `python -m glm_peft.search`: what to search, and the settings of training that every trial starts from."""
 
 import sys
 from collections.abc import Mapping
@@ -28,13 +28,13 @@ Settings = dict[str, list[str]]
 """The words of each argument of training by its name, as they would follow its flag."""
 
 SWITCHES = ("peft_type", "prefix_init", "prefix_projection")
-"""They decide which other arguments have an effect, and are drawn before them."""
+"""The arguments that decide which others have an effect, and so are drawn first."""
 
 
 @dataclass(frozen=True)
 class SearchArguments:
     """
-    What is searched, how long, and by which number trials are compared.
+    What is searched, with how many trials, and by which metric they are compared.
 
     Raises:
         UserError: no space is given, or a number is out of its range.
@@ -63,16 +63,16 @@ class SearchArguments:
 
     @property
     def direction(self) -> str:
-        """Optuna's word for which values are better."""
+        """Return Optuna's word for which values are better."""
         return "minimize" if self.metric == "loss" else "maximize"
 
 
 def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArguments, Settings]:
     """
-    The arguments of `python -m glm_peft.search [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
+    Parse `python -m glm_peft.search [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
 
     Returns:
-        Those of the search, and the settings of training as they were given.
+        The arguments of the search, and the settings of training as they were given.
 
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
@@ -82,6 +82,7 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
     argv = sys.argv[1:] if argv is None else argv
     types = (ModelArguments, DataArguments, TrainingArguments)
     search_args, _, data_args, training_args = parse_command(argv, (SearchArguments, *types), **SEARCH_WORDS)
+    # Each of several processes would draw values of its own from Optuna.
     if training_args.world_size > 1 or training_args.deepspeed or training_args.fsdp:
         raise UserError(
             f"A search runs in one process without DeepSpeed or FSDP, and this is one of {training_args.world_size}: "
@@ -100,6 +101,7 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
 
 def is_searchable(name: str) -> bool:
     """Return whether trials may differ in an argument of training."""
+    # Our own flags say themselves whether they may be searched; transformers' may, but for what trials must share.
     for kind in (ModelArguments, DataArguments):
         if name in kind.__dataclass_fields__:
             return name in flags_with(kind, "methods") or name in flags_with(kind, "search", "varied")
@@ -107,13 +109,14 @@ def is_searchable(name: str) -> bool:
 
 
 def may_change(name: str) -> bool:
-    """Return whether a search may be gone on with when this argument of training is another."""
+    """Return whether a search may be continued with another value of this argument of training."""
     is_free = any(name in flags_with(kind, "search", "free") for kind in (ModelArguments, DataArguments))
     return is_free or name in WITHOUT_INFLUENCE or name.startswith(WITHOUT_INFLUENCE_KINDS)
 
 
 def read_training_settings(argv: list[str], types: tuple[type, ...]) -> Settings:
-    """The words of a command line that `parse_command` found right, by argument, without those of the search."""
+    """Return the words of a valid command line by the argument of training, without those of the search."""
+    # Words and not parsed values, which would not show what was given: `best.yaml` is to hold nothing else.
     has_file = bool(argv) and not argv[0].startswith("-")
     given = [*(read_config(argv[0]) if has_file else []), *read_flags(argv[1:] if has_file else argv)]
     names = names_of_fields(types)
@@ -124,7 +127,7 @@ def read_training_settings(argv: list[str], types: tuple[type, ...]) -> Settings
 
 
 def as_command_line(settings: Mapping[str, list[str]]) -> list[str]:
-    """The words that give these settings to `glm_peft/train.py`."""
+    """Return the words that give these settings to `glm_peft/train.py`."""
     words: list[str] = []
     for name, values in settings.items():
         # One value is joined to its flag, as it may begin with a hyphen.
@@ -134,4 +137,5 @@ def as_command_line(settings: Mapping[str, list[str]]) -> list[str]:
 
 def _resolve(setting: Setting, names: Mapping[str, str]) -> tuple[str, list[str]]:
     name = names[setting.name]
+    # transformers' parser has a `--no_NAME` beside each flag that is true by default, and a bare flag means true.
     return (name.removeprefix("no_"), ["false"]) if name.startswith("no_") else (name, setting.values or ["true"])

@@ -1,10 +1,4 @@
-"""
-Give huggingface_hub an HTTP client with a time limit, that falls back to the cache where a connection breaks.
-
-huggingface_hub takes a file from its cache where the Hub cannot be reached or answers 5xx, but not where the
-connection breaks while it asks for the file's version; without a network it asks for half a minute for every file that
-a repository may have or not; and most of its requests wait without end.
-"""
+"""Give huggingface_hub an HTTP client with a time limit, that falls back to the cache where a connection breaks."""
 
 import functools
 import logging
@@ -17,12 +11,13 @@ from huggingface_hub.utils._http import hf_request_event_hook
 
 logger = logging.getLogger(__name__)
 
+# huggingface_hub's own client has no limit: most of its requests wait without end.
 _TIMEOUT = 30.0  # seconds without a byte
 
 
 @functools.cache
 def set_up_connection() -> None:
-    """Let huggingface_hub use this client in this process."""
+    """Make huggingface_hub send the requests of this process through the client of this module."""
     set_client_factory(_make_client)
 
 
@@ -35,8 +30,10 @@ class _Client(httpx2.Client):
         except httpx2.ConnectError as error:
             if request.method != "HEAD" and not is_listing:
                 raise
+            # A ConnectError is tried again for half a minute, for every file that a repository may have or not.
             raise OfflineModeIsEnabled(f"{request.url.host} cannot be reached: {error}") from error
         except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError) as error:
+            # huggingface_hub turns to its cache where it cannot connect, but not where the connection breaks later.
             if request.method == "HEAD":
                 host = request.url.host
                 logger.warning("The connection to %s broke: using what is in the cache, if it is there.", host)
@@ -46,4 +43,5 @@ class _Client(httpx2.Client):
 
 
 def _make_client() -> _Client:
+    # As huggingface_hub's own but for the time limit; the hook is what heeds HF_HUB_OFFLINE.
     return _Client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=_TIMEOUT)

@@ -32,7 +32,7 @@ def fetch_adapter(name_or_path: str, revision: str | None = None, cache_dir: str
     Return the folder of an adapter: a given folder, or the one in the cache that a Hub id was downloaded to.
 
     All files are of one commit. Where the Hub cannot be reached, or the connection breaks, they come from the cache.
-    An id of something other than an adapter in safetensors is returned unchanged.
+    The id of a repository without an adapter in safetensors is returned unchanged.
 
     Args:
         revision: branch, tag or commit on the Hub; `None` for main.
@@ -51,8 +51,9 @@ def fetch_adapter(name_or_path: str, revision: str | None = None, cache_dir: str
     place = (name_or_path, cache_dir)
     try:
         folder = Path(_fetch(place, _CONFIG_NAME, revision)).parent
+        # By the commit, after which the cache names its folder: a push in between must not mix two revisions.
         _fetch(place, _WEIGHTS_NAME, folder.name)
-    except LocalEntryNotFoundError as error:
+    except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError, but of a Hub that could not be asked
         raise _unreachable(name_or_path, error.__cause__ or error) from error
     except EntryNotFoundError:
         return name_or_path
@@ -73,7 +74,7 @@ def _fetch_record(place: tuple[str, str | None], commit: str) -> None:
             place[0],
         )
     except (EntryNotFoundError, HfHubHTTPError, Unsent):
-        return  # there is none
+        return  # stock PEFT writes none, and the adapter works without it
 
 
 def _fetch(place: tuple[str, str | None], filename: str, revision: str | None) -> str:
@@ -96,6 +97,8 @@ def _breakable(act: Callable[[], str]) -> Callable[[], str]:
                 raise
             raise Unsent(f"the Hub answered {status_of(error)}") from error
         except OSError as error:
+            # Only huggingface_hub's own check of sizes raises one without a number: a full disk has one. A network
+            # that asks to sign in first, for example, answers with a page of its own in the place of the file.
             if error.errno or isinstance(error, LocalEntryNotFoundError):
                 raise
             raise Unsent("what came is not of the size that the Hub named") from error
@@ -108,6 +111,7 @@ def _explain(error: Exception, name: str, revision: str | None) -> UserError:
         return UserError(f"The adapter {name} is gated: ask for access on its page, and set HF_TOKEN to your token.")
     if isinstance(error, RevisionNotFoundError):
         return UserError(f"--adapter_revision {revision} is no branch, tag or commit of {name}: give one of its own.")
+    # The Hub answers 401 or 404 for a private repository too, so as not to tell that it exists.
     if isinstance(error, HfHubHTTPError) and status_of(error) in (401, 403, 404):
         return UserError(
             f"--adapter_name_or_path {name} is no folder or Hub id that can be seen ({status_of(error)}): look at the "

@@ -1,4 +1,4 @@
-"""Tell failed requests to the Hub apart: those that may work later, and those that a user must mend."""
+"""Sort the failures of requests to the Hub: those that may work later, and those that a user must mend."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 
 from glm_peft.errors import UserError
 
+# 409 and 412 say that another commit came between: the next attempt starts from it. 520 to 529 are a proxy's.
 PASSING_STATUS = {408, 409, 412, 425, 429, 500, 502, 503, 504, 507, 520, 521, 522, 523, 524, 529}
 LOGIN = "set the environment variable HF_TOKEN or run `hf auth login`, with a token that may write"
-_LONGEST = 200
+_LONGEST = 200  # characters of a reason: some servers answer with a page of HTML
 
 
 class Unsent(Exception):
@@ -26,7 +27,7 @@ class Unsent(Exception):
 @contextmanager
 def explained(repo_id: str) -> Iterator[None]:
     """
-    Turn every failure of requests about a repository into one of two kinds.
+    Turn what fails inside, in requests about a repository, into an `Unsent` or a `UserError`.
 
     Raises:
         Unsent: it may work later.
@@ -37,12 +38,13 @@ def explained(repo_id: str) -> Iterator[None]:
     except (UserError, Unsent):
         raise
     except Exception as error:  # of the network, of the server, of what a broken answer leads to
+        # huggingface_hub wraps the failure of an upload in a RuntimeError, which does not tell of what kind it was.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         raise _explain(cause, repo_id) from error
 
 
 def _explain(error: BaseException, repo_id: str) -> Exception:
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, OfflineModeIsEnabled):  # which our own client raises too, where it cannot connect
         return Unsent("HF_HUB_OFFLINE is set" if is_offline_mode() else _one_line(error))
     if isinstance(error, LocalTokenNotFoundError):
         return UserError(f"There is no token for the Hub: {LOGIN}.")
@@ -52,6 +54,7 @@ def _explain(error: BaseException, repo_id: str) -> Exception:
         return Unsent(f"{what} ({_one_line(error) or type(error).__name__})")
     if isinstance(error, HfHubHTTPError) and status_of(error):
         return _explain_status(error, repo_id)
+    # `create_commit` lets the Hub check the card's metadata first, and raises a plain ValueError.
     if isinstance(error, ValueError) and "Invalid metadata" in str(error):
         return UserError(f"The Hub refuses README.md ({_one_line(error)}): mend its first lines, and push again.")
     if isinstance(error, ValueError | KeyError | TypeError):  # such as an answer that is not JSON
@@ -63,7 +66,7 @@ def _explain_status(error: HfHubHTTPError, repo_id: str) -> Exception:
     status = status_of(error)
     # What was just made is not seen by every server of the Hub at once, and there the answer is 404.
     if status in PASSING_STATUS or status >= 500 or status == 404:
-        seconds = error.response.headers.get("Retry-After", "")
+        seconds = error.response.headers.get("Retry-After", "")  # seconds, or a date, which is not read
         return Unsent(f"the Hub answered {status}", float(seconds) if seconds.isdigit() else None)
     if status == 401:
         return UserError(f"The Hub does not accept the token: {LOGIN}.")
@@ -76,7 +79,7 @@ def _explain_status(error: HfHubHTTPError, repo_id: str) -> Exception:
 
 
 def status_of(error: HfHubHTTPError) -> int:
-    """Return the status of the answer; 0 where there was none."""
+    """Return the HTTP status of the answer; 0 where there was no answer."""
     return error.response.status_code if error.response is not None else 0
 
 

@@ -31,6 +31,7 @@ def check_rights(repo_id: str, flag: str = "--repo_id") -> str:
         api = HfApi()
         account = _account(api)
         repo_id = whole_id(api, repo_id, account)
+        # A namespace counts for new repositories alone: a fine-grained token may be for a single one that exists.
         try:
             info = api.model_info(repo_id)
         except RepositoryNotFoundError:
@@ -63,7 +64,7 @@ def check_name(repo_id: str, flag: str) -> None:
 
 
 def _account(api: HfApi) -> dict[str, Any]:
-    """Return the account that the token belongs to; empty where the server does not say it."""
+    """Return the account that the token belongs to; empty where the server does not say it, such as a mirror."""
     try:
         return api.whoami()
     except HfHubHTTPError as error:
@@ -85,6 +86,7 @@ def _check_namespace(account: Mapping[str, Any], repo_id: str, flag: str) -> Non
     namespace = repo_id.partition("/")[0]
     _check_role(account, (namespace, repo_id), flag)
     organizations = {one.get("name"): one.get("roleInOrg") for one in account.get("orgs") or []}
+    # Of an account without a name nothing is known: the request itself will show whether it may.
     if not account.get("name") or namespace == account["name"]:
         return
     if namespace not in organizations or organizations[namespace] in ("read", "no_access"):
@@ -99,6 +101,7 @@ def _check_role(account: Mapping[str, Any], names: tuple[str, str], flag: str) -
     token = _part(account, "auth", "accessToken")
     scopes = _part(token, "fineGrained").get("scoped") or []
     allowed = [scope for scope in scopes if "repo.write" in (scope.get("permissions") or [])]
+    # A fine-grained token without a list of scopes is one whose rights the server does not tell: it is tried.
     may_write = any(_part(scope, "entity").get("name") in names for scope in allowed)
     if token.get("role") == "read" or (token.get("role") == "fineGrained" and scopes and not may_write):
         raise UserError(f"The token for the Hub may not write to {flag} {names[1]}: {LOGIN} there.")
@@ -124,12 +127,13 @@ def _check_write(api: HfApi, account: Mapping[str, Any], repo_id: str, flag: str
 
 def _check_other_kinds(api: HfApi, repo_id: str, flag: str) -> None:
     for kind, word in (("dataset", "a data set"), ("space", "a Space")):
-        with suppress(HfHubHTTPError):
+        with suppress(HfHubHTTPError):  # 404, if all is well
             api.repo_info(repo_id, repo_type=kind)
             raise UserError(f"{flag} {repo_id} is {word} on the Hub: an adapter goes to a model's; give another name.")
 
 
 def _check_content(names: list[str], repo_id: str, flag: str) -> None:
+    # Where there is an adapter_config.json, transformers loads the base that it names, not the weights beside it.
     weights = [name for name in names if re.fullmatch(r"(pytorch_)?model.*\.(safetensors|bin)", name)]
     if weights and "adapter_config.json" not in names:
         raise UserError(

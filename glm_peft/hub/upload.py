@@ -1,10 +1,4 @@
-"""
-Send files to a repository of the Hub in one commit, and only those that are not there yet.
-
-huggingface_hub sends again what it has no answer to, and so may commit twice. Here each attempt first compares the
-files with those of the repository, and the commit names its parent, so that the Hub refuses it where another came
-between.
-"""
+"""Send files to a repository of the Hub in one commit, and only those that are not there yet."""
 
 import hashlib
 import logging
@@ -26,7 +20,7 @@ from glm_peft.hub.rights import whole_id
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 6
+_TRIES = 6  # with waits of 1, 2, 4, 8 and 16 seconds between them
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds
 _PATIENCE = 90.0  # seconds after which no further attempt is made
 _BINARY = (".safetensors", ".png")
@@ -36,7 +30,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Target:
-    """A branch of a repository, made where it is not there; a `repo_id` without a namespace is the user's own."""
+    """The branch that files are sent to, which is created if need be; without a namespace, the user's is meant."""
 
     repo_id: str
     private: bool | None = None
@@ -53,7 +47,7 @@ def send(files: Mapping[str, bytes], target: Target, title: str) -> str:
         title: of the commit.
 
     Returns:
-        The address of the commit; that of the last one where everything was there already.
+        The URL of the commit; of the last one where everything was there already.
 
     Raises:
         Unsent: it may work later.
@@ -64,10 +58,13 @@ def send(files: Mapping[str, bytes], target: Target, title: str) -> str:
         api = HfApi()
         repo_id = whole_id(api, target.repo_id)
         repo_id, head = _prepare(api, repo_id, target)
+        # Compared in every attempt: where an answer was lost, the commit may have been made all the same, and
+        # huggingface_hub would make a second one.
         present = _present(api, repo_id, head)
         changed = {
             name: content for name, content in files.items() if not present.get(name, set()) & _digests(content)
         }
+        # Before the commit, so that a tag which is taken leaves nothing half done.
         _check_tags(api, repo_id, target, lambda commit: not changed and commit == head)
         if changed:
             head = _commit(api, repo_id, changed, (target, title, head))
@@ -111,6 +108,7 @@ def _prepare(api: HfApi, repo_id: str, target: Target) -> tuple[str, str | None]
     try:
         info = api.model_info(repo_id)
     except RepositoryNotFoundError:
+        # `exist_ok` here and below: an attempt whose answer was lost may have made it.
         api.create_repo(repo_id, private=target.private, exist_ok=True)
         info = api.model_info(repo_id)
     repo_id = info.id  # a repository that was renamed answers to its former name, but not to every request
@@ -131,13 +129,15 @@ def _commit(api: HfApi, repo_id: str, files: Mapping[str, bytes], where: tuple[T
         # One by one: a pool's threads would keep a process from ending.
         if operation.path_in_repo.endswith(_BINARY):
             api.preupload_lfs_files(repo_id, [operation], revision=target.revision, free_memory=False)
+    # With its parent named, the Hub refuses the commit where another came between; huggingface_hub raises where the
+    # parent is not hexadecimal.
     parent = head if head and re.fullmatch(r"[0-9a-f]{7,64}", head) else None
     options = {"commit_message": title, "revision": target.revision, "parent_commit": parent}
     return api.create_commit(repo_id, operations, **options).oid
 
 
 def _present(api: HfApi, repo_id: str, head: str | None) -> dict[str, set[str]]:
-    """Return the digests of what is there, by name."""
+    """Return the digests of the files in the repository, by name."""
     try:
         entries = list(api.list_repo_tree(repo_id, recursive=True, revision=head))
     except HfHubHTTPError as error:
@@ -149,7 +149,7 @@ def _present(api: HfApi, repo_id: str, head: str | None) -> dict[str, set[str]]:
 
 
 def _digests(content: bytes) -> set[str]:
-    """Return the names of a content: git's, and the Hub's for a large file."""
+    """Return the two digests by which the Hub may know a content: git's SHA-1, and the SHA-256 of LFS."""
     return {hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(), hashlib.sha256(content).hexdigest()}
 
 
@@ -185,7 +185,9 @@ def _without_bars() -> Iterator[None]:
 
 @contextmanager
 def _without_xet() -> Iterator[None]:
-    """Send large files by LFS: mirrors of the Hub know no Xet, and an adapter is small."""
+    """Send large files by LFS inside."""
+    # Mirrors of the Hub know no Xet, and with hf_xet installed a push to them fails; an adapter is small for LFS, too.
+    # huggingface_hub reads the environment when it is imported: only the constant can still be changed.
     former, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
     try:
         yield

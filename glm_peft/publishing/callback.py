@@ -1,9 +1,4 @@
-"""
-Send adapters to the Hub from a training run: after training, and at each save if asked.
-
-A push that fails costs the run nothing: the adapter is in the output folder, and the last line is the command that
-sends it.
-"""
+"""Send adapters to the Hub from a training run, after training and at each save if asked; a failure stops no run."""
 
 import logging
 import shlex
@@ -23,16 +18,17 @@ from glm_peft.publishing.files import CONFIG_NAME, WEIGHTS_NAME, collect_files, 
 
 logger = logging.getLogger(__name__)
 
+# Few before training, as a network that is down now may be back at the end; many at the end, where nothing waits.
 _TRIES_BEFORE_TRAINING = 2
 _TRIES_AT_SAVE, _TRIES_AT_END = 3, 6
-_LAST_CHECKPOINT = "last-checkpoint"
+_LAST_CHECKPOINT = "last-checkpoint"  # transformers' name for it with `--hub_strategy checkpoint`
 
 
 def prepare_push(model_args: ModelArguments, training_args: TrainingArguments) -> "HubPush":
     """
     Check that the adapter can be sent, and return the callback that sends it; without `--push_to_hub` it does nothing.
 
-    To be called before anything that takes long, in every process; the first one alone asks the Hub.
+    To be called before anything that takes long, in every process.
 
     Raises:
         UserError: it is known now that the adapter cannot be sent.
@@ -40,6 +36,7 @@ def prepare_push(model_args: ModelArguments, training_args: TrainingArguments) -
     if not training_args.sends_to_hub:
         return HubPush(None, "", training_args)
     _check_flags(model_args, training_args)
+    # `Trainer.push_to_hub` finds a base that is a local folder only after training, with the repository created.
     base = resolve_base_id(model_args.model_name_or_path, training_args.base_model_id)
     repo_id = training_args.hub_model_id
     if PartialState().is_main_process:
@@ -57,10 +54,10 @@ def prepare_push(model_args: ModelArguments, training_args: TrainingArguments) -
 
 class HubPush(TrainerCallback):
     """
-    Send the adapter after training, and with a `--hub_strategy` other than `end` that of every checkpoint.
+    Send the adapter after training, and with a `--hub_strategy` other than `end` the one of every checkpoint, too.
 
     Args:
-        target: where to; `None` for nowhere.
+        target: the branch to send to; `None` to send nothing.
         base: the Hub id of the base.
         training_args: `output_dir` and `hub_strategy`.
     """
@@ -94,9 +91,10 @@ class HubPush(TrainerCallback):
             )
 
     def _push(self, folder: Path, what: str, tries: int) -> str | None:
-        """Send the adapter of a folder; returns why it could not be sent."""
+        """Send the adapter of a folder, and return why it could not be sent; `None` where it was."""
         try:
             files = collect_files(folder, self.base, self.target.repo_id)
+            # The adapter alone: stock sends the optimizer's and the random states as well, of no use to others.
             if self.strategy == "checkpoint" and folder != self.output_dir:
                 files |= {f"{_LAST_CHECKPOINT}/{name}": files[name] for name in (CONFIG_NAME, WEIGHTS_NAME)}
             title = describe_commit(folder, self.base, what)

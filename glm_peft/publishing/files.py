@@ -1,9 +1,4 @@
-"""
-Collect what of an adapter's folder goes to the Hub: a named list of files.
-
-The record (`provenance.json`) was written without paths, and the card takes from it. Here the base gets its Hub id,
-and a file that tells of this machine even so is refused.
-"""
+"""Collect the files of an adapter's folder that go to the Hub, with the base's Hub id in them and nothing private."""
 
 import json
 import re
@@ -21,6 +16,7 @@ from glm_peft.publishing.card.values import part, read_json, text_of
 from glm_peft.reporting.file_names import CURVES_NAME, PROVENANCE_NAME, RESULTS_NAME
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+# A list, as `Trainer.push_to_hub` uploads the output folder whole, `training_args.bin` with its paths included.
 SENT_NAMES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, CURVES_NAME, RESULTS_NAME, PREDICT_RESULTS_NAME, PROVENANCE_NAME)
 """Every file that may be sent, in this order; the first three always are."""
 
@@ -28,7 +24,7 @@ _NAMES_OF_BASE = ("base_model_name_or_path", "tokenizer_name_or_path")  # the se
 _TOKEN = re.compile(rb"\b(hf|api_org)_[A-Za-z0-9]{16,}")
 _TOLD_SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 _FIRST = ("predict", "eval", "train")  # the split that says most
-_MOST_SCORES = 4
+_MOST_SCORES = 4  # in the title of a commit, which is to stay in one line
 
 
 def find_base(folder: str | Path, base_model_id: str | None = None) -> str:
@@ -42,6 +38,7 @@ def find_base(folder: str | Path, base_model_id: str | None = None) -> str:
     recorded = text_of(part(read_json(Path(folder) / PROVENANCE_NAME), "base").get("name"))
     # The record names folders by their last part: where the two differ, the base was a folder.
     is_folder = recorded not in (None, typed) and "/" not in recorded
+    # With `./` it counts as a path, also where the folder is gone by now.
     return resolve_base_id(f"./{typed}" if is_folder else typed, base_model_id)
 
 
@@ -56,7 +53,7 @@ def resolve_base_id(base: str, base_model_id: str | None = None) -> str:
         if not is_hub_id(base_model_id):
             raise UserError(f"--base_model_id {base_model_id} is no Hub id: give one such as THUDM/chatglm3-6b.")
         return base_model_id
-    name = public_name(base) if base else ""
+    name = public_name(base) if base else ""  # of an empty path it would be the name of the current folder
     if not is_hub_id(name):
         raise UserError(
             f"The base {base.removeprefix('./') or 'of the adapter'} is a folder of this machine, and on the Hub an "
@@ -73,9 +70,9 @@ def collect_files(
 
     Args:
         folder: of an adapter, such as a run's output or a checkpoint.
-        base: the Hub id of its base.
-        repo_id: where they go; `None` where that is not known.
-        language: of the card; `None` for that of the training.
+        base: the Hub id of the base.
+        repo_id: the repository that they go to; `None` where that is not known.
+        language: of the card; `None` for the one that training was given.
 
     Raises:
         UserError: there is no adapter, or a file holds a path of this machine or a token.
@@ -84,6 +81,7 @@ def collect_files(
     _read_config(folder)
     adapter_id = repo_id if repo_id and is_hub_id(repo_id) else None
     files = {name: (folder / name).read_bytes() for name in SENT_NAMES if (folder / name).is_file()}
+    # Built anew, as the card that training wrote knows no Hub ids of the adapter and of a base from a folder.
     files[CARD_NAME] = build_card(folder, base, language, adapter_id).encode()
     for name in (CONFIG_NAME, PROVENANCE_NAME):
         if name in files:
@@ -110,7 +108,8 @@ def _describe_scores(folder: Path) -> str:
 
 
 def _last_logged(folder: Path) -> dict[str, Any]:
-    """Return the last scores of a checkpoint, by the trainer's record."""
+    """Return the last scores that the trainer logged before it saved a checkpoint."""
+    # A checkpoint has no files of results: those are written when training ends.
     history = read_json(folder / "trainer_state.json").get("log_history")
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
     logged = {"train_loss" if name == "loss" else name: entry[name] for entry in entries for name in entry}
@@ -118,7 +117,7 @@ def _last_logged(folder: Path) -> dict[str, Any]:
 
 
 def _name_base(name: str, content: bytes, base: str) -> bytes:
-    """Put the base's Hub id into a config of PEFT's or a record."""
+    """Put the base's Hub id into PEFT's config or the record: PEFT writes a path there as it was typed."""
     try:
         value = json.loads(content)
     except ValueError as error:
@@ -131,8 +130,9 @@ def _name_base(name: str, content: bytes, base: str) -> bytes:
 
 
 def _check_private(files: dict[str, bytes], folder: Path) -> None:
-    """Raise a `UserError` where a place of this machine or a token is in a file, of whatever kind."""
+    """Raise a `UserError` where a path of this machine or a token is in a file, of whatever kind."""
     places = {str(place) for place in (folder.absolute(), folder.resolve(), Path.cwd(), Path.home())}
+    # Short ones such as / and /root are left out: they stand in texts that tell of no machine.
     private = {place for place in places if len(Path(place).parts) > 2} | ({get_token()} - {None})
     private |= {json.dumps(text)[1:-1] for text in private}  # as JSON escapes it
     for name, content in files.items():

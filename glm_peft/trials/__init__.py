@@ -1,1 +1,1 @@
-"""What the hyper-parameter search is made of: its space, its study, one trial, and what it shows."""
+"""Search for hyper-parameters: the space of values, the Optuna study, one trial, and the report."""

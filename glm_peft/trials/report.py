@@ -1,4 +1,4 @@
-"""What a search tells: the table of its trials, its pictures, and the configuration of the best."""
+"""Report on a search: the table of its trials, two plots, and the configuration of the best."""
 
 import re
 import warnings
@@ -23,9 +23,10 @@ HISTORY_NAME, PARAMETERS_NAME = "history.png", "parameters.png"
 
 _ATTRIBUTES = ("number", "state", "value", "params", "intermediate_values", "user_attrs", "duration")
 _STATES = {"COMPLETE": "complete", "PRUNED": "ended early", "FAIL": "failed"}
-_FAR = 2.0  # times from the best to the middle of the others: results that are farther off are drawn at the edge
+_FAR = 2.0  # times the distance from the best to the median of the others: what is farther is drawn at the edge
 _DOTS_PER_INCH = 120
 _WIDEST = 24  # characters of a value in the table
+# Without exponents: YAML takes 1e-4 for text, and so it is written as text, which training reads as a number.
 _is_number = re.compile(r"-?\d+(\.\d+)?").fullmatch
 
 
@@ -38,6 +39,7 @@ def tabulate_trials(study: optuna.Study) -> pandas.DataFrame:
         `reason` of a failure, and `duration` in seconds.
     """
     table = study.trials_dataframe(attrs=_ATTRIBUTES)
+    # A trial that was stopped is done again under a new number: it is no row.
     table = table[table["number"].isin([trial.number for trial in counted_trials(study)])]
     table.columns = [name.removeprefix("params_").removeprefix("user_attrs_") for name in table.columns]
     table["state"], table["duration"] = table["state"].map(_STATES), table["duration"].dt.total_seconds()
@@ -61,12 +63,13 @@ def format_trials(ranked: pandas.DataFrame, metric: str, names: Sequence[str]) -
     Format a table with one trial in a line, and the reasons of failures.
 
     Args:
-        ranked: in the order of the lines.
-        metric: heading of what they are judged by.
+        ranked: the trials, in the order of the lines.
+        metric: heading of the results that trials are compared by.
         names: of the arguments that are searched.
     """
     shown = ranked[["number", "value", *(name for name in names if name in ranked), "state"]]
     shown = shown.rename(columns={"number": "trial", "value": metric, "state": "end"})
+    # A failed trial has no result, and its cell stays empty.
     shown[metric] = shown[metric].map("{:.4f}".format, na_action="ignore")
     with pandas.option_context("display.unicode.east_asian_width", True):  # a Chinese character takes two columns
         table = shown.to_string(index=False, na_rep="", float_format="{:.4g}".format, max_colwidth=_WIDEST)
@@ -80,9 +83,9 @@ def plot_search(study: optuna.Study, metric: str, folder: Path) -> list[Path]:
     Draw the results of the complete trials, by their number and by the value of each argument.
 
     Args:
-        study: with a complete trial.
-        metric: name of what trials are judged by.
-        folder: where the pictures go.
+        study: with at least one complete trial.
+        metric: name of the result that trials are compared by.
+        folder: where the plots are written.
     """
     import matplotlib
 
@@ -99,6 +102,7 @@ def plot_search(study: optuna.Study, metric: str, folder: Path) -> list[Path]:
         # These plots are experimental by Optuna's word, and fonts may lack the characters of a choice.
         warnings.simplefilter("ignore")
         for name, plot in plots.items():
+            # One axis of the history, and of the other plot one for each argument, which share the vertical axis.
             axes = np.ravel(plot(target_name=metric))
             margin = 0.05 * (limits[1] - limits[0] or 1.0)
             axes[0].set_ylim(limits[0] - margin, limits[1] + margin)
@@ -109,7 +113,7 @@ def plot_search(study: optuna.Study, metric: str, folder: Path) -> list[Path]:
 
 
 def _find_limits(study: optuna.Study) -> tuple[float, float]:
-    """The lowest and highest result at its place; a loss that is far off would press the others together."""
+    """Return the lowest and highest result drawn at its place; one far off would press the others together."""
     values = [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     best = study.best_value
     far = best + _FAR * (median({*values} - {best} or {best}) - best)
@@ -121,9 +125,10 @@ def write_best(folder: Path, best: FrozenTrial, metric: str, settings: Settings,
     Write `best.yaml`: the configuration of the best trial, which `glm_peft/train.py` runs.
 
     Args:
-        settings: of training, with the values of the trial.
-        command: that trains it, for the header.
+        settings: the settings of training with the values of the trial.
+        command: the command that trains with it, for the header.
     """
+    # As in a trial, which trains and evaluates whatever the settings say of it.
     own = {"output_dir": [str(folder / "best")], "do_train": ["true"], "do_eval": ["true"]}
     config = {name: _as_yaml(words) for name, words in (settings | own).items()}
     head = f"# Trial {best.number} of a search, {metric} {best.value!r}. Train it with\n#   {command}\n"
@@ -144,6 +149,6 @@ def _format_value(value: Any) -> str:
 
 
 def _as_yaml(words: Sequence[str]) -> Any:
-    """Words as YAML's own values where that is how a person would write them; others are quoted where needed."""
+    """Return words as YAML's own values where a person would write them so; others are quoted where needed."""
     values = [yaml.safe_load(word) if _is_number(word) or word in ("true", "false") else word for word in words]
     return values[0] if len(values) == 1 else values

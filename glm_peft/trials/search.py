@@ -1,4 +1,4 @@
-"""A search: trials that Optuna chooses, one after the other, and a report on all."""
+"""Run a search: trials that Optuna chooses, one after the other, and a report on all."""
 
 import logging
 import math
@@ -50,8 +50,8 @@ class Search:
     A search, from its arguments to its report.
 
     Args:
-        search_args: its own.
-        settings: of training, with which every trial begins.
+        search_args: the arguments of the search itself.
+        settings: the settings of training that every trial starts from.
 
     Raises:
         UserError: the space or the settings are wrong.
@@ -64,6 +64,7 @@ class Search:
         self.space = read_space(search_args.space)
         self.names = [parameter.name for parameter in self.space]
         arguments = parse_trial(settings, self.folder)
+        # The config alone, without weights: what is wrong in the space is told within seconds.
         self.config = load_config(arguments.model)
         with without_warnings():
             check_space(self.space, settings, search_args.metric, self.parse)
@@ -84,6 +85,7 @@ class Search:
                 self.run_trials(study)
             except StoppedBySignal as signalled:
                 stop = signalled
+            # A signal may have come where Optuna does not catch it, outside of the trial itself.
             fail_running_trials(study)
             self.remove_stopped(study)
             with suppress(OSError):  # it holds checkpoints that are kept
@@ -113,6 +115,7 @@ class Search:
         if args.stop_early and self.arguments.training.eval_strategy == "no":
             logger.info("No trial ends early, as none is evaluated on its way: --eval_strategy steps would do that.")
         workbench = Workbench(self.arguments)
+        # The median of fewer trials than are random would end good ones by chance.
         study.pruner = (
             optuna.pruners.MedianPruner(args.random_trials) if args.stop_early else optuna.pruners.NopPruner()
         )
@@ -122,6 +125,7 @@ class Search:
         def end_trial(study: optuna.Study, trial: FrozenTrial) -> None:
             logger.info("Trial %d: %s", trial.number, self.describe_end(study, trial))
             bar.update()
+            # After this trial counts: the seed of the next one depends on the number of trials that do.
             reseed(study, args.sampler_seed, args.random_trials)
 
         reseed(study, args.sampler_seed, args.random_trials)
@@ -138,7 +142,7 @@ class Search:
         Run a trial, which may fail.
 
         Returns:
-            What trials are compared by, or NaN, by which Optuna takes the trial for failed.
+            The result that trials are compared by; NaN for a trial that failed.
         """
         reason = ""
         try:
@@ -150,6 +154,7 @@ class Search:
         except UserError as error:
             reason = str(error)
         except (RuntimeError, MemoryError) as error:
+            # accelerate knows how each device words a lack of memory; any other error ends the search.
             if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
                 raise
             reason = "out of memory"
@@ -159,7 +164,7 @@ class Search:
         if reason:  # out here, where no error holds on to memory any more
             release_memory()
             trial.set_user_attr(REASON, reason)
-            return math.nan
+            return math.nan  # which Optuna takes for failed and goes on, where an exception would end the search
         for name, score in select_scores(metrics).items():
             trial.set_user_attr(name, score)
         return value
@@ -168,7 +173,7 @@ class Search:
         """Return how a trial ended, for the log."""
         if trial.state == TrialState.FAIL:
             return f"failed: {trial.user_attrs[REASON]}"
-        result = f"{self.metric} {trial.value:.4f}"
+        result = f"{self.metric} {trial.value:.4f}"  # of a pruned trial the last that it reported, by Optuna
         if trial.state == TrialState.PRUNED:
             return f"ended early at step {trial.last_step}, {result}"
         return result + (", the best so far" if study.best_trial.number == trial.number else "")
@@ -183,7 +188,7 @@ class Search:
         return resolve_trial(arguments, self.config)
 
     def describe(self) -> dict[str, Any]:
-        """Return what makes it this search and no other."""
+        """Return all that must stay the same for a search to be continued in its folder."""
         own = ("metric", "random_trials", "stop_early", "sampler_seed")
         described: dict[str, Any] = {f"--{name}": getattr(self.search_args, name) for name in own}
         fixed = {name: words for name, words in self.settings.items() if name not in self.names}
@@ -191,6 +196,7 @@ class Search:
         described |= {f"{parameter.name} in the space": parameter.describe() for parameter in self.space}
         data_args = self.arguments.data
         files = {"train": data_args.train_file} | validation_files(data_args.validation_file)
+        # By their content, as a file may have been replaced under its name; Hub data sets are known by name alone.
         there = {name: file for name, file in files.items() if file and Path(file).is_file()}
         return described | {f"{name} rows of sha256": digest_file(file) for name, file in there.items()}
 
@@ -210,7 +216,7 @@ class Search:
         return best
 
     def draw(self, study: optuna.Study) -> list[Path]:
-        """Draw the pictures; one that cannot be drawn must not cost the search its results."""
+        """Draw the plots, and return their files; a failure must not cost the search its results."""
         try:
             return plot_search(study, self.metric, self.folder)
         except (OSError, ImportError) as error:
@@ -218,10 +224,11 @@ class Search:
             return []
 
     def write_best(self, best: FrozenTrial) -> str:
-        """Write the configuration of the best trial, and return what is said of it."""
+        """Write the configuration of the best trial, and return the lines that tell of it."""
         device = "cpu" if self.arguments.training.device.type == "cpu" else "single_gpu"
         command = f"accelerate launch --quiet --config_file accelerate_configs/{device}.yaml "
         command += f"glm_peft/train.py {self.folder / BEST_NAME}"
+        # A FixedTrial suggests the values that it is given: the settings come about as they did in the trial.
         settings = draw_settings(self.space, self.settings, FixedTrial(best.params))
         write_best(self.folder, best, self.metric, settings, command)
         found = f"trial {best.number}, {self.metric} {best.value:.4f}: {describe_values(best, self.names)}"
@@ -230,7 +237,7 @@ class Search:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Parse the settings inside without warnings, which were given when the command itself was parsed."""
+    """Silence the warnings of the parser inside: they were given when the command itself was parsed."""
     parser = logging.getLogger("glm_peft.arguments.command_line")
     former = parser.level
     parser.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The space of a search: which arguments of training are tried with which values, and when each has an effect."""
+"""Describe the space of a search: which arguments of training take which values, and when each has an effect."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ class Parameter:
     Args:
         name: of its flag.
         where: file and line, for errors.
-        distribution: its values.
+        distribution: the values that are tried.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Parameter:
 
     @property
     def samples(self) -> tuple[Value, ...]:
-        """The choices, or the ends of the range."""
+        """Return the choices, or the ends of the range."""
         values = self.distribution
         return values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high)
 
     def describe(self) -> Any:
-        """Return what another run of the same search must have too, as JSON has it."""
+        """Return the values as JSON, which must be the same where a search is continued."""
         if isinstance(self.distribution, CategoricalDistribution):
             return list(self.distribution.choices)
         return {
@@ -77,6 +77,7 @@ def draw_settings(space: Sequence[Parameter], fixed: Settings, trial: BaseTrial)
     drawn; where a switch such as `prefix_init` is searched, it is also taken out of the fixed ones.
     """
     settings = dict(fixed)
+    # The switches first, as they decide what else is drawn; `sorted` leaves all others in the order of the file.
     for parameter in sorted(space, key=lambda each: (*SWITCHES, each.name).index(each.name)):
         if has_effect(parameter.name, settings):
             words = _as_words(parameter, parameter.suggest(trial))
@@ -98,6 +99,7 @@ def has_effect(name: str, settings: Mapping[str, Sequence[str]]) -> bool:
         return False  # a method that does not exist is refused by training's own parser
     if name == "encoder_hidden_size":
         return method == P_TUNING or is_set("prefix_projection", "true")
+    # A prefix from a text is the keys and values of that text: there is nothing to project.
     if name == "prefix_projection":
         return not is_set("prefix_init", "text")
     needed = {"prefix_init_text": "text", "prefix_init_std": "normal"}
@@ -106,7 +108,7 @@ def has_effect(name: str, settings: Mapping[str, Sequence[str]]) -> bool:
 
 def check_space(space: Sequence[Parameter], fixed: Settings, metric: str, check: Callable[[Settings], object]) -> None:
     """
-    Check every value before anything is loaded.
+    Refuse, before weights are loaded, a space with a value that training would refuse.
 
     Args:
         fixed: the settings of training that all trials share.
@@ -124,6 +126,7 @@ def check_space(space: Sequence[Parameter], fixed: Settings, metric: str, check:
         trial, value = FixedTrial(values), values[parameter.name]
         settings = draw_settings(space, fixed, trial)
         # Switches are checked beside each other, everything else once: a check takes some hundredths of a second.
+        # By `repr`, as 1, 1.0 and True are equal in a set.
         is_new = parameter.name in SWITCHES or repr(value) not in checked[parameter.name]
         if parameter.name in trial.params and is_new:
             _check_value(parameter, value, settings, check)
@@ -134,7 +137,7 @@ def check_space(space: Sequence[Parameter], fixed: Settings, metric: str, check:
 
 
 def _combinations(space: Sequence[Parameter]) -> Iterator[tuple[Parameter, dict[str, Value]]]:
-    """Each value of each parameter, beside all combinations of the switches and the first values of the others."""
+    """Yield each value of each parameter, beside all combinations of switches and the first values of the others."""
     switches = [parameter for parameter in space if parameter.name in SWITCHES]
     first = {parameter.name: parameter.samples[0] for parameter in space}
     for chosen in product(*(switch.samples for switch in switches)):
@@ -172,7 +175,7 @@ def _check_name(parameter: Parameter, fixed: Settings, metric: str) -> None:
 
 
 def _as_words(parameter: Parameter, value: Value) -> list[str] | None:
-    """The words after the flag; `None`: the argument is not given."""
+    """Return the words after the flag; `None` where the argument is not given."""
     if value is None:
         return None
     text = _text(value)

@@ -1,5 +1,5 @@
 """
-The file that says what to search, in lines such as `num_virtual_tokens: [16, 64, 128]` for values to choose from, or
+Read the file of a space, with lines such as `num_virtual_tokens: [16, 64, 128]` for values to choose from, or
 `learning_rate: {low: 1e-4, high: 1e-1, log: true}` for a range.
 """
 
@@ -22,12 +22,13 @@ _RANGE = ("low", "high", "log", "step")
 
 def read_space(file: str) -> list[Parameter]:
     """
-    Read the arguments to search.
+    Read the arguments to search, and their values.
 
     Raises:
         UserError: the file cannot be read, or a line is no list of values and no range.
     """
     settings = read_config(file)
+    # Once more, as `read_config` leaves out what has no value, which in a space is a mistake.
     named = yaml.safe_load(Path(file).read_text(encoding="utf-8-sig")) or {}
     empty = sorted(map(str, set(named) - {setting.name for setting in settings}))
     if empty or not settings:
@@ -45,13 +46,14 @@ def _read_distribution(setting: Setting) -> Distribution:
     if len(words) == 1 and words[0].startswith("{"):
         return _read_range(where, json.loads(words[0]), argument_kinds()[name])
     choices = [_read_value(word, argument_kinds()[name]) for word in words]
+    # By `repr`, as 1, 1.0 and True are equal in a set.
     if not choices or len(set(map(repr, choices))) < len(choices):
         raise UserError(f"{where}: {', '.join(words) or 'nothing'} is no list of different values.")
     return CategoricalDistribution(choices)
 
 
 def _read_value(word: str, kinds: set[type]) -> Value:
-    """A word of the file as the argument has it; what does not fit is left to the check by training's own parser."""
+    """Return a word of the file in the argument's type; what does not fit is left to the parser of training."""
     if word in ("null", "~"):
         return None
     if bool in kinds and word.lower() in ("true", "false"):
@@ -72,6 +74,7 @@ def _read_range(where: str, given: Mapping[str, Any], kinds: set[type]) -> Distr
         raise UserError(f"{where}: {what}, a range is {{low: 1e-4, high: 1e-1}}, with log: true or a step if wanted.")
     if not kinds & {int, float}:
         raise UserError(f"{where}: a range is for numbers: give a list of values.")
+    # An argument that may be both is a float: a range of integers would leave out what lies between.
     kind, make = (float, FloatDistribution) if float in kinds else (int, IntDistribution)
     numbers = {name: _read_number(f"{where}: {name}", given[name], kind) for name in given if name != "log"}
     log = given.get("log", False)

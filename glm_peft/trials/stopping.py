@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a search, of which nothing of the trial that runs is kept."""
+"""Stop a search at Ctrl-C and SIGTERM; nothing is kept of the trial that runs, which is done again."""
 
 import signal
 from collections.abc import Iterator
@@ -8,9 +8,10 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+# A KeyboardInterrupt, which no `except Exception` on its way holds up, and at which Optuna sets the trial to failed.
 class StoppedBySignal(KeyboardInterrupt):
     """
-    Ends a search at once.
+    Raised by a signal, to end a search at once.
 
     Args:
         number: of the signal.
@@ -19,7 +20,7 @@ class StoppedBySignal(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.exit_code = 128 + number
-        """A shell's number for a process that the signal ended."""
+        """The exit code that shells give to a process which the signal ended."""
 
 
 def raise_at_signals() -> None:
@@ -32,7 +33,7 @@ def raise_at_signals() -> None:
 
 @contextmanager
 def raising_at_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM raise `StoppedBySignal` inside, and do afterwards what they did before."""
+    """Let Ctrl-C and SIGTERM raise `StoppedBySignal` inside, and put the former handlers back afterwards."""
     former = {number: signal.getsignal(number) for number in SIGNALS}
     raise_at_signals()
     try:

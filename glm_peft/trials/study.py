@@ -1,4 +1,4 @@
-"""The Optuna study of a search: opened in its folder, gone on with after a stop, and drawn from by a seed."""
+"""Open the Optuna study of a search in its folder, continue it after a stop, and seed what it draws."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -29,6 +29,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process is searching there.
     """
+    # Optuna lets several processes share a study. The lock ends with the process, however that is killed.
     try:
         lock = FileLock(folder / _LOCK_NAME).acquire(timeout=0)
     except Timeout as error:
@@ -41,17 +42,17 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 def open_study(folder: Path, direction: str, search: Mapping[str, Any]) -> optuna.Study:
     """
-    Open the study in a folder, or create it; none of its trials is running.
+    Open the study in a folder, or create it, and end trials that a kill left running.
 
     Args:
         folder: held by `hold_folder`.
         direction: `minimize` or `maximize`.
-        search: what makes it this search and no other, as JSON has it.
+        search: all that must stay the same for the search to be continued, as JSON has it.
 
     Raises:
         UserError: the file is of another search, or is no file of a search.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search itself tells of each trial
     path = folder / DATABASE_NAME
     try:
         names = {"storage": optuna.storages.get_storage(f"sqlite:///{path.absolute()}"), "study_name": STUDY_NAME}
@@ -71,33 +72,30 @@ def open_study(folder: Path, direction: str, search: Mapping[str, Any]) -> optun
 
 
 def fail_running_trials(study: optuna.Study) -> None:
-    """
-    End the trials that a kill or a signal left running.
-
-    Optuna's heartbeat would do so after a minute at the earliest; who holds the folder knows that none is running.
-    """
+    """Set the trials that a kill or a signal left running to failed."""
+    # Optuna's heartbeat would do so after a minute at the earliest; who holds the folder knows that none is running.
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
 
 
 def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that came to an end of their own; one that was stopped is done again."""
+    """Return the trials that ended by themselves, without those that were stopped and are to be done again."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     return [trial for trial in trials if trial.state != TrialState.FAIL or REASON in trial.user_attrs]
 
 
 def reseed(study: optuna.Study, seed: int, random_trials: int) -> None:
     """
-    Let the next trial's values depend on the seed and on the trials that count, and on nothing else.
-
-    A sampler that went on would have drawn another number of values after a stop than without it.
+    Make the next trial's values depend on the seed and on the trials that count, and on nothing else.
 
     Args:
         seed: 0 or more.
         random_trials: number of trials at the beginning whose values do not depend on the trials before.
     """
+    # A sampler that went on would have drawn another number of values after a stop than without it. A SeedSequence,
+    # as the sum of both numbers would give seed 1 the draws that seed 0 has one trial later.
     own = np.random.SeedSequence([seed, len(counted_trials(study))]).generate_state(1)[0]
-    # One trial runs at a time: none that is running has to be kept away from.
+    # One trial runs at a time, and so needs no distance from others that run, which Optuna would keep by default.
     study.sampler = optuna.samplers.TPESampler(n_startup_trials=random_trials, seed=int(own), constant_liar=False)
 
 

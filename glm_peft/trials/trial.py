@@ -1,5 +1,5 @@
 """
-One trial of a search: a training run as `glm_peft/train.py` makes it, on a base and rows that all trials share.
+Run one trial of a search: a training run as `glm_peft/train.py` makes it, on a base and rows that all trials share.
 
 With the same settings both give the same losses, bit for bit on a CPU.
 """
@@ -35,19 +35,21 @@ from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.training.trainer import PrefixTrainer
 from glm_peft.trials.stopping import raise_at_signals
 
-_SHARED_STATES = ("state", "quant_state")  # of bitsandbytes' layers: numbers outside parameters and buffers
+_SHARED_STATES = ("state", "quant_state")  # of bitsandbytes' layers: tensors outside parameters and buffers
 
 
 def parse_trial(settings: Settings, output_dir: str | Path, keep_checkpoints: bool = False) -> TrainArguments:
     """
-    The arguments of a trial, which trains and evaluates, and keeps no checkpoints if not asked.
+    Parse the arguments of a trial, which trains and evaluates, and keeps no checkpoints if not asked.
 
     Raises:
         UserError: training would refuse the settings.
     """
     own = {"output_dir": [str(output_dir)], "disable_tqdm": ["true"], "do_train": ["true"], "do_eval": ["true"]}
+    # A trial that was stopped is done again as a new one, from its first step.
     own |= {"do_predict": ["false"], "resume_from_checkpoint": ["false"]}
     if not keep_checkpoints:
+        # The best model is loaded from a checkpoint: the trainer needs one until the trial's end.
         needs_best = settings.get("load_best_model_at_end", ["false"])[-1].lower() in ("true", "1", "yes")
         own |= {"save_total_limit": ["1"]} if needs_best else {"save_strategy": ["no"]}
     return parse_train_arguments(as_command_line(settings | own))
@@ -55,7 +57,7 @@ def parse_trial(settings: Settings, output_dir: str | Path, keep_checkpoints: bo
 
 def resolve_trial(arguments: TrainArguments, config: PreTrainedConfig) -> TrainArguments:
     """
-    Return the arguments with everything decided that a method or an adapter decides.
+    Return the arguments with everything resolved that depends on the method or on a given adapter.
 
     Args:
         config: of the base.
@@ -70,10 +72,10 @@ def resolve_trial(arguments: TrainArguments, config: PreTrainedConfig) -> TrainA
 
 class Workbench:
     """
-    What all trials share: the base, which is loaded once, the tokenizer and the rows.
+    The base, the tokenizer and the rows that all trials share, loaded once.
 
     Args:
-        arguments: of training, as they are without what is searched.
+        arguments: the arguments of training before a trial changes any.
     """
 
     def __init__(self, arguments: TrainArguments) -> None:
@@ -83,7 +85,7 @@ class Workbench:
         self._encoded: tuple[tuple[Any, ...], EncodedSplits | None] = ((), None)
 
     def encode(self, data_args: DataArguments, with_prompts: bool) -> EncodedSplits:
-        """Encode the splits, or return what the trial before encoded where nothing of it has changed."""
+        """Return the encoded splits: those of the trial before, where no argument of the encoding has changed."""
         key = (with_prompts, *(getattr(data_args, name) for name in flags_with(data_args, "encodes")))
         if self._encoded[0] != key:
             base = self.base
@@ -113,11 +115,13 @@ class Workbench:
             eval_dataset=evaluation_sets(data.examples),
             score_answers=make_scorers(answering, data.prompts, settings, protocol),
         )
+        # Which the Trainer adds in the place of the bar that is switched off, and which prints every log.
         trainer.remove_callback(PrinterCallback)
         return trainer
 
     def make_model(self, arguments: TrainArguments) -> nn.Module:
-        """Put a fresh adapter on a copy of the base that shares its weights, or is whole where they are trained."""
+        """Put a fresh adapter on a copy of the base, which shares its weights unless these are trained themselves."""
+        # At the same point as in `glm_peft/train.py`: the adapter's first values are drawn next.
         transformers.set_seed(arguments.training.seed)
         is_full = arguments.model.peft_type == FULL
         model = copy.deepcopy(self.model) if is_full else share_weights(self.model)
@@ -125,24 +129,22 @@ class Workbench:
 
 
 def share_weights(base: PreTrainedModel) -> PreTrainedModel:
-    """
-    The base once more, without hooks or adapters that its copies get, and with the same numbers in memory.
-
-    A base cannot be given back as it was: PEFT replaces layers of it, and attention and loss are attached to it.
-    """
+    """Return a copy of the base that shares its tensors, but not the hooks and adapters that the copy gets."""
+    # A base cannot be given back as it was: PEFT replaces layers of it, and attention and loss are attached to it.
     shared = [*base.parameters(), *base.buffers()]
     shared += [state for module in base.modules() for name in _SHARED_STATES if (state := vars(module).get(name))]
+    # What is in its memo counts as copied already.
     return copy.deepcopy(base, {id(value): value for value in shared})
 
 
 class EvaluationReport(TrainerCallback):
     """
-    Reports each evaluation of a trial to Optuna, and ends the trial where Optuna finds it behind the others.
+    Report each evaluation of a trial to Optuna, and end the trial where Optuna finds it behind the others.
 
     Args:
         trial: Optuna's.
         metric: by which trials are compared, such as `loss`.
-        number_of_sets: of rows that are evaluated, each of which is told of by itself.
+        number_of_sets: number of validation sets.
         progress: the bar of the search, which also shows the step of the trial.
     """
 
@@ -151,23 +153,24 @@ class EvaluationReport(TrainerCallback):
         self.step, self.metrics = -1, {}
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Take the signals back from the trainer, which would keep a checkpoint of what is to be done again."""
+        """Take the signals back from the trainer, which would write a checkpoint of a trial that is done again."""
         raise_at_signals()
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Show how far the trial is, as often as tqdm finds right."""
+        """Show how far the trial is."""
         self.progress.set_postfix_str(f"step {state.global_step} of {state.max_steps}", refresh=False)
-        self.progress.update(0)
+        self.progress.update(0)  # draws it as often as tqdm finds right
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
         """
-        Report, once all sets of rows are evaluated.
+        Report the metrics to Optuna, once all validation sets are evaluated at this step.
 
         Raises:
             optuna.TrialPruned: the trial is behind.
         """
+        # The Trainer calls this once for each validation set, and Optuna keeps only the first report of a step.
         self.metrics = metrics if state.global_step != self.step else self.metrics | metrics
         self.step = state.global_step
         if sum(name.endswith("_loss") for name in self.metrics) == self.number_of_sets:
@@ -201,13 +204,14 @@ def run_trial(
     trainer.add_callback(report)
     trainer.train()
     trainer.remove_callback(report)  # a trial that came to its end is not ended early any more
+    # Where the last step was evaluated, once more would give the same; not where the best model was loaded since.
     is_known = report.step == trainer.state.global_step and not trainer.args.load_best_model_at_end
     return report.metrics if is_known else trainer.evaluate()
 
 
 def compute_objective(metrics: dict[str, float], metric: str) -> float:
     """
-    The number of an evaluation that trials are compared by; the mean where there are several sets of rows.
+    Return the result that trials are compared by; the mean where there are several validation sets.
 
     Raises:
         UserError: it is not finite.

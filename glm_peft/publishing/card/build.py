@@ -1,8 +1,7 @@
 """
 Build the model card of an output folder from nothing but what the folder holds: the same folder gives the same card.
 
-Training writes it, and whoever publishes the folder builds it again with ids of the Hub in it. All words stand in two
-templates, one for each language.
+Training writes it, and a push builds it again with Hub ids in it.
 """
 
 from pathlib import Path
@@ -26,7 +25,7 @@ CARD_NAME = "README.md"
 TEMPLATES = {"en": Path(__file__).with_name("card.md.jinja"), "zh": Path(__file__).with_name("card_zh.md.jinja")}
 """By the value of `--card_language`."""
 
-# Types as the Hub knows metrics.
+# By our names: the type by which the Hub knows the metric, and the title.
 _METRICS = {
     "rouge-1": ("rouge", "ROUGE-1"),
     "rouge-2": ("rouge", "ROUGE-2"),
@@ -90,6 +89,7 @@ def build_metadata(facts: Facts) -> ModelCardData:
     base = facts.base if facts.base_is_on_hub else None
     source = facts.train.source
     results = [result for scores in facts.scores for result in _eval_results(scores, facts.protocol)]
+    # `ModelCardData` raises where there are results and no name of the model.
     title = f"{'Fully fine-tuned model' if facts.is_full else facts.method_title}: {facts.base or '–'}"
     return ModelCardData(
         library_name="transformers" if facts.is_full else "peft",
@@ -99,6 +99,7 @@ def build_metadata(facts: Facts) -> ModelCardData:
         **facts.licence,
         pipeline_tag="text-generation",
         tags=_tags(facts),
+        # Ids alone, which the Hub links; the name of a file is told in the model-index.
         datasets=[source] if source and not facts.train.is_file and is_hub_id(source) else None,
         metrics=list(dict.fromkeys(result.metric_type for result in results if result.metric_type != "loss")) or None,
         model_name=title if results else None,

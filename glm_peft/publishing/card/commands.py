@@ -1,4 +1,4 @@
-"""Write the commands of a model card, which must run as they stand there, and what its Python code is filled with."""
+"""Write the commands of a model card, which must run as they stand there, and the values in its Python code."""
 
 import json
 import shlex
@@ -12,13 +12,14 @@ from glm_peft.publishing.card.values import part, text_of
 _OUTPUT_DIR = "output/repeated"
 _LONGEST_QUESTION = 200  # characters
 _GREETING = "你好"
+# Whichever comes first limited the answers in the run, as in `GenerationSettings`.
 _LENGTHS = ("max_new_tokens", "val_max_target_length", "max_target_length")
 
 
 @dataclass(frozen=True)
 class Commands:
     """
-    What the reader types.
+    The commands of a card and the values of its Python code.
 
     Args:
         adapter: id or placeholder of the adapter, or of the model where there is no adapter.
@@ -62,6 +63,7 @@ def write_commands(
     given = {**recipe, **flags}
     adapter = adapter_id or f"path/to/{'model' if is_full else 'adapter'}"
     base = base if is_hub_id(base) else f"path/to/{base or 'base'}"
+    # One line, and no characters that a terminal does not show: the reader types it.
     asked = predictions[0]["prompt"] if predictions else ""
     question = asked if 0 < len(asked) <= _LONGEST_QUESTION and asked.isprintable() else _GREETING
     length = next((given[name] for name in _LENGTHS if isinstance(given.get(name), int)), 128)

@@ -1,4 +1,4 @@
-"""Read what a model card tells from the folder that a training run, or PEFT, saved an adapter in."""
+"""Read the facts of a model card from the folder that a training run, or PEFT, saved an adapter in."""
 
 import json
 import re
@@ -98,6 +98,7 @@ def read_facts(folder: str | Path, base_model_id: str | None = None, adapter_id:
         raise UserError(f"--base_model_id {base_model_id} is no id on the Hub: give it as OWNER/NAME.")
     config = _read_adapter_config(folder)
     record = read_provenance(str(folder)) if (folder / PROVENANCE_NAME).is_file() else {}
+    # The files win over the record: `predict` may have scored the adapter since it was trained.
     results = dict(part(record, "scores"))
     for name in (RESULTS_NAME, PREDICTION_RESULTS_NAME):
         results |= read_json(folder / name)
@@ -167,7 +168,7 @@ def _read_licence(recorded: Mapping[str, Any], base: str) -> dict[str, str]:
     found = {name: text.lower() for name in ("license", "license_name") if (text := text_of(recorded.get(name)))}
     if "license" not in found:
         return {}
-    if found["license"] == "other":
+    if found["license"] == "other":  # for which the Hub asks a name
         found.setdefault("license_name", f"{base.rsplit('/', 1)[-1].lower()}-license")
     link = (text_of(recorded.get("license_link")) or "").removeprefix("./")
     if is_hub_id(base) and _FILE.fullmatch(link):
@@ -178,6 +179,7 @@ def _read_licence(recorded: Mapping[str, Any], base: str) -> dict[str, str]:
 def _read_predictions(file: Path) -> list[dict[str, Any]]:
     """Return the rows of the predictions; none where one of them has another form."""
     try:
+        # Not `splitlines`, which also ends a line at characters that JSON leaves as they are, such as U+2028.
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
         rows = [{name: row.get(name) for name in _TEXTS} for row in rows]
     except (OSError, ValueError, AttributeError):
@@ -189,6 +191,7 @@ def _read_hardware(record: Mapping[str, Any], results: Mapping[str, Any]) -> dic
     hardware, memory = part(record, "hardware"), part(record, "measured", "peak_memory")
     seconds, versions = part(record, "measured", "seconds"), part(record, "versions")
     rows = {name: hardware[name] for name in ("device", "processes", "threads") if name in hardware}
+    # "NO" is accelerate's name for a single process.
     rows |= {"engine": hardware["engine"]} if hardware.get("engine", "NO") != "NO" else {}
     spent = {task: seconds.get(task, results.get(name)) for name, task in RUNTIMES.items()}
     rows |= {f"seconds_{task}": f"{value:,.1f}" for task, value in spent.items() if is_number(value)}

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+# All that `str.splitlines` takes for one, as a reader of Markdown may.
 _LINE_ENDS = re.compile(r"\r\n|[\r\n\v\f\x85\u2028\u2029]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # An underscore inside a word is none.
@@ -23,6 +24,7 @@ def escape_cell(text: str | None, limit: int) -> str:
     """Escape a text for a cell, cut to `limit` characters, with its line ends kept; a dash where there is no text."""
     if text is None:
         return "–"
+    # A line end would end the row of the table.
     return "<br>".join(escape(line) for line in _LINE_ENDS.sub("\n", shorten(text, limit)).split("\n"))
 
 

@@ -1,4 +1,4 @@
-"""Read the scores of a run, compute their confidence intervals, and tell how the scored answers were decoded."""
+"""Read the scores of a run and how its answers were decoded, and compute the scores' confidence intervals."""
 
 import logging
 import math
@@ -16,6 +16,7 @@ from glm_peft.reporting.file_names import PREDICTIONS_NAME
 
 _SHOWN = (*SCORE_NAMES, "exact_match", "loss", "prediction_length", "reference_length", *COUNT_NAMES)
 _SAMPLING = ("top_p", "top_k", "temperature")
+# The run may have summed the same scores in another order, which changes the last digits.
 _SAME = {"rel_tol": 1e-6, "abs_tol": 1e-6}
 
 logger = logging.getLogger(__name__)
