@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import assert_close
 from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -85,7 +86,10 @@ def test_the_prefix_is_what_peft_makes_for_every_row_and_made_once(model: PeftMo
             prompts = [model.get_prompt(batch_size=rows) for rows in (3, 2, 3)]
     hook.remove()
     assert len(calls) == 1
-    assert_equal(expected, prompts[0])
+    # Made for three rows at once, a projection is one larger product, which kernels may sum in another order.
+    for layer, own in zip(expected.layers, prompts[0].layers, strict=True):
+        assert_close(own.keys, layer.keys)
+        assert_close(own.values, layer.values)
     assert prompts[1].layers[0].keys.shape[0] == 2
 
 
