@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
-
-import torch
-from accelerate import PartialState
+from typing import TYPE_CHECKING, Any
 
 from glm_peft.reporting.file_names import RESULTS_NAME
 from glm_peft.reporting.files import write_atomically
+
+if TYPE_CHECKING:  # see glm_peft.reporting.log
+    import torch
 
 _LARGE = 1e9  # from here on numbers are shown by their power of ten, as operations are counted in 1e15
 
@@ -18,15 +18,17 @@ def print_section(title: str, body: str) -> None:
     print(f"\n{title}\n{body}", flush=True)  # in order with the log on stderr, into one file or pipe
 
 
-def describe_device(device: torch.device) -> str:
+def describe_device(device: "torch.device") -> str:
     """Return a text such as `cpu`, or a GPU's name and memory."""
     if device.type != "cuda":
         return str(device)
+    import torch
+
     properties = torch.cuda.get_device_properties(device)
     return f"{device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
 
 
-def describe_precision(dtype: torch.dtype, quantization_bit: int | None) -> str:
+def describe_precision(dtype: "torch.dtype", quantization_bit: int | None) -> str:
     """Return a base's precision as text, such as `torch.bfloat16, quantized to 4 bits`."""
     return f"{dtype}, {f'quantized to {quantization_bit} bits' if quantization_bit else 'not quantized'}"
 
@@ -45,6 +47,8 @@ def format_results(results: dict[str, float]) -> str:
 
 def save_results(results: dict[str, float], output_dir: str) -> None:
     """Write `all_results.json`, in the main process only."""
+    from accelerate import PartialState
+
     if PartialState().is_main_process:  # all processes have the same results
         write_atomically(Path(output_dir) / RESULTS_NAME, json.dumps(results, indent=4) + "\n")
 
