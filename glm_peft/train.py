@@ -15,7 +15,7 @@ from glm_peft.adapters.assembly import open_base, put_trainable_adapter_on
 from glm_peft.adapters.trained_state import save_adapter
 from glm_peft.arguments.splits import evaluation_sets
 from glm_peft.arguments.training import parse_train_arguments
-from glm_peft.data import describe_example, encode_splits
+from glm_peft.data import encode_splits
 from glm_peft.prediction.evaluation import Answering, choose_protocol, make_scorers, predict
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import keep_predictions
@@ -33,7 +33,7 @@ from glm_peft.reporting.results import format_results, save_results
 from glm_peft.training.checkpoints import choose_checkpoint, explain_failed_writing
 from glm_peft.training.curves import TrainingCurves
 from glm_peft.training.parallel.backends import resolve_backend
-from glm_peft.training.run_log import log_run
+from glm_peft.training.run_log import log_data, log_run
 from glm_peft.training.trainer import PrefixTrainer
 
 logger = logging.getLogger("glm_peft.train")
@@ -56,15 +56,12 @@ def main() -> None:
 
     # Data
     splits = load_splits(data_args, training_args.wanted_splits)
-    with_prompts = training_args.predict_with_generate
-    data = encode_splits(splits, base.chat_format, base.tokenizer, data_args, with_prompts)
-    for report in data.reports.values():
-        logger.info("%s", report)
+    encoding = (base.chat_format, base.tokenizer, data_args)
+    data = encode_splits(splits, *encoding, with_prompts=training_args.predict_with_generate)
     collator, batching = TrainingCollator(base.tokenizer, data_args.ignore_pad_token_for_loss), None
     if training_args.do_train:
-        logger.info("The first example\n%s", describe_example(base.tokenizer, data.examples["train"][0]))
         batching = plan_batching(data.examples["train"], collator, base.config, arguments)
-        logger.info("%s", batching.reason)
+    log_data(data, base.tokenizer, batching)
 
     # Model
     model = base.load_model(loading_device, runs_on=training_args.device)

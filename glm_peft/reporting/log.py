@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # a help text and a misspelt flag are to be answered before seconds of imports
     from transformers import TrainingArguments
 
-logger = logging.getLogger(__name__)
-
 
 def set_up_logging(level: int | None = None, is_main_process: bool = True) -> None:
     """

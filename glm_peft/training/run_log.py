@@ -1,17 +1,29 @@
 """Log what a training run is made of before it starts."""
 
+import logging
 import math
 from collections.abc import Mapping
 
 from peft import PeftModel, PeftType
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.training import TrainArguments
+from glm_peft.data import EncodedSplits, describe_example
 from glm_peft.preprocessing.batching import Batching
 from glm_peft.preprocessing.lengths import LengthReport
-from glm_peft.reporting.log import logger
 from glm_peft.reporting.results import describe_device, describe_precision, format_bytes
+
+logger = logging.getLogger(__name__)
+
+
+def log_data(data: EncodedSplits, tokenizer: PreTrainedTokenizerBase, batching: Batching | None) -> None:
+    """Log rows and lengths of every split, the first example of training token by token, and its batches."""
+    for report in data.reports.values():
+        logger.info("%s", report)
+    if batching:
+        logger.info("The first example\n%s", describe_example(tokenizer, data.examples["train"][0]))
+        logger.info("%s", batching.reason)
 
 
 def log_run(
