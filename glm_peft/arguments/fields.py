@@ -37,7 +37,7 @@ def option(default: Any, help: str, *aliases: str, **facts: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def flags_with(arguments: Any, fact: str, *values: Any) -> Iterator[str]:
+def flags_with(arguments: object, fact: str, *values: Any) -> Iterator[str]:
     """
     Yield the names of the flags of which a fact is stated.
 
@@ -60,7 +60,7 @@ def changed(arguments: Arguments, **values: Any) -> Arguments:
     return new
 
 
-def require_at_least_one(arguments: Any, *names: str) -> None:
+def require_at_least_one(arguments: object, *names: str) -> None:
     """Raise a `UserError` where one of these numbers is below 1."""
     for name in names:
         value = getattr(arguments, name)

@@ -35,7 +35,7 @@ def describe_recipe(arguments: "TrainArguments") -> dict[str, Any]:
     return {name: getattr(value, "value", value) for name, value in values.items() if value or name == "seed"}
 
 
-def describe_flags(*arguments: Any) -> dict[str, Any]:
+def describe_flags(*arguments: object) -> dict[str, Any]:
     """Return the flags that were given values other than their defaults; of files and folders only the names."""
     told: dict[str, Any] = {}
     for part in arguments:
@@ -78,7 +78,7 @@ def public_name(name_or_path: str) -> str:
     return Path(os.path.abspath(path)).name if is_folder else name_or_path
 
 
-def _changed_settings(arguments: Any) -> dict[str, Any]:
+def _changed_settings(arguments: object) -> dict[str, Any]:
     defaults = {own.name: own.default for own in dataclasses.fields(arguments)}
     names = flags_with(arguments, "recipe", "changed")
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) != defaults[name]}
