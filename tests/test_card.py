@@ -527,10 +527,15 @@ def test_any_value_comes_through_the_shell(name, value, adapter, tmp_path):
         ({"kind": "cuda", "processes": 4, "engine": "MULTI_GPU"}, "multi_gpu.yaml --num_processes 4 glm_peft"),
         ({"kind": "cuda", "processes": 2, "engine": "FSDP"}, "fsdp2.yaml --num_processes 2 glm_peft"),
         ({"kind": "cuda", "processes": 2, "engine": "DEEPSPEED", "zero_stage": 2}, "zero2.yaml --num_processes 2 "),
+        ({"kind": "cuda", "processes": 2, "engine": "DEEPSPEED", "zero_stage": 3}, "fsdp2.yaml --num_processes 2 "),
+        ({"kind": "cpu", "processes": 2, "engine": "MULTI_CPU"}, "cpu_2_processes.yaml --num_processes 2 "),
     ],
 )
 def test_the_recipe_is_launched_as_the_run_was(hardware, expected, adapter, tmp_path):
-    assert expected in build_card(copy_of(adapter, tmp_path / "folder", hardware=hardware))
+    card = build_card(copy_of(adapter, tmp_path / "folder", hardware=hardware))
+    assert expected in card
+    (config,) = set(re.findall(r"accelerate_configs/\w+\.yaml", card))
+    assert (Path(train.__file__).parents[1] / config).is_file()
 
 
 def given_flags(**given: Any) -> DataArguments | ModelArguments | TrainingArguments:

@@ -14,7 +14,6 @@ from transformers import TrainingArguments
 RUNTIMES = {"train_runtime": "train", "eval_runtime": "evaluate", "predict_runtime": "predict"}
 """The task whose seconds a result holds, by the result's name."""
 
-_OFFLOAD = tuple(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE" for part in ("PARAM", "OPTIMIZER"))
 _CPU_NAME = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
 
 
@@ -33,7 +32,7 @@ def describe_hardware(training_args: TrainingArguments) -> dict[str, Any]:
     # Accelerate's launcher hands its configuration on in the environment.
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if backend == "DEEPSPEED" else None
     if stage and stage.isdigit():
-        found |= {"zero_stage": int(stage), "offload": any(os.environ.get(name) == "cpu" for name in _OFFLOAD)}
+        found["zero_stage"] = int(stage)
     return found
 
 

@@ -98,10 +98,11 @@ def _launcher(hardware: Mapping[str, Any]) -> str:
     processes = processes if isinstance(processes, int) else 1
     on_cpu = hardware.get("kind") == "cpu"
     name = "cpu" if on_cpu else "single_gpu"
-    if engine == "FSDP":
+    # Adapters of earlier versions may record ZeRO-3, which is refused now: FSDP2 shards the base as it did.
+    if engine == "FSDP" or (engine == "DEEPSPEED" and hardware.get("zero_stage") == 3):
         name = "fsdp2"
     elif engine == "DEEPSPEED":
-        name = f"deepspeed_zero{hardware.get('zero_stage', 2)}{'_offload' if hardware.get('offload') else ''}"
+        name = "deepspeed_zero2"
     elif processes > 1:
         name = "cpu_2_processes" if on_cpu else "multi_gpu"
     number = f" --num_processes {processes}" if processes > 1 else ""
