@@ -28,6 +28,7 @@ from glm_peft.arguments.fields import changed
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.models.loading import find_generation, load_base_model, load_config
+from glm_peft.provenance.ownership import digest_weights, set_aside_results
 from glm_peft.provenance.record import describe_base, describe_weights, write_provenance
 from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.files import make_output_dir
@@ -74,7 +75,7 @@ def import_checkpoint(checkpoint: str, model_args: ModelArguments, output_dir: s
     config = load_config(model_args)
     check_width(prefix.weight.shape[1], config, checkpoint)
     generation = check_base(checkpoint, model_args, config)
-    folder = make_output_dir(output_dir)
+    folder, former = make_output_dir(output_dir), digest_weights(output_dir)
     # PEFT counts the text from P, the published code from 0: the keys are rotated as far.
     weight = rotate_prefix_keys(prefix.weight, config)
     # `contiguous`, as safetensors refuses views.
@@ -88,6 +89,7 @@ def import_checkpoint(checkpoint: str, model_args: ModelArguments, output_dir: s
     )
     _prepare_prompt_learning_config(adapter, config).save_pretrained(folder)
     tidy_weights(folder)
+    set_aside_results(folder, former)
     record = {"base": describe_base(config, generation), "converted_from": describe_weights(checkpoint)}
     write_provenance(folder, record | ({"chat_format": model_args.chat_format} if model_args.chat_format else {}))
     logger.info("%d virtual tokens from %s, as an adapter in %s", len(weight), checkpoint, folder)
@@ -111,11 +113,12 @@ def export_adapter(adapter: str, model_args: ModelArguments, output_dir: str) ->
     check_base(adapter, model_args, config)
     check_sizes(adapter_config, config, adapter)
     weight = read_flat_prefix(adapter, adapter_config).float()
-    folder = make_output_dir(output_dir)
+    folder, former = make_output_dir(output_dir), digest_weights(output_dir)
     # The config as published and not as translated: the published scripts read it.
     raw = PreTrainedConfig.get_config_dict(config.name_or_path)[0]
     raw.pop("_commit_hash", None)  # transformers puts it there, the file has none
     write_published_prefix(rotate_prefix_keys(weight, config, -len(weight)), raw, folder)
+    set_aside_results(folder, former)
     logger.info("%d virtual tokens from %s, as a published checkpoint in %s", len(weight), adapter, folder)
 
 

@@ -25,6 +25,8 @@ from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import PartialPredictions, check_resumable
 from glm_peft.prediction.run_description import describe_run, describe_settings
 from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.provenance.ownership import claim_folder, state_origin
+from glm_peft.provenance.record import describe_data
 from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.files import new_output_dir
 from glm_peft.reporting.log import set_up_logging
@@ -46,6 +48,7 @@ def main() -> None:
         with new_output_dir(predict_args.output_dir):
             check_resumable(predict_args.output_dir, predict_args.resume)
             base = open_base(model_args)
+            weights = claim_folder(predict_args.output_dir, base.model_args)
 
     # One prompt
     if predict_args.prompt is not None:
@@ -63,11 +66,12 @@ def main() -> None:
 
     # Answers, each batch on the disk as soon as it is there
     run = describe_run(base.model_args, features, settings)
+    origin = state_origin(weights, describe_data(data_args, {"test": split}), "test")
     with PartialPredictions(predict_args.output_dir, run, predict_args.resume) as partial:
         answering = load_answering(base)
         log_settings(settings, features, partial)
         protocol = choose_protocol(base.chat_format, data_args.metric_protocol)
-        results = predict(answering, features, settings, protocol, predict_args.output_dir, partial)
+        results = predict(answering, features, settings, protocol, predict_args.output_dir, partial, origin)
         partial.remove()
     logger.info("%s", format_results(results))
     logger.info("Predictions and scores: %s", predict_args.output_dir)

@@ -15,8 +15,9 @@ from glm_peft.errors import UserError
 from glm_peft.hub.errors import Unsent
 from glm_peft.hub.rights import check_name, check_rights
 from glm_peft.hub.upload import Target, send, with_retries
-from glm_peft.publishing.files import CARD_NAME, collect_files, describe_commit, find_base
+from glm_peft.publishing.files import collect_files, describe_commit, find_base
 from glm_peft.reporting.exits import exit_with_user_errors
+from glm_peft.reporting.file_names import CARD_NAME
 from glm_peft.reporting.log import set_up_logging
 from glm_peft.reporting.results import format_bytes, print_section
 

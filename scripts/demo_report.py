@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from glm_peft.prediction.prediction_files import RESULTS_NAME
+from glm_peft.reporting.file_names import PREDICT_RESULTS_NAME as RESULTS_NAME
 from glm_peft.reporting.file_names import PREDICTIONS_NAME
 
 SCORES = {"BLEU-4": "bleu-4", "ROUGE-1": "rouge-1", "ROUGE-2": "rouge-2", "ROUGE-L": "rouge-l"}

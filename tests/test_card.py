@@ -35,6 +35,7 @@ from glm_peft.errors import UserError
 from glm_peft.hub.rights import is_hub_id
 from glm_peft.metrics import compute_scores, score_pair
 from glm_peft.preprocessing.conversations import Conversation
+from glm_peft.provenance.ownership import digest_weights
 from glm_peft.provenance.recipe import describe_flags
 from glm_peft.provenance.record import find_languages, read_licence
 from glm_peft.publishing.card.build import TEMPLATES, build_card
@@ -251,7 +252,10 @@ def test_a_hub_data_set_is_named_with_its_configuration(adapter, tmp_path):
         name: {"dataset": "owner/rows", "config": "small", "rows": 5, "rows_sha256": "0" * 64}
         for name in ("train", "test")
     }
-    card = build_card(copy_of(adapter, tmp_path / "folder", data=data))
+    folder = copy_of(adapter, tmp_path / "folder", data=data)
+    for file in (folder / "all_results.json", folder / "predict_results.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"data": {"test": data["test"]}}))
+    card = build_card(folder)
     assert metadata_of(card)["datasets"] == ["owner/rows"]
     (result, *_) = [one for one in ModelCard(card).data.eval_results if one.dataset_split == "test"]
     assert (result.dataset_type, result.dataset_config) == ("owner/rows", "small")
@@ -328,9 +332,18 @@ def test_the_commit_of_the_base_is_told(adapter, tmp_path):
 
 
 def test_a_stop_in_between_is_told(adapter, tmp_path):
-    sentence = "The run was stopped in between and resumed."
-    assert sentence in build_card(copy_of(adapter, tmp_path / "folder", resumed=True))
-    assert sentence not in build_card(adapter)
+    (stretch,) = json.loads((adapter / "provenance.json").read_text())["stretches"]
+    resumed = stretch | {"start": "checkpoint", "steps": [12, 20], "seconds": 4.5}
+    other = resumed | {"data": stretch["data"] | {"file": "other.json", "sha256": "f" * 64, "rows_sha256": "f" * 64}}
+    repeats = "this command repeats the run"
+    for second, is_repeated in ((resumed, True), (other, False)):
+        card = build_card(copy_of(adapter, tmp_path / str(is_repeated), stretches=[stretch, second]))
+        (_, *rows) = next(table for table in tables(card) if table[0][0] == "steps")
+        assert [row[0] for row in rows] == ["1–12", "13–20"] and rows[1][4] == "4.5"
+        assert (repeats in card) is is_repeated
+    assert "12 rows of `train.json`, then 12 rows of `other.json`" in card
+    former = copy_of(adapter, tmp_path / "former", stretches=None, resumed=True)  # as earlier versions recorded it
+    assert repeats not in build_card(former) and repeats in build_card(adapter)
 
 
 # Examples
@@ -613,6 +626,7 @@ def with_answers(adapter: Path, folder: Path, answers: list[str]) -> list[dict[s
     (folder / "generated_predictions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     scores = {"metric_protocol": "thudm", **compute_scores(answers, [reference] * len(answers), "thudm")}
     results = {f"predict_{name}": value for name, value in scores.items()}
+    results["weights_sha256"] = digest_weights(folder)
     (folder / "predict_results.json").write_text(json.dumps(results), encoding="utf-8")
     return [score_pair(answer, reference, "thudm") for answer in answers]
 
@@ -657,7 +671,8 @@ def test_answers_of_another_run_give_no_interval(adapter, tmp_path, caplog):
 def test_of_several_validation_sets_each_has_its_row_and_its_table(adapter, tmp_path):
     data = {f"validation_{name}": {"file": f"{name}.json", "rows": 3, "sha256": "1" * 64} for name in ("easy", "hard")}
     folder = copy_of(adapter, tmp_path / "folder", data=data)
-    (folder / "all_results.json").write_text(json.dumps({"eval_easy_loss": 1.0, "eval_hard_loss": 2.5}))
+    results = {"eval_easy_loss": 1.0, "eval_hard_loss": 2.5, "weights_sha256": digest_weights(folder)}
+    (folder / "all_results.json").write_text(json.dumps(results))
     card = build_card(folder)
     assert f"| validation `hard` | `hard.json` | 3 | `{'1' * 64}` |" in card
     assert "On the validation set `easy` (`easy.json`), 3 examples:" in card

@@ -20,7 +20,8 @@ import glm_peft  # noqa: F401  (registers the generations)
 from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.prediction.generation import generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.prediction.prediction_files import RESULTS_NAME, write_predictions
+from glm_peft.prediction.prediction_files import write_predictions
+from glm_peft.reporting.file_names import PREDICT_RESULTS_NAME as RESULTS_NAME
 from glm_peft.reporting.file_names import PREDICTIONS_NAME
 
 ROOT = Path(__file__).parents[1]

@@ -105,11 +105,10 @@ def rewrite(folder: Path, target: Path, text: str) -> Path:
 
 def test_the_record_says_what_the_run_was(place):
     record, results = record_of(place.adapter), json.loads((place.adapter / "all_results.json").read_text())
-    digest = hashlib.sha256(place.rows.read_bytes()).hexdigest()
-    assert record["data"] == {
-        "train": {"file": "rows.json", "sha256": digest, "rows": 5},
-        "validation": {"file": "rows.json", "sha256": digest, "rows": 6},
-    }
+    file = {"file": "rows.json", "sha256": hashlib.sha256(place.rows.read_bytes()).hexdigest()}
+    trained_on = record["data"]["train"]
+    assert record["data"] == {"train": trained_on, "validation": file | {"rows": 6}}
+    assert trained_on == file | {"rows": 5, "rows_sha256": trained_on["rows_sha256"]}
     assert (record["chat_format"], record["metric_protocol"]) == ("chatglm2", "thudm")
     assert record["base"]["name"] == place.base.name and record["base"]["generation"] == "chatglm2"
     expected = {"num_virtual_tokens": 4, "max_steps": 1, "max_train_samples": 5, "prefix_dropout": 0.1, "seed": 42}
@@ -138,14 +137,23 @@ def test_the_record_holds_no_path_no_user_and_no_token(place):
 
 def test_a_checkpoint_has_the_record_too(place):
     record, finished = record_of(place.adapter / "checkpoint-1"), record_of(place.adapter)
-    assert {name for name in finished if record[name] != finished[name]} == {"scores", "measured"}
+    assert {name for name in finished if record[name] != finished[name]} == {"scores", "measured", "stretches"}
+    (there,), (here,) = record["stretches"], finished["stretches"]
+    assert there | {"seconds": here["seconds"]} == here
+    assert (here["start"], here["steps"], here["data"]) == ("new", [0, 1], finished["data"]["train"])
+    assert finished["measured"]["seconds"]["train"] == here["seconds"]
 
 
 def test_a_run_that_goes_on_names_what_it_went_on_from(place, tmp_path):
     place.train(tmp_path, "--adapter_name_or_path", str(place.adapter))
     digest = hashlib.sha256((place.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     expected = {"name": "adapter", "sha256": {"adapter_model.safetensors": digest}}
-    assert record_of(tmp_path)["continued_from"] == expected
+    record = record_of(tmp_path)
+    assert record["continued_from"] == expected
+    assert [stretch["start"] for stretch in record["stretches"]] == ["new", "adapter"]
+    assert record["stretches"][0] == record_of(place.adapter)["stretches"][0]
+    assert "last stretch of training alone" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "command repeats the run" in (place.adapter / "README.md").read_text(encoding="utf-8")
 
 
 def test_stock_peft_loads_the_adapter_as_if_the_record_were_not_there(place, tmp_path):

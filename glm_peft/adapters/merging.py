@@ -9,6 +9,7 @@ from glm_peft.arguments.methods import MERGED
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.models.loading import load_base_model, load_config, load_tokenizer
+from glm_peft.provenance.ownership import digest_weights, refuse_adapter, set_aside_results
 from glm_peft.reporting.files import make_output_dir
 
 logger = logging.getLogger("glm_peft.adapters.merging")
@@ -31,10 +32,12 @@ def merge_adapter(adapter: str, model_args: ModelArguments, output_dir: str) -> 
             f"{adapter} is a {kind} adapter, which has no place in the weights of a base: merge one of "
             f"{', '.join(MERGED)}, or use it as it is."
         )
+    refuse_adapter(output_dir)
     # Added in float32 whatever precision the sum is kept in: in bfloat16 a small product would be rounded off first.
     model = load_base_model(changed(model_args, dtype="float32"), "cpu")  # in float32 it may not fit a GPU
     merged = load_adapter(model, adapter).merge_and_unload()
-    folder, dtype = make_output_dir(output_dir), load_config(model_args).dtype
+    folder, dtype, former = make_output_dir(output_dir), load_config(model_args).dtype, digest_weights(output_dir)
     merged.to(dtype or model.dtype).save_pretrained(folder)
     load_tokenizer(model_args).save_pretrained(folder)
+    set_aside_results(folder, former)
     logger.info("%s with %s in its weights, as a model in %s", model_args.model_name_or_path, adapter, folder)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from glm_peft.adapters.sharding import gather_values, is_sharded, set_values
 from glm_peft.errors import UserError
+from glm_peft.provenance.ownership import digest_weights, set_aside_results
 
 _CONFIGS = ("adapter_config.json", "config.json")
 ENCODER_NAME = "prefix_encoder.safetensors"
@@ -131,19 +132,23 @@ def _brief(shapes: dict[str, tuple[int, ...]], most: int = 6) -> str:
 
 def save_adapter(
     model: PreTrainedModel | PeftModel, output_dir: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
-) -> None:
+) -> str | None:
     """
     Write `adapter_config.json` and `adapter_model.safetensors`, without the base; must be called in every process.
 
-    A model all of which was trained is written as a model's folder.
+    A model all of which was trained is written as a model's folder. The results of former weights are set aside.
+
+    Returns:
+        The digest of the weights; `None` in processes other than the main one.
     """
-    trained = gather_trained(model)
+    trained, former = gather_trained(model), digest_weights(output_dir)
     if not PartialState().is_main_process:
-        return
+        return None
     save_weights(model, trained, lambda state_dict: model.save_pretrained(output_dir, state_dict=state_dict))
     tidy_weights(Path(output_dir))
     if tokenizer is not None:
         tokenizer.save_pretrained(output_dir)
+    return set_aside_results(output_dir, former, curves=None)  # the curves were drawn when training ended
 
 
 def tidy_weights(folder: Path) -> None:

@@ -12,7 +12,9 @@ from transformers import PreTrainedConfig
 
 from glm_peft.adapters.files import read_adapter_config
 from glm_peft.examination.adapter_statistics import Prefix
+from glm_peft.provenance.ownership import digest_weights, set_aside_results
 from glm_peft.provenance.record import describe_weights, read_provenance, write_provenance
+from glm_peft.provenance.stretches import read_stretches
 
 _OF_TRAINING = ("metric_protocol", "recipe", "data", "scores")
 
@@ -35,10 +37,13 @@ def write_pruned_adapter(
         record: what `provenance.json` says besides where the adapter comes from.
         scores: the losses of the smaller adapter.
     """
+    former = digest_weights(folder)
     # `contiguous`, as safetensors refuses views.
     save_file({"prompt_embeddings": weight.contiguous()}, folder / "adapter_model.safetensors")
     _describe_adapter(prefix, len(weight), config).save_pretrained(folder)
-    write_provenance(folder, record | {"pruned_from": describe_pruned(prefix)}, scores)
+    set_aside_results(folder, former)
+    origin = {"pruned_from": describe_pruned(prefix), "stretches": read_stretches(read_provenance(prefix.source))}
+    write_provenance(folder, record | origin, scores)
 
 
 def describe_pruned(prefix: Prefix) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Generate answers and score them, during training and after it."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.generations import CHATGLM3, GLM4
 from glm_peft.prediction.generation import AnsweredBatch, generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.prediction.prediction_files import RESULTS_NAME, PartialPredictions, write_predictions
-from glm_peft.reporting.file_names import PREDICTIONS_NAME
-from glm_peft.reporting.files import write_atomically
+from glm_peft.prediction.prediction_files import PartialPredictions, write_predictions
+from glm_peft.reporting.file_names import PREDICT_RESULTS_NAME, PREDICTIONS_NAME
+from glm_peft.reporting.results import save_results
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,14 @@ def predict(
     protocol: str,
     output_dir: str | Path,
     partial: PartialPredictions | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, float | str]:
     """
     Generate an answer to every prompt; write `generated_predictions.jsonl` and `predict_results.json`.
 
     Args:
         partial: keeps each batch on the disk as soon as it is answered, and has the answers of a stopped run.
+        origin: the weights and the data that the results are of, as `state_origin` returns them.
 
     Returns:
         The results: scores where there are references, rows, and rows and tokens per second of this run alone.
@@ -106,8 +107,9 @@ def predict(
     results = {f"predict_{name}": value for name, value in (results | speed).items()}
     if PartialState().is_main_process:
         folder = Path(output_dir)
+        (folder / PREDICT_RESULTS_NAME).unlink(missing_ok=True)  # or it would tell of answers that were replaced
         write_predictions(folder / PREDICTIONS_NAME, features.prompts, features.references, answers)
-        write_atomically(folder / RESULTS_NAME, json.dumps(results, indent=4) + "\n")
+        save_results(results, folder / PREDICT_RESULTS_NAME, origin or {})
     return results
 
 

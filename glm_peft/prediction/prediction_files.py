@@ -16,7 +16,6 @@ from glm_peft.reporting.files import flush_to_disk, write_atomically
 
 logger = logging.getLogger(__name__)
 
-RESULTS_NAME = "predict_results.json"
 # Each process writes its own, as appends of several to one file could mix: the second, ….partial.1.jsonl.
 PARTIAL_NAME = "generated_predictions.partial.jsonl"
 OTHER_RUN_NAME = PARTIAL_NAME.replace("partial", "other_run")

@@ -19,7 +19,7 @@ import yaml
 from accelerate import PartialState
 from huggingface_hub import ModelCard
 from peft import PeftModel
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from glm_peft.arguments.data import DataArguments
@@ -39,14 +39,14 @@ from glm_peft.provenance.fingerprints import (
     sample_weights,
 )
 from glm_peft.provenance.hardware import describe_hardware, measure_cost
+from glm_peft.provenance.ownership import CURVES_KEY, WEIGHTS, WEIGHTS_KEY, digest_weights
 from glm_peft.provenance.recipe import describe_flags, describe_recipe, public_name, select_scores
-from glm_peft.reporting.file_names import PROVENANCE_NAME
+from glm_peft.reporting.file_names import CURVES_NAME, PROVENANCE_NAME
 from glm_peft.reporting.files import digest_file, write_atomically
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("glm_peft", "torch", "transformers", "peft", "accelerate", "tokenizers", "sentencepiece", "bitsandbytes")
-_WEIGHTS = ("adapter_model.*", "pytorch_model*", "model*.safetensors")  # PEFT's; a published or a full model's
 _LICENCE = ("license", "license_name", "license_link")
 _HAN, _KANA = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]"), re.compile(r"[\u3040-\u30ff]")
 _SAMPLED_ROWS = 2000
@@ -59,6 +59,7 @@ def describe_origin(
     chat_format: ChatFormat,
     protocol: str,
     splits: Mapping[str, Split],
+    data: Mapping[str, Any],
     arguments: TrainArguments,
 ) -> dict[str, Any]:
     """
@@ -67,18 +68,19 @@ def describe_origin(
     Args:
         protocol: the name of the score protocol.
         splits: the conversations by split.
+        data: what `describe_data` returned of them.
         arguments: the resolved arguments.
     """
     if not PartialState().is_main_process:
-        return {}  # the digests read every file of data: once is enough
-    model_args, data_args, training_args = arguments
+        return {}
+    model_args, _, training_args = arguments
     record = {
         "base": describe_base(base_of(model).config, find_generation(model_args), tokenizer, model),
         "chat_format": chat_format.name,
         "metric_protocol": protocol,
         "recipe": describe_recipe(arguments),
         "flags": describe_flags(*arguments),
-        "data": describe_data(data_args, splits),
+        "data": data,
         "languages": find_languages(splits),
         "hardware": describe_hardware(training_args),
         "card_language": training_args.card_language,
@@ -86,8 +88,6 @@ def describe_origin(
     # Left out where they are unknown, which is not the same as none.
     licence, hub_id = read_licence(model_args), training_args.base_model_id
     record["base"] |= ({"licence": licence} if licence else {}) | ({"hub_id": hub_id} if hub_id else {})
-    if training_args.resume_from_checkpoint:
-        record["resumed"] = True  # so that seconds are those of the last part alone
     if model_args.adapter_name_or_path:
         record["continued_from"] = describe_weights(model_args.adapter_name_or_path)
     return record
@@ -118,15 +118,22 @@ def describe_base(
 
 
 def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict[str, dict[str, Any]]:
-    """Return for each split the name and digest of its file, or of its dataset and rows, and how many are used."""
-    described = {}
+    """
+    Return for each split the name and digest of its file or dataset, and how many rows are used.
+
+    Of training the rows have a digest, too, by which they are known again in another form or with other columns. In
+    processes other than the main one nothing is returned.
+    """
+    described: dict[str, dict[str, Any]] = {}
+    if not PartialState().is_main_process:
+        return described  # every file of data is read: once is enough
     for name, split in splits.items():
         file = file_of(data_args, name)
         if file:
             source = {"file": Path(file).name, "sha256": digest_file(file)}
         else:
             source = {"dataset": public_name(data_args.dataset_name), "config": data_args.dataset_config_name}
-            # A dataset on the Hub may change under its name.
+        if not file or name == "train":  # a dataset on the Hub may change under its name
             source |= {"rows_sha256": digest_rows(conversation.messages for conversation in split)}
         described[name] = source | {"rows": len(split)}
     return described
@@ -163,38 +170,24 @@ def find_languages(splits: Mapping[str, Split]) -> list[str]:
 
 def describe_weights(folder_or_id: str) -> dict[str, Any]:
     """Return the name of an adapter or checkpoint, and the digests of its weight files where it is a folder."""
-    files = sorted({file for name in _WEIGHTS for file in Path(folder_or_id).glob(name) if file.is_file()})
+    files = sorted({file for name in WEIGHTS for file in Path(folder_or_id).glob(name) if file.is_file()})
     return {"name": public_name(folder_or_id), "sha256": {file.name: digest_file(file) for file in files}}
 
 
 def write_provenance(folder: str | Path, record: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> None:
-    """Write `provenance.json` with scores, times, memory, versions and today's date, in the main process only."""
+    """Write `provenance.json`: a record, whose weights and curves it is of, scores, cost, versions and the date."""
     if not PartialState().is_main_process:
         return
-    # In UTC: the same day wherever the machine stands.
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    results = results or {}
-    whole = {**record, "scores": select_scores(results), "measured": measure_cost(results)}
-    whole |= {"versions": _describe_versions(), "date": today}
+    results, curves = results or {}, Path(folder) / CURVES_NAME
+    measured, seconds = measure_cost(results), [stretch.get("seconds") for stretch in record.get("stretches", [])]
+    if seconds and None not in seconds:  # those of all stretches, not of the last one alone
+        measured["seconds"] = {**measured.get("seconds", {}), "train": round(sum(seconds), 4)}
+    whole = {**record, "scores": select_scores(results), "measured": measured}
+    whole.setdefault(WEIGHTS_KEY, digest_weights(folder))
+    whole[CURVES_KEY] = digest_file(curves) if curves.is_file() else None
+    whole |= {"versions": _describe_versions(), "date": today()}
     text = json.dumps(whole, indent=2, ensure_ascii=False, default=str)  # flags may hold enums and dtypes
     write_atomically(Path(folder) / PROVENANCE_NAME, text + "\n")
-
-
-class ProvenanceWriter(TrainerCallback):
-    """Write `provenance.json` into every checkpoint, as another training may start from one."""
-
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        self.record = record
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the record into the checkpoint that was just saved."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if not state.is_world_process_zero or not folder.is_dir():
-            return
-        try:
-            write_provenance(folder, self.record)
-        except OSError as error:  # the checkpoint is there and is worth more than its record, so training goes on
-            logger.warning("%s cannot be written into %s (%s).", PROVENANCE_NAME, folder, error.strerror)
 
 
 def read_provenance(adapter_name_or_path: str) -> dict[str, Any]:
@@ -209,7 +202,17 @@ def read_provenance(adapter_name_or_path: str) -> dict[str, Any]:
             type(error).__name__,
         )
         return {}
-    return record if isinstance(record, dict) else {}
+    record = record if isinstance(record, dict) else {}
+    own = digest_weights(adapter_name_or_path) if WEIGHTS_KEY in record else None
+    if own not in (None, record.get(WEIGHTS_KEY)):
+        logger.warning("%s in %s is of other weights: it is left out.", PROVENANCE_NAME, adapter_name_or_path)
+        return {}
+    return record
+
+
+def today() -> str:
+    """Return the date in UTC: the same day wherever the machine stands."""
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
 def _describe_versions() -> dict[str, str]:

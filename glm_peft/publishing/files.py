@@ -9,11 +9,18 @@ from huggingface_hub import get_token
 
 from glm_peft.errors import UserError
 from glm_peft.hub.rights import is_hub_id
-from glm_peft.prediction.prediction_files import RESULTS_NAME as PREDICT_RESULTS_NAME
+from glm_peft.provenance.ownership import find_foreign, read_results
 from glm_peft.provenance.recipe import public_name, select_scores
-from glm_peft.publishing.card.build import CARD_NAME, build_card
-from glm_peft.publishing.card.values import part, read_json, text_of
-from glm_peft.reporting.file_names import CURVES_NAME, PROVENANCE_NAME, RESULTS_NAME
+from glm_peft.publishing.card.build import build_card
+from glm_peft.publishing.card.values import part, text_of
+from glm_peft.reporting.file_names import (
+    CARD_NAME,
+    CURVES_NAME,
+    PREDICT_RESULTS_NAME,
+    PROVENANCE_NAME,
+    RESULTS_NAME,
+)
+from glm_peft.reporting.files import read_json
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 # A list, as `Trainer.push_to_hub` uploads the output folder whole, `training_args.bin` with its paths included.
@@ -80,7 +87,9 @@ def collect_files(
     folder = Path(folder)
     _read_config(folder)
     adapter_id = repo_id if repo_id and is_hub_id(repo_id) else None
-    files = {name: (folder / name).read_bytes() for name in SENT_NAMES if (folder / name).is_file()}
+    foreign = find_foreign(folder)  # which the card names
+    own = [name for name in SENT_NAMES if name not in foreign and (folder / name).is_file()]
+    files = {name: (folder / name).read_bytes() for name in own}
     # Built anew, as the card that training wrote knows no Hub ids of the adapter and of a base from a folder.
     files[CARD_NAME] = build_card(folder, base, language, adapter_id).encode()
     for name in (CONFIG_NAME, PROVENANCE_NAME):
@@ -97,7 +106,7 @@ def describe_commit(folder: str | Path, base: str, what: str = "Adapter") -> str
 
 
 def _describe_scores(folder: Path) -> str:
-    scores = select_scores(read_json(folder / RESULTS_NAME) | read_json(folder / PREDICT_RESULTS_NAME))
+    scores = select_scores(read_results(folder))
     scores = scores or _last_logged(folder)
     for split in _FIRST:
         found = {name: scores.get(f"{split}_{name}") for name in (*_TOLD_SCORES, "loss")}

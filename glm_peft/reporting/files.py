@@ -1,6 +1,7 @@
 """Write a file atomically, make an output folder, digest a file."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,15 @@ def digest_file(file: str | Path) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def read_json(file: str | Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty where there is no such file, or something else in it."""
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_atomically(path: str | Path, text: str) -> None:

@@ -1,10 +1,10 @@
 """Format the results at the end of a run and the sections of a report."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glm_peft.reporting.file_names import RESULTS_NAME
 from glm_peft.reporting.files import write_atomically
 
 if TYPE_CHECKING:  # see glm_peft.reporting.log
@@ -45,12 +45,17 @@ def format_results(results: dict[str, float]) -> str:
     return "\n".join(["Results", *lines])
 
 
-def save_results(results: dict[str, float], output_dir: str) -> None:
-    """Write `all_results.json`, in the main process only."""
+def save_results(results: Mapping[str, Any], file: str | Path, origin: Mapping[str, Any]) -> None:
+    """
+    Write results as JSON, in the main process only.
+
+    Args:
+        origin: the weights and the data that they are of.
+    """
     from accelerate import PartialState
 
     if PartialState().is_main_process:  # all processes have the same results
-        write_atomically(Path(output_dir) / RESULTS_NAME, json.dumps(results, indent=4) + "\n")
+        write_atomically(file, json.dumps({**results, **origin}, indent=4, ensure_ascii=False) + "\n")
 
 
 def _format(value: Any) -> str:

@@ -7,6 +7,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from glm_peft.adapters.trained_state import tidy_weights
+from glm_peft.provenance.record import write_provenance
 from glm_peft.training.checkpoints import UNFINISHED, explain_failed_writing, publish_checkpoint, rotate_checkpoints
 from glm_peft.training.parallel.backends import backend_name
 from glm_peft.training.parallel.sharded_optimizer import save_gathered
@@ -66,7 +67,7 @@ class CheckpointWriter:
         state = self.trainer.state
         best = output_dir / f"checkpoint-{state.best_global_step}"
         # It may be the one that is being written, which is not in its place yet.
-        if state.best_global_step == state.global_step or best.is_dir():
+        if state.best_global_step == state.global_step or self.resumption.is_of_run(best):
             state.best_model_checkpoint = str(best)
 
     def _publish(self, folder: Path) -> None:
@@ -77,5 +78,8 @@ class CheckpointWriter:
         state.stateful_callbacks = TrainerState(stateful_callbacks=exported).stateful_callbacks
         state.save_to_json(str(folder / TRAINER_STATE_NAME))
         tidy_weights(folder)
-        publish_checkpoint(folder, args.world_size, not args.save_only_model, backend_name(args))
+        if self.trainer.record:  # another training may start from a checkpoint, or this one go on from it
+            write_provenance(folder, self.trainer.record.up_to(state.global_step))
+        facts = {"processes": args.world_size, "engine": backend_name(args), "started_at": self.resumption.started_at}
+        publish_checkpoint(folder, not args.save_only_model, **facts)
         rotate_checkpoints(args.output_dir, args.save_total_limit, state.best_model_checkpoint)

@@ -24,7 +24,9 @@ from safetensors.torch import load_file
 from transformers.trainer import TRAINER_STATE_NAME
 
 from glm_peft.adapters.trained_state import ENCODER_NAME, TRAINED_NAME
+from glm_peft.arguments.methods import FULL
 from glm_peft.errors import UserError
+from glm_peft.provenance.ownership import digest_weights, refuse_adapter
 from glm_peft.reporting.files import write_atomically
 from glm_peft.training.parallel.agreement import agree_on_step
 
@@ -53,7 +55,6 @@ def choose_checkpoint(resume_from_checkpoint: str | None, output_dir: str | Path
     given, fault = resume_from_checkpoint, None
     if given is None or given.lower() == "false":
         chosen = None
-        _warn_of_checkpoints(output_dir)
     elif given.lower() in ("last", "true"):
         chosen = _choose_last(Path(output_dir))
     else:
@@ -105,7 +106,13 @@ def find_fault(folder: Path, read_all: bool = True) -> str | None:
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
-    """Read `saved_at` (in seconds), `processes`, `engine`, `resumable`, and every file's `bytes` and `crc32`."""
+    """
+    Read what is recorded of a checkpoint; `None` where it is none.
+
+    Returns:
+        `started_at`, when its run was begun first, `saved_at` (both in seconds), `processes`, `engine`, the backend
+        that shared the run among them, `resumable`, and `files` with the `bytes` and `crc32` of each.
+    """
     try:
         record = json.loads((Path(folder) / RECORD_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -113,23 +120,22 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.keys() >= {"saved_at", "files", "resumable"} else None
 
 
-def publish_checkpoint(folder: Path, processes: int, resumable: bool, engine: str = "one process") -> None:
+def publish_checkpoint(folder: Path, resumable: bool, processes: int = 1, **facts: Any) -> None:
     """
     Record the files of a checkpoint in `UNFINISHED`, once they are on the disk, and move it to its place.
 
     Args:
         folder: `output_dir/checkpoint-unfinished/checkpoint-N`.
-        processes: how many processes wrote it.
         resumable: whether the optimizer and the random state are in it.
-        engine: the backend that shared the run among its processes.
+        processes: how many processes wrote it.
+        facts: what else is recorded of the run: `engine` and `started_at`, see `read_record`.
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": _checksum(path, to_disk=True)}
         for path in paths
     }
-    facts = {"saved_at": time.time(), "processes": processes, "engine": engine, "resumable": resumable}
-    record = facts | {"files": files}
+    record = {"saved_at": time.time(), "processes": processes, "resumable": resumable, **facts, "files": files}
     # Last: where there is a record, all that it lists was flushed to the disk before.
     write_atomically(folder / RECORD_NAME, json.dumps(record, indent=2) + "\n")
     place = folder.parents[1] / folder.name
@@ -183,13 +189,28 @@ def _is_finite(folder: Path) -> bool:
     return all(bool(value.isfinite().all()) for file in files for value in load_file(file).values())
 
 
-def _warn_of_checkpoints(output_dir: str | Path) -> None:
-    if complete_checkpoints(output_dir):
-        logger.warning(
-            "%s has checkpoints of a run before, and this one starts afresh: --resume_from_checkpoint last would go "
-            "on with it.",
-            output_dir,
-        )
+def check_former_run(output_dir: str | Path, checkpoint: str | None, peft_type: str) -> None:
+    """
+    Warn, before training, of the weights and the checkpoints that an earlier run left in the output folder.
+
+    Args:
+        checkpoint: the folder to resume from; a run that goes on in its own folder is none before.
+        peft_type: the method of training.
+
+    Raises:
+        UserError: a whole model would be written into the folder of an adapter.
+    """
+    if peft_type == FULL:
+        refuse_adapter(output_dir)
+    if checkpoint and Path(checkpoint).resolve().parent == Path(output_dir).resolve():
+        return
+    found = {
+        "its weights are replaced when this one ends (another --output_dir keeps them)": digest_weights(output_dir),
+        "--resume_from_checkpoint last would go on from its checkpoints": complete_checkpoints(output_dir),
+    }
+    if any(found.values()):
+        told = "; ".join(text for text, is_there in found.items() if is_there)
+        logger.warning("%s has what a run before left, and this one starts afresh: %s.", output_dir, told)
 
 
 def _choose_last(output_dir: Path) -> str | None:

@@ -39,6 +39,7 @@ class TrainingCurves(TrainerCallback):
         if not state.is_world_process_zero:
             return
         try:
+            (self.output_dir / CURVES_NAME).unlink(missing_ok=True)  # an earlier run's would be taken for this one's
             path = plot_training_curves(state.log_history, self.output_dir / CURVES_NAME, self.protocol)
         except (OSError, ImportError) as error:
             # No more than a warning: the adapter is still to be saved.

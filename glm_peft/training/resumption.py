@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from transformers import (
     EarlyStoppingCallback,
@@ -38,6 +39,8 @@ class Resumption(TrainerCallback):
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.checkpoint: Path | None = None
+        self.started_at: float | None = None
+        self.is_over = False
         self._random_state: torch.Tensor | None = None
         self._epoch_random_state = torch.random.get_rng_state()
 
@@ -50,6 +53,8 @@ class Resumption(TrainerCallback):
         """
         self.checkpoint = Path(checkpoint) if checkpoint else None
         record = read_record(checkpoint) if checkpoint else None
+        # By which the checkpoints of a run know one another, and those of an earlier run in the same folder do not.
+        self.started_at = record.get("started_at") if record else broadcast_object_list([time.time()])[0]
         processes = self.trainer.args.world_size
         if record:
             _check_backend(self.checkpoint, record, self.trainer.args)
@@ -73,11 +78,22 @@ class Resumption(TrainerCallback):
         }
         save_file(position, Path(folder) / POSITION_NAME.format(trainer.args.process_index))
 
+    def is_of_run(self, checkpoint: Path) -> bool:
+        """Return whether a checkpoint is there and was written by this run, before a resume or after it."""
+        record = read_record(checkpoint)
+        return record is not None and record.get("started_at") == self.started_at
+
     def was_over(self, max_steps: int) -> bool:
         """Restore what the state of the trainer refers to, and return whether training had come to its end."""
         if self.checkpoint:
             self._find_best()
-        return self._restore_patience() or self.trainer.state.global_step >= max_steps
+        step, has_stopped = self.trainer.state.global_step, self._restore_patience()
+        self.is_over = has_stopped or step >= max_steps
+        if self.is_over and self.checkpoint:
+            length = "--max_steps" if self.trainer.args.max_steps > 0 else "--num_train_epochs"
+            how = "it had stopped early" if has_stopped else f"raise {length} to train on"
+            logger.warning("All %d steps of %s are done, so none is taken now: %s.", step, self.checkpoint, how)
+        return self.is_over
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -85,6 +101,8 @@ class Resumption(TrainerCallback):
         """Restore losses and random state, and make up for an evaluation that the run was stopped before."""
         if args.should_save:
             remove_unfinished(args.output_dir)
+        if self.trainer.record:
+            self.trainer.record.begin(state.global_step)
         path = self.checkpoint and self.checkpoint / POSITION_NAME.format(args.process_index)
         if not path or not path.is_file():
             return
@@ -116,7 +134,7 @@ class Resumption(TrainerCallback):
         state = self.trainer.state
         # Beside the checkpoint, not at the saved path: the folder may have been moved, or come from another machine.
         best = self.checkpoint.parent / f"checkpoint-{state.best_global_step}"
-        if best.is_dir():
+        if self.is_of_run(best):
             state.best_model_checkpoint = str(best)
         elif state.best_global_step and self.trainer.args.load_best_model_at_end:
             logger.warning("The best checkpoint so far, %s, is gone: the best from here on is taken.", best)

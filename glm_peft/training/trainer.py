@@ -25,6 +25,7 @@ from glm_peft.arguments.splits import VALIDATION, split_of
 from glm_peft.errors import UserError
 from glm_peft.models.unwrapping import base_of
 from glm_peft.preprocessing.batching import GROUPING, Batching, LengthGroupedSampler, row_sizes
+from glm_peft.provenance.stretches import RunRecord
 from glm_peft.training.checkpoint_writer import CheckpointWriter
 from glm_peft.training.embedding_noise import EmbeddingNoise
 from glm_peft.training.interruptions import Interruption, StoppedAtOnce
@@ -46,6 +47,7 @@ class PrefixTrainer(Seq2SeqTrainer):
             padded batches, as the Trainer weighs each batch's loss by its rows.
         score_answers: generates answers and returns their scores, which are logged with the loss of every evaluation;
             a mapping has one for each split, such as `validation_easy`.
+        record: of the run, which is written into every checkpoint; `None` for none.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class PrefixTrainer(Seq2SeqTrainer):
         *args: Any,
         batching: Batching | None = None,
         score_answers: Scorer | Mapping[str, Scorer] | None = None,
+        record: RunRecord | None = None,
         **kwargs: Any,
     ) -> None:
         if batching:
             kwargs["train_dataset"] = batching.examples
         super().__init__(*args, **kwargs)
-        self.batching, self.last_step = batching, None
+        self.batching, self.last_step, self.record = batching, None, record
         if batching:
             self.args.train_sampling_strategy = batching.order
         self.score_answers = score_answers if isinstance(score_answers, Mapping) else {VALIDATION: score_answers}
@@ -92,7 +95,11 @@ class PrefixTrainer(Seq2SeqTrainer):
         # Added last: other callbacks have pushed the checkpoint to the Hub by the time that this one ends the run.
         self.add_callback(EndAfterSignal(self, self.interruption, self.checkpoints))
         with self.interruption:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        # Where no step was left, the time of this command is none of the training.
+        untold = ("_runtime", "_per_second") if self.resumption.is_over else ()
+        told = {name: value for name, value in output.metrics.items() if not name.endswith(untold)}
+        return output._replace(metrics=told)
 
     # Batches
 

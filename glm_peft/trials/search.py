@@ -20,6 +20,7 @@ from glm_peft.arguments.splits import validation_files
 from glm_peft.arguments.training import TrainArguments
 from glm_peft.errors import UserError
 from glm_peft.models.loading import load_config
+from glm_peft.provenance.ownership import digest_weights
 from glm_peft.provenance.recipe import select_scores
 from glm_peft.reporting.files import digest_file, make_output_dir, write_atomically
 from glm_peft.reporting.results import print_section
@@ -198,6 +199,8 @@ class Search:
         files = {"train": data_args.train_file} | validation_files(data_args.validation_file)
         # By their content, as a file may have been replaced under its name; Hub data sets are known by name alone.
         there = {name: file for name, file in files.items() if file and Path(file).is_file()}
+        adapter = self.arguments.model.adapter_name_or_path
+        described |= {"adapter of sha256": digest_weights(adapter)} if adapter else {}
         return described | {f"{name} rows of sha256": digest_file(file) for name, file in there.items()}
 
     def report(self, study: optuna.Study) -> FrozenTrial | None:

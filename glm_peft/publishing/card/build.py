@@ -17,11 +17,10 @@ from glm_peft.publishing.card import bootstrap, markdown
 from glm_peft.publishing.card.commands import quoted
 from glm_peft.publishing.card.facts import Facts, read_facts
 from glm_peft.publishing.card.scores import Scores, show_score
-from glm_peft.reporting.file_names import CURVES_NAME, PREDICTIONS_NAME
+from glm_peft.reporting.file_names import CARD_NAME, CURVES_NAME, PREDICTIONS_NAME
 from glm_peft.reporting.files import write_atomically
 from glm_peft.reporting.results import format_bytes
 
-CARD_NAME = "README.md"
 TEMPLATES = {"en": Path(__file__).with_name("card.md.jinja"), "zh": Path(__file__).with_name("card_zh.md.jinja")}
 """By the value of `--card_language`."""
 
@@ -87,7 +86,7 @@ def write_card(folder: str | Path) -> None:
 def build_metadata(facts: Facts) -> ModelCardData:
     """Return what the Hub reads of a card; what is not known is left out."""
     base = facts.base if facts.base_is_on_hub else None
-    source = facts.train.source
+    trained_on = [split.source for split in facts.train_sets if not split.is_file and is_hub_id(split.source)]
     results = [result for scores in facts.scores for result in _eval_results(scores, facts.protocol)]
     # `ModelCardData` raises where there are results and no name of the model.
     title = f"{'Fully fine-tuned model' if facts.is_full else facts.method_title}: {facts.base or '–'}"
@@ -100,7 +99,7 @@ def build_metadata(facts: Facts) -> ModelCardData:
         pipeline_tag="text-generation",
         tags=_tags(facts),
         # Ids alone, which the Hub links; the name of a file is told in the model-index.
-        datasets=[source] if source and not facts.train.is_file and is_hub_id(source) else None,
+        datasets=list(dict.fromkeys(trained_on)) or None,
         metrics=list(dict.fromkeys(result.metric_type for result in results if result.metric_type != "loss")) or None,
         model_name=title if results else None,
         eval_results=results or None,

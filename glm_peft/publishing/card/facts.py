@@ -1,6 +1,7 @@
 """Read the facts of a model card from the folder that a training run, or PEFT, saved an adapter in."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,19 +11,42 @@ from typing import Any
 from glm_peft.arguments.methods import FULL, MERGED, METHODS
 from glm_peft.errors import UserError
 from glm_peft.hub.rights import is_hub_id
-from glm_peft.prediction.prediction_files import RESULTS_NAME as PREDICTION_RESULTS_NAME
 from glm_peft.provenance.hardware import RUNTIMES
+from glm_peft.provenance.ownership import digest_weights, find_foreign, read_results
 from glm_peft.provenance.recipe import public_name
 from glm_peft.provenance.record import read_provenance
+from glm_peft.provenance.stretches import can_be_repeated, read_stretches
 from glm_peft.publishing.card.commands import Commands, write_commands
-from glm_peft.publishing.card.scores import Decoding, Scores, Split, read_decoding, read_scores, read_splits
-from glm_peft.publishing.card.values import is_number, part, read_json, text_of
-from glm_peft.reporting.file_names import CURVES_NAME, PREDICTIONS_NAME, PROVENANCE_NAME, RESULTS_NAME
+from glm_peft.publishing.card.scores import (
+    Decoding,
+    Scores,
+    Split,
+    read_decoding,
+    read_scores,
+    read_split,
+    read_splits,
+)
+from glm_peft.publishing.card.values import is_number, part, text_of
+from glm_peft.reporting.file_names import CURVES_NAME, PREDICTIONS_NAME, PROVENANCE_NAME
+from glm_peft.reporting.files import read_json
 from glm_peft.reporting.results import format_bytes
 
 _FILE, _LINK = re.compile(r"[\w.-]+"), re.compile(r"https?://[^\s()<>]+")
 _TEXTS = ("prompt", "labels", "predict")
 _ORIGINS = ("continued_from", "pruned_from", "converted_from")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Training without a stop: how it started (`new`, `checkpoint` or `adapter`), its steps, seconds and data."""
+
+    start: str | None
+    steps: str | None
+    seconds: float | None
+    date: str | None
+    data: Split
 
 
 @dataclass(frozen=True)
@@ -37,12 +61,15 @@ class Facts:
         base_digest: SHA-256 of the base's network settings.
         licence: `license`, `license_name` and `license_link` of the base, as the Hub takes them.
         weights_bytes: size of `adapter_model.safetensors` in bytes.
+        weights_digest: SHA-256 of the weights.
         origins: the adapter that this one was made from, by the way it was made.
         splits: the data by split; validation sets with names of their own are `validation_NAME`.
-        train: the split of training, as `test` without a source where it is not recorded.
+        train_sets: what it was trained on, one after the other; empty where that is not recorded.
         languages: codes of the rows' languages.
         predictions: the generated answers with prompts and references.
         commands: what the card's code is made of.
+        stretches: of training, one after the other.
+        can_be_repeated: whether the command of training makes all of them.
         recipe: the recorded settings by the names of their flags.
         protocol: of the scores.
         train_loss: mean over all steps, in nats per token.
@@ -61,16 +88,18 @@ class Facts:
     licence: dict[str, str]
     num_virtual_tokens: int | None
     weights_bytes: int
+    weights_digest: str | None
     origins: dict[str, str]
     splits: dict[str, Split]
-    train: Split
+    train_sets: list[Split]
     test: Split
     languages: list[str]
     predictions: list[dict[str, Any]]
     commands: Commands
     recipe: Mapping[str, Any]
     has_flags: bool
-    is_resumed: bool
+    stretches: list[Stretch]
+    can_be_repeated: bool
     scores: list[Scores]
     protocol: str | None
     decoding: Decoding | None
@@ -98,19 +127,20 @@ def read_facts(folder: str | Path, base_model_id: str | None = None, adapter_id:
         raise UserError(f"--base_model_id {base_model_id} is no id on the Hub: give it as OWNER/NAME.")
     config = _read_adapter_config(folder)
     record = read_provenance(str(folder)) if (folder / PROVENANCE_NAME).is_file() else {}
+    foreign = find_foreign(folder)
+    if foreign:
+        logger.warning("%s in %s are not of the weights there: the card leaves them out.", ", ".join(foreign), folder)
     # The files win over the record: `predict` may have scored the adapter since it was trained.
-    results = dict(part(record, "scores"))
-    for name in (RESULTS_NAME, PREDICTION_RESULTS_NAME):
-        results |= read_json(folder / name)
+    results = part(record, "scores") | read_results(folder)
     method = (text_of(config.get("peft_type")) or FULL).lower()
     base = base_model_id or _find_base(config, record)
-    recipe, splits = part(record, "recipe"), read_splits(record)
-    predictions = _read_predictions(folder / PREDICTIONS_NAME)
+    recipe, splits = part(record, "recipe"), read_splits(part(record, "data") | part(results, "data"))
+    predictions = [] if PREDICTIONS_NAME in foreign else _read_predictions(folder / PREDICTIONS_NAME)
     protocol = text_of(results.get("predict_metric_protocol")) or text_of(record.get("metric_protocol"))
     commands = write_commands(record, base, adapter_id, method == FULL, predictions)
     scores = read_scores(results, splits, predictions, protocol)
     lengths = tuple(_number(recipe.get(name)) for name in ("max_source_length", "max_target_length"))
-    languages = record.get("languages")
+    languages, stretches = record.get("languages"), [_read_stretch(stretch) for stretch in read_stretches(record)]
     return Facts(
         method=method,
         method_title=METHODS[method].title if method in METHODS else method,
@@ -122,22 +152,24 @@ def read_facts(folder: str | Path, base_model_id: str | None = None, adapter_id:
         base_digest=text_of(part(record, "base").get("config_sha256")),
         licence=_read_licence(part(record, "base", "licence"), base),
         num_virtual_tokens=_number(config.get("num_virtual_tokens")),
+        weights_digest=digest_weights(folder),
         weights_bytes=sum(file.stat().st_size for file in folder.glob("adapter_model.safetensors")),
         origins={kind: name for kind in _ORIGINS if (name := text_of(part(record, kind).get("name")))},
         splits=splits,
-        train=splits.get("train", Split("train")),
+        train_sets=_distinct([stretch.data for stretch in stretches] + [splits.get("train", Split("train"))]),
         test=splits.get("test", Split("test")),
         languages=[name for name in map(text_of, languages) if name] if isinstance(languages, list) else [],
         predictions=predictions,
         commands=commands,
         recipe=recipe,
         has_flags=bool(part(record, "flags")),
-        is_resumed=bool(record.get("resumed")),
+        stretches=stretches,
+        can_be_repeated=can_be_repeated(record),
         scores=scores,
         protocol=protocol,
         decoding=read_decoding(record, results, commands.max_new_tokens) if scores else None,
         train_loss=_number(results.get("train_loss")),
-        has_curves=(folder / CURVES_NAME).is_file(),
+        has_curves=CURVES_NAME not in foreign and (folder / CURVES_NAME).is_file(),
         hardware=_read_hardware(record, results),
         quantization_bit=_number(recipe.get("quantization_bit")),
         lengths=lengths if all(lengths) else None,
@@ -174,6 +206,22 @@ def _read_licence(recorded: Mapping[str, Any], base: str) -> dict[str, str]:
     if is_hub_id(base) and _FILE.fullmatch(link):
         link = f"https://huggingface.co/{base}/blob/main/{link}"
     return found | ({"license_link": link} if _LINK.fullmatch(link) else {})
+
+
+def _read_stretch(stretch: Mapping[str, Any]) -> Stretch:
+    steps = stretch.get("steps")
+    is_known = isinstance(steps, list) and [is_number(step) for step in steps] == [True, True]
+    return Stretch(
+        start=text_of(stretch.get("start")),
+        steps=f"{steps[0] + 1}–{steps[1]}" if is_known else None,
+        seconds=_number(stretch.get("seconds")),
+        date=text_of(stretch.get("date")),
+        data=read_split("train", part(stretch, "data")),
+    )
+
+
+def _distinct(splits: list[Split]) -> list[Split]:
+    return list({(split.source, split.digest, split.rows): split for split in splits if split.source}.values())
 
 
 def _read_predictions(file: Path) -> list[dict[str, Any]]:

@@ -69,14 +69,15 @@ class Decoding:
     sampling: str
 
 
-def read_splits(record: Mapping[str, Any]) -> dict[str, Split]:
+def read_splits(data: Mapping[str, Any]) -> dict[str, Split]:
     """Return the recorded splits by name: training, validation sets, test."""
-    recorded = {name: part(record, "data", name) for name in part(record, "data")}
+    recorded = {name: part(data, name) for name in data}
     order = ["train", *(name for name in recorded if name.startswith(VALIDATION)), "test"]
-    return {name: _read_split(name, recorded[name]) for name in order if recorded.get(name)}
+    return {name: read_split(name, recorded[name]) for name in order if recorded.get(name)}
 
 
-def _read_split(name: str, data: Mapping[str, Any]) -> Split:
+def read_split(name: str, data: Mapping[str, Any]) -> Split:
+    """Return a recorded split; what is not known of it is left out."""
     return Split(
         name,
         source=text_of(data.get("file")) or text_of(data.get("dataset")),

@@ -1,19 +1,8 @@
 """Read single values of recorded JSON, which may hold anything: what has another form counts as not recorded."""
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty where there is no such file, or something else in it."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def part(record: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
