@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from short_runs import assert_same_end, log_of, run, training_words
+from make_tiny_model import make_tiny_model
+from short_runs import ROWS, assert_same_end, log_of, run, training_words
 
 from glm_peft.adapters.trained_state import ENCODER_NAME
 from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.errors import UserError
+from glm_peft.provenance.stretches import check_same_rows
 from glm_peft.training.checkpoints import (
     RECORD_NAME,
     UNFINISHED,
@@ -86,11 +88,50 @@ def test_a_run_goes_on_to_the_same_end_from_the_middle_of_an_epoch(tiny_model_di
         assert_same_end(folder, tmp_path / "whole", "checkpoint-5")
 
 
-def test_a_run_that_was_at_its_end_takes_no_further_step(base, whole, copy):
+def test_a_run_that_was_at_its_end_takes_no_further_step(base, whole, copy, caplog):
     """Five steps are no whole number of epochs."""
     resume(base, copy)
     assert_same_end(copy, whole, "checkpoint-5")
     assert not (copy / "checkpoint-6").exists()
+    assert "All 5 steps of " in caplog.text and "none is taken now: raise --max_steps to train on." in caplog.text
+    record = (copy / "provenance.json").read_bytes()
+    (stretch,) = json.loads(record)["stretches"]
+    assert (stretch["start"], stretch["steps"]) == ("new", [0, 5])
+    assert "train_runtime" not in json.loads((copy / "all_results.json").read_text())
+    resume(base, copy, "--learning_rate", "0.1")
+    assert (copy / "provenance.json").read_bytes() == record
+
+
+def test_other_rows_are_refused_with_the_way_out_and_the_same_in_another_form_are_not(base, copy, capfd):
+    rows = json.dumps(ROWS[::-1], ensure_ascii=False)
+    (copy.parent / "rows.json").write_text(rows, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        resume(base, copy)
+    (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "goes on with the rows that it was trained on, and these are others (12 of rows.json, sha256 " in error
+    assert error.endswith(f"start on these from its adapter with --adapter_name_or_path {copy / 'checkpoint-5'}.")
+    (copy.parent / "rows.json").write_text(json.dumps(ROWS, ensure_ascii=False, indent=1), encoding="utf-8")
+    resume(base, copy)
+
+
+def test_rows_are_compared_as_far_as_an_earlier_version_recorded_them(tmp_path):
+    def check(before: dict, now: dict) -> None:
+        (tmp_path / "provenance.json").write_text(json.dumps({"data": {"train": before}}))
+        check_same_rows(str(tmp_path), {"train": now})
+
+    now = {"file": "b.json", "sha256": "2", "rows": 3, "rows_sha256": "3"}
+    for before in ({}, {"sha256": "2", "rows": 3}, {"file": "a.json", "sha256": "1", "rows_sha256": "3"}):
+        check(before, now)
+    for before in ({"sha256": "1"}, {"sha256": "2", "rows": 2}, {"sha256": "2", "rows_sha256": "4"}):
+        with pytest.raises(UserError, match="goes on with the rows"):
+            check(before, now)
+
+
+def test_a_resume_on_another_base_is_refused(tmp_path, copy, capfd):
+    other = make_tiny_model(tmp_path / "other", "chatglm2", seed=1, hidden_size=32)
+    with pytest.raises(SystemExit):
+        resume(other, copy)
+    assert "has other weights (such as" in capfd.readouterr().err
 
 
 @contextmanager
@@ -275,6 +316,14 @@ def test_a_run_stops_early_with_the_best_prefix(base, tmp_path, projection):
         "checkpoint-1",
         "checkpoint-3",
     }
+
+
+def test_the_best_is_none_of_an_earlier_run_in_the_folder(base, copy, caplog):
+    (copy / "checkpoint-3").rename(copy / "checkpoint-1")
+    run(training_words(base, copy, "--max_steps", "2", "--save_steps", "2", *WORST_FIRST, "--load_best_model_at_end"))
+    adapters = [folder / "adapter_model.safetensors" for folder in (copy, copy / "checkpoint-2")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert f"{copy} has what a run before left, and this one starts afresh: --resume_from" in caplog.text
 
 
 def test_patience_and_the_best_outlive_a_stop_and_a_new_place(base, tmp_path):

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the step is finished, a checkpoint written and named; the run then goes on to the same end."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from short_runs import PROJECT, assert_same_end, run, training_words
 
+from glm_peft.provenance.stretches import can_be_repeated
 from glm_peft.training.interruptions import Interruption, StoppedAtOnce
 from glm_peft.training.trainer import PrefixTrainer
 
@@ -80,6 +82,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(base, tmp_path):
         assert (tmp_path / "out" / f"checkpoint-{step + 1}").is_dir()
     run(words)
     assert_same_end(tmp_path / "out", tmp_path / "whole", "checkpoint-5")
+    record = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))
+    assert [stretch["steps"] for stretch in record["stretches"]] == [[0, 1], [1, 3], [3, 4], [4, 5]]
+    seconds = [stretch["seconds"] for stretch in record["stretches"]]
+    assert record["measured"]["seconds"]["train"] == pytest.approx(sum(seconds)) and min(seconds) > 0
+    assert can_be_repeated(record)
 
 
 @pytest.mark.parametrize("where", ["_evaluate", "_determine_best_metric"])

@@ -20,6 +20,7 @@ import glm_peft.prediction.generation
 from glm_peft import predict
 from glm_peft.adapters import assembly
 from glm_peft.prediction.prediction_files import PARTIAL_NAME
+from glm_peft.provenance.ownership import digest_weights
 from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.file_names import PREDICTIONS_NAME
 
@@ -126,7 +127,11 @@ def test_a_file_without_answers_gives_no_scores(
         "predict_runtime",
         "predict_samples_per_second",
         "predict_tokens_per_second",
+        "weights_sha256",
+        "data",
     }
+    assert results["weights_sha256"] == digest_weights(workplace.adapter)
+    assert results["data"]["test"] | {"sha256": ""} == {"file": "questions.jsonl", "sha256": "", "rows": 1}
 
 
 @pytest.mark.parametrize(

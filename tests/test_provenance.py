@@ -13,18 +13,37 @@ from pathlib import Path
 import pytest
 import torch
 from make_tiny_model import make_tiny_model
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel, PrefixTuningConfig
+from safetensors.torch import save_file
 from tiny_options import GENERATIONS
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from glm_peft import convert, doctor, predict, train
 from glm_peft.adapters import assembly
 from glm_peft.arguments.model import ModelArguments
+from glm_peft.errors import UserError
 from glm_peft.models.loading import find_generation
 from glm_peft.provenance.fingerprints import describe_config, digest_tokenizer, sample_weights
+from glm_peft.provenance.ownership import (
+    claim_folder,
+    digest_weights,
+    find_foreign,
+    refuse_adapter,
+    set_aside_results,
+    state_origin,
+)
 from glm_peft.provenance.recipe import public_name
-from glm_peft.provenance.record import describe_base, read_provenance
-from glm_peft.reporting.file_names import PROVENANCE_NAME
+from glm_peft.provenance.record import describe_base, read_provenance, write_provenance
+from glm_peft.publishing.card.build import build_card, write_card
+from glm_peft.publishing.files import collect_files, describe_commit
+from glm_peft.reporting.file_names import (
+    CURVES_NAME,
+    PREDICT_RESULTS_NAME,
+    PREDICTIONS_NAME,
+    PROVENANCE_NAME,
+    RESULTS_NAME,
+)
+from glm_peft.reporting.results import save_results
 
 SIZES = {"hidden_size": 32}
 TRAINING = "--do_train --max_steps 1 --save_steps 1 --num_virtual_tokens 4 --use_cpu true --disable_tqdm true"
@@ -192,6 +211,109 @@ def test_the_commit_of_a_copy_of_the_hubs_is_told():
     config.name_or_path = "/cache/models--zai-org--GLM-4-9B-0414/snapshots/" + 40 * "a"
     base = describe_base(config, "glm4")
     assert (base["name"], base["revision"]) == ("zai-org/GLM-4-9B-0414", 40 * "a")
+
+
+# Whose results they are
+
+
+def with_results(folder: Path, weights: float) -> Path:
+    """An adapter's folder with all that a run on these weights leaves."""
+    folder.mkdir()
+    save_weights(folder, weights)
+    PrefixTuningConfig(num_virtual_tokens=1, task_type="CAUSAL_LM", base_model_name_or_path="x/y").save_pretrained(
+        folder
+    )
+    (folder / CURVES_NAME).write_bytes(b"curves")
+    origin = state_origin(digest_weights(folder), {"test": {"file": "asked.json", "rows": 1}}, "test")
+    save_results({"eval_loss": 1.5}, folder / RESULTS_NAME, origin)
+    save_results({"predict_rouge-1": 94.83}, folder / PREDICT_RESULTS_NAME, origin)
+    (folder / PREDICTIONS_NAME).write_text('{"prompt": "问", "labels": "答", "predict": "旧"}\n', encoding="utf-8")
+    write_provenance(folder, {"data": {"train": {"file": "old.json", "rows": 3}}})
+    write_card(folder)
+    return folder
+
+
+def save_weights(folder: Path, weights: float) -> None:
+    save_file({"prompt_embeddings": torch.tensor([[weights]])}, folder / "adapter_model.safetensors")
+
+
+OF_A_RUN = {PROVENANCE_NAME, RESULTS_NAME, PREDICT_RESULTS_NAME, PREDICTIONS_NAME, CURVES_NAME}
+
+
+def test_card_and_push_take_only_what_is_of_the_weights(tmp_path, warned):
+    folder = with_results(tmp_path / "folder", 1.0)
+    assert find_foreign(folder) == [] and describe_commit(folder, "x/y").endswith("rouge-1 94.83 (predict)")
+    assert all(text in build_card(folder) for text in ("旧", "94.83", "old.json", "asked.json", CURVES_NAME))
+    save_weights(folder, 2.0)  # as by PEFT or by hand
+    assert set(find_foreign(folder)) == OF_A_RUN and describe_commit(folder, "x/y") == "Adapter for x/y"
+    card = build_card(folder)
+    assert not any(text in card for text in ("旧", "94.83", "old.json", "asked.json", f"]({CURVES_NAME})"))
+    assert set(collect_files(folder, "x/y")) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert any("are not of the weights there: the card leaves them out" in message for message in warned())
+
+
+@pytest.mark.parametrize(
+    "name, change, foreign",
+    [
+        (PREDICT_RESULTS_NAME, {"weights_sha256": None}, {PREDICT_RESULTS_NAME, PREDICTIONS_NAME}),
+        (PREDICT_RESULTS_NAME, None, {PREDICTIONS_NAME}),
+        (RESULTS_NAME, {"weights_sha256": "0" * 64}, {RESULTS_NAME}),
+        (PROVENANCE_NAME, {"curves_sha256": "0" * 64}, {CURVES_NAME}),
+        (PROVENANCE_NAME, {"curves_sha256": None}, {CURVES_NAME}),
+        (PROVENANCE_NAME, None, set()),
+    ],
+)
+def test_what_does_not_state_these_weights_is_foreign(name, change, foreign, tmp_path):
+    file = with_results(tmp_path / "folder", 1.0) / name
+    if change is None:
+        file.unlink()
+    else:
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert set(find_foreign(tmp_path / "folder")) == foreign
+
+
+def test_what_an_earlier_version_left_counts_until_other_weights_are_written(tmp_path):
+    folder = with_results(tmp_path / "folder", 1.0)
+    for name in (PROVENANCE_NAME, RESULTS_NAME, PREDICT_RESULTS_NAME):
+        known = json.loads((folder / name).read_text())
+        kept = {key: value for key, value in known.items() if key not in ("weights_sha256", "curves_sha256")}
+        (folder / name).write_text(json.dumps(kept))
+    assert find_foreign(folder) == []
+    former = digest_weights(folder)
+    assert set_aside_results(folder, former) == former and (folder / RESULTS_NAME).is_file()
+    save_weights(folder, 2.0)
+    set_aside_results(folder, former)
+    assert {file.name for file in (folder / f"former_{former[:8]}").iterdir()} == OF_A_RUN | {"README.md"}
+    assert not OF_A_RUN & {file.name for file in folder.iterdir()}
+
+
+def test_results_are_not_written_beside_other_weights(tmp_path):
+    folder, other = with_results(tmp_path / "folder", 1.0), with_results(tmp_path / "other", 2.0)
+    base = ModelArguments("x/y")
+    assert claim_folder(folder, ModelArguments("x/y", adapter_name_or_path=str(folder))) == digest_weights(folder)
+    assert claim_folder(tmp_path, base) is None
+    for model_args in (base, ModelArguments("x/y", adapter_name_or_path=str(other))):
+        with pytest.raises(UserError, match=f"--output_dir {folder} has other weights than those that answer here"):
+            claim_folder(folder, model_args)
+    with pytest.raises(UserError, match="has an adapter, and a whole model beside it"):
+        refuse_adapter(folder)
+
+
+def test_a_second_run_in_a_folder_says_so_before_and_keeps_the_results_of_the_first_apart(
+    place, tmp_path, warned, capsys
+):
+    folder = shutil.copytree(place.adapter, tmp_path / "folder")
+    (folder / PREDICT_RESULTS_NAME).write_text('{"predict_rouge-1": 94.83}')
+    place.train(folder, "--learning_rate", "0.1", "--save_strategy", "no")
+    before, after = warned()
+    assert "starts afresh: its weights are replaced when this one ends (another --output_dir keeps them); " in before
+    assert f"{PREDICT_RESULTS_NAME} of those before went to {folder / 'former_'}" in after
+    assert find_foreign(folder) == [] and "94.83" not in (folder / "README.md").read_text(encoding="utf-8")
+    assert record_of(folder)["weights_sha256"] == digest_weights(folder) != digest_weights(place.adapter)
+    evaluation = ["--do_train", "false", "--do_eval", "--validation_file", str(place.rows)]
+    assert "other weights than those that answer" in refusal(capsys, lambda: place.train(folder, *evaluation))
+    place.train(folder, *evaluation, "--adapter_name_or_path", str(folder))
+    assert find_foreign(folder) == [] and "eval_loss" in json.loads((folder / RESULTS_NAME).read_text())
 
 
 # Fingerprints
