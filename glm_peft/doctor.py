@@ -42,10 +42,12 @@ from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.conversations import Conversation, Split, load_splits
 from glm_peft.preprocessing.lengths import limit_report, measure_lengths
+from glm_peft.provenance.record import describe_data
+from glm_peft.provenance.stretches import check_same_rows
 from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.log import set_up_logging
 from glm_peft.reporting.results import print_section
-from glm_peft.training.checkpoints import choose_checkpoint
+from glm_peft.training.checkpoints import choose_checkpoint, complete_checkpoints
 
 MOST_PROBLEMS = 50  # bad rows that are listed, of each split
 MOST_REFUSED = 10  # rows that the lengths cannot hold: each takes several looks to find
@@ -93,6 +95,8 @@ class Examination:
         for name, other in combinations(self.splits, 2):
             finding = find_overlap(self.splits[name], self.splits[other])
             print_section(f"Overlap of {name} and {other}", format_findings([finding] if finding.rows else []))
+        if "train" in self.splits:
+            self.examine_resumption()
         if "train" in self.features:
             self.examine_batches()
             self.show_example()
@@ -127,6 +131,17 @@ class Examination:
                 problems.append(str(error))
         if problems:
             self.report("Start of training", problems)
+
+    def examine_resumption(self) -> None:
+        """Check that the checkpoint to resume from was trained on the same rows."""
+        given = self.training_args.resume_from_checkpoint
+        checkpoint = None if given in _NEWEST_OR_NONE else given
+        if given in ("last", "true"):
+            checkpoint = next(reversed(complete_checkpoints(self.training_args.output_dir)), None)
+        try:
+            check_same_rows(checkpoint, describe_data(self.data_args, {"train": self.splits["train"]}))
+        except UserError as error:
+            self.report("Rows of the run to resume", [str(error)])
 
     def examine_split(self, name: str) -> None:
         """Examine the rows of a split: which cannot be used, how long they are, what is odd about them."""

@@ -34,10 +34,10 @@ from glm_peft.reporting.file_names import RESULTS_NAME
 from glm_peft.reporting.files import make_output_dir
 from glm_peft.reporting.log import choose_level, set_up_logging
 from glm_peft.reporting.results import format_results, save_results
-from glm_peft.training.checkpoints import check_former_run, choose_checkpoint, explain_failed_writing
+from glm_peft.training.checkpoints import choose_checkpoint, explain_failed_writing
 from glm_peft.training.curves import TrainingCurves
 from glm_peft.training.parallel.backends import resolve_backend
-from glm_peft.training.run_log import log_data, log_run
+from glm_peft.training.run_log import check_former_run, log_data, log_run
 from glm_peft.training.trainer import PrefixTrainer
 
 logger = logging.getLogger("glm_peft.train")

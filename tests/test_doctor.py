@@ -143,6 +143,12 @@ def test_one_row_that_is_far_too_long_does_not_decide_the_flags(visit: Visit):
     assert "answers that are far longer than the others: 1" in text and "line 21 (12,000 characters)" in text
 
 
+def test_other_rows_than_those_of_the_checkpoint_to_resume_are_a_problem(visit: Visit):
+    (visit.folder / "provenance.json").write_text(json.dumps({"data": {"train": {"sha256": "1"}}}))
+    code, text = visit("--train_file", visit.write(ROWS), "--resume_from_checkpoint", str(visit.folder))
+    assert code == 1 and "goes on with the rows that it was trained on, and these are others" in text
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

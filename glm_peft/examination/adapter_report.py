@@ -7,6 +7,7 @@ from typing import Any
 from glm_peft.examination.adapter_statistics import KINDS, Prefix
 from glm_peft.examination.prefix_importance import Importance
 from glm_peft.provenance.record import as_mapping
+from glm_peft.provenance.stretches import read_stretches
 
 _COLUMN = 10
 _MOST_SCORES = 4  # of some ten or more that a run with generation has
@@ -29,9 +30,9 @@ def format_provenance(record: Mapping[str, Any], recorded_base: str | None) -> s
     lines = [f"  base: {base.get('name') or recorded_base or 'not recorded'}"]
     if base.get("generation") or record.get("chat_format"):
         lines[0] += f" ({base.get('generation') or 'generation not recorded'}, prompts of {record.get('chat_format')})"
-    data = as_mapping(as_mapping(record.get("data")).get("train"))
-    if data:
-        lines.append(f"  trained on: {data.get('file') or data.get('dataset')}, {data.get('rows')} rows")
+    data = [as_mapping(stretch.get("data")) for stretch in read_stretches(record)]
+    told = [f"{one.get('file') or one.get('dataset')}, {one.get('rows')} rows" for one in data]
+    lines += [f"  trained on: {'; then on '.join(dict.fromkeys(told))}"] if told else []
     lines += [
         f"  {words}: {as_mapping(record[name]).get('name')}" for name, words in _SOURCES.items() if record.get(name)
     ]

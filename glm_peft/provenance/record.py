@@ -180,8 +180,9 @@ def write_provenance(folder: str | Path, record: Mapping[str, Any], results: Map
         return
     results, curves = results or {}, Path(folder) / CURVES_NAME
     measured, seconds = measure_cost(results), [stretch.get("seconds") for stretch in record.get("stretches", [])]
-    if seconds and None not in seconds:  # those of all stretches, not of the last one alone
-        measured["seconds"] = {**measured.get("seconds", {}), "train": round(sum(seconds), 4)}
+    if seconds:  # those of all stretches, not of the last one alone
+        total = None if None in seconds else round(sum(seconds), 4)
+        measured["seconds"] = {**measured.get("seconds", {}), "train": total}
     whole = {**record, "scores": select_scores(results), "measured": measured}
     whole.setdefault(WEIGHTS_KEY, digest_weights(folder))
     whole[CURVES_KEY] = digest_file(curves) if curves.is_file() else None

@@ -1,5 +1,6 @@
 """Keep the record of a run through every stretch of its training: stopped and resumed, or going on from an adapter."""
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from glm_peft.errors import UserError
 from glm_peft.provenance.ownership import WEIGHTS_KEY
 from glm_peft.provenance.record import as_mapping, read_provenance, today, write_provenance
 
+_OF_BASE = ("base", "chat_format", "metric_protocol")
 _SAME = ("data", "recipe")  # what a stretch shares with the one before where both make one run
 
 
@@ -45,8 +47,10 @@ class RunRecord:
         Args:
             seconds: since this stretch began; `None` for those until now.
         """
-        if self.former and not self.has_steps(step):
-            return {name: value for name, value in self.former.items() if name != WEIGHTS_KEY}
+        if not self.has_steps(step):
+            # Where the checkpoint has no record, nobody knows how it was trained.
+            known = self.former or {name: self.facts[name] for name in _OF_BASE if name in self.facts}
+            return {name: value for name, value in known.items() if name != WEIGHTS_KEY}
         stretch = {
             "start": self.start,
             "steps": [self.first_step, step],
@@ -59,14 +63,20 @@ class RunRecord:
 
     def write(self, folder: str | Path, step: int, weights: str | None, results: Mapping[str, Any]) -> None:
         """
-        Write `provenance.json` into the output folder, unless it is there and no step was taken since.
+        Write `provenance.json` into the output folder; where no step was taken, a record that is there is kept.
 
         Args:
             weights: the digest of the weights in the folder.
         """
-        if self.facts and (self.has_steps(step) or not read_provenance(str(folder))):
-            record = {**self.up_to(step, results.get("train_runtime")), WEIGHTS_KEY: weights}
-            write_provenance(folder, record, results)
+        if not self.facts or (not self.has_steps(step) and self._is_of_others(read_provenance(str(folder)))):
+            return
+        record = {**self.up_to(step, results.get("train_runtime")), WEIGHTS_KEY: weights}
+        write_provenance(folder, record, results)
+
+    def _is_of_others(self, written: Mapping[str, Any]) -> bool:
+        """Return whether other flags led to a record; with the same ones the command does what was left of a run."""
+        own = json.loads(json.dumps(self.facts.get("flags"), default=str))  # as the record was written
+        return bool(written) and written.get("flags") != own
 
 
 def read_stretches(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -87,7 +97,7 @@ def can_be_repeated(record: Mapping[str, Any]) -> bool:
     return is_one_run and all(stretch.get(name) == stretches[0].get(name) for name in _SAME for stretch in stretches)
 
 
-def check_same_rows(checkpoint: str | None, data: Mapping[str, Any]) -> None:
+def check_same_rows(checkpoint: str | Path | None, data: Mapping[str, Any]) -> None:
     """
     Compare the rows of training with those that a checkpoint was trained on; must be called in all processes.
 
@@ -100,7 +110,7 @@ def check_same_rows(checkpoint: str | None, data: Mapping[str, Any]) -> None:
     """
     if checkpoint is None:
         return
-    before, now = read_stretches(read_provenance(checkpoint) if data else {}), data.get("train", {})
+    before, now = read_stretches(read_provenance(str(checkpoint)) if data else {}), data.get("train", {})
     former = as_mapping(before[-1].get("data")) if before else {}
     # The file's own digest only where an earlier version recorded no other: the same rows may come in another form.
     names = ("rows_sha256",) if "rows_sha256" in former else ("sha256", "rows")

@@ -11,6 +11,7 @@ from glm_peft.errors import UserError
 from glm_peft.hub.rights import is_hub_id
 from glm_peft.provenance.ownership import find_foreign, read_results
 from glm_peft.provenance.recipe import public_name, select_scores
+from glm_peft.provenance.record import read_provenance
 from glm_peft.publishing.card.build import build_card
 from glm_peft.publishing.card.values import part, text_of
 from glm_peft.reporting.file_names import (
@@ -42,7 +43,7 @@ def find_base(folder: str | Path, base_model_id: str | None = None) -> str:
         UserError: the folder holds no adapter that can be sent, or its base is a local one and no id is given.
     """
     typed = text_of(_read_config(Path(folder)).get("base_model_name_or_path")) or ""
-    recorded = text_of(part(read_json(Path(folder) / PROVENANCE_NAME), "base").get("name"))
+    recorded = text_of(part(read_provenance(str(folder)), "base").get("name"))
     # The record names folders by their last part: where the two differ, the base was a folder.
     is_folder = recorded not in (None, typed) and "/" not in recorded
     # With `./` it counts as a path, also where the folder is gone by now.

@@ -24,9 +24,7 @@ from safetensors.torch import load_file
 from transformers.trainer import TRAINER_STATE_NAME
 
 from glm_peft.adapters.trained_state import ENCODER_NAME, TRAINED_NAME
-from glm_peft.arguments.methods import FULL
 from glm_peft.errors import UserError
-from glm_peft.provenance.ownership import digest_weights, refuse_adapter
 from glm_peft.reporting.files import write_atomically
 from glm_peft.training.parallel.agreement import agree_on_step
 
@@ -187,30 +185,6 @@ def _is_finite(folder: Path) -> bool:
     # Where the base itself is trained, its weights are the trained parameters.
     files = own or sorted(folder.glob("model*.safetensors"))
     return all(bool(value.isfinite().all()) for file in files for value in load_file(file).values())
-
-
-def check_former_run(output_dir: str | Path, checkpoint: str | None, peft_type: str) -> None:
-    """
-    Warn, before training, of the weights and the checkpoints that an earlier run left in the output folder.
-
-    Args:
-        checkpoint: the folder to resume from; a run that goes on in its own folder is none before.
-        peft_type: the method of training.
-
-    Raises:
-        UserError: a whole model would be written into the folder of an adapter.
-    """
-    if peft_type == FULL:
-        refuse_adapter(output_dir)
-    if checkpoint and Path(checkpoint).resolve().parent == Path(output_dir).resolve():
-        return
-    found = {
-        "its weights are replaced when this one ends (another --output_dir keeps them)": digest_weights(output_dir),
-        "--resume_from_checkpoint last would go on from its checkpoints": complete_checkpoints(output_dir),
-    }
-    if any(found.values()):
-        told = "; ".join(text for text, is_there in found.items() if is_there)
-        logger.warning("%s has what a run before left, and this one starts afresh: %s.", output_dir, told)
 
 
 def _choose_last(output_dir: Path) -> str | None:

@@ -3,16 +3,20 @@
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from peft import PeftModel, PeftType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from glm_peft.arguments.methods import FULL
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.training import TrainArguments
 from glm_peft.data import EncodedSplits, describe_example
 from glm_peft.preprocessing.batching import Batching
 from glm_peft.preprocessing.lengths import LengthReport
+from glm_peft.provenance.ownership import digest_weights, refuse_adapter
 from glm_peft.reporting.results import describe_device, describe_precision, format_bytes
+from glm_peft.training.checkpoints import complete_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,30 @@ def log_run(
         f"results: {training_args.output_dir}",
     ]
     logger.info("The run\n  %s", "\n  ".join(lines))
+
+
+def check_former_run(output_dir: str | Path, checkpoint: str | None, peft_type: str) -> None:
+    """
+    Warn, before training, of the weights and the checkpoints that an earlier run left in the output folder.
+
+    Args:
+        checkpoint: the folder to resume from; a run that goes on in its own folder is none before.
+        peft_type: the method of training.
+
+    Raises:
+        UserError: a whole model would be written into the folder of an adapter.
+    """
+    if peft_type == FULL:
+        refuse_adapter(output_dir)
+    if checkpoint and Path(checkpoint).resolve().parent == Path(output_dir).resolve():
+        return
+    found = {
+        "its weights are replaced when this one ends (another --output_dir keeps them)": digest_weights(output_dir),
+        "--resume_from_checkpoint last would go on from its checkpoints": complete_checkpoints(output_dir),
+    }
+    if any(found.values()):
+        told = "; ".join(text for text, is_there in found.items() if is_there)
+        logger.warning("%s has what a run before left, and this one starts afresh: %s.", output_dir, told)
 
 
 def count_steps(training_args: TrainingArguments, rows: int) -> tuple[int, float]:
