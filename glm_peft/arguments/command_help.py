@@ -26,7 +26,10 @@ def show_help_if_asked() -> None:
 
 
 def _command(words: list[str]) -> str | None:
-    """Return the command of this package that an interpreter's words start, as a module or as a script."""
+    """Return the command of this package that an interpreter's words start, as a module, a script or by glm-peft."""
+    for place, word in enumerate(words[:-1]):
+        if Path(word).stem == "glm-peft" or words[place - 1 : place + 1] == ["-m", _PACKAGE.name]:
+            return words[place + 1] if words[place + 1] in COMMANDS else None
     if "-m" in words:
         package, _, name = "".join(words[words.index("-m") + 1 :][:1]).partition(".")
         return name if package == _PACKAGE.name and name in COMMANDS else None
