@@ -174,15 +174,15 @@ SETTINGS += ["--model_name_or_path", "base", "--use_cpu", "true"]
 
 def test_settings_of_training_are_read_under_one_name_each(tmp_path):
     config = tmp_path / "config.yaml"
-    config.write_text("pre_seq_len: 8\nlearning_rate: 1e-2\neval_strategy: no\nlabel_names: [labels, more]\n")
+    config.write_text("pre_seq_len: 8\nlearning_rate: 1e-2\nsave_strategy: no\nlabel_names: [labels, more]\n")
     more = ["--learning-rate", "2e-2", "--packing", "--no_ignore_pad_token_for_loss", "--n_trials=3"]
     search_args, settings = parse_search_arguments([str(config), *SETTINGS, *more])
     assert (search_args.space, search_args.n_trials, search_args.direction) == ("s.yaml", 3, "minimize")
-    assert settings["num_virtual_tokens"] == ["8"] and settings["learning_rate"] == ["2e-2"]
+    assert settings["num_virtual_tokens"] == ["8"] and settings["learning_rate"] == ["0.02"]
     assert settings["packing"] == ["true"] and settings["ignore_pad_token_for_loss"] == ["false"]
     assert not {"space", "n_trials", "pre_seq_len"} & settings.keys()
     words = as_command_line(settings)
-    assert "--eval_strategy=no" in words and words[words.index("--label_names") + 1 :][:2] == ["labels", "more"]
+    assert "--save_strategy=no" in words and words[words.index("--label_names") + 1 :][:2] == ["labels", "more"]
 
 
 @pytest.mark.parametrize(

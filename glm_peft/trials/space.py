@@ -22,7 +22,7 @@ from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.methods import METHODS, P_TUNING, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments, flags_of
-from glm_peft.arguments.search import SWITCHES, Settings, is_searchable
+from glm_peft.arguments.search import SWITCHES, Settings, as_words, is_searchable
 from glm_peft.errors import UserError
 
 Value = bool | int | float | str | None
@@ -124,7 +124,9 @@ def draw_settings(space: Sequence[Parameter], fixed: Settings, trial: BaseTrial)
         if has_effect(parameter.name, settings):
             value = parameter.suggest(trial)
             settings.pop(parameter.name, None)
-            settings |= {} if value is None else {parameter.name: _as_words(parameter.name, value)}
+            # A choice that is a list is one text with spaces for Optuna.
+            has_list = list[str] in _kinds_of(parameter.name) and value is not None
+            settings |= {} if value is None else {parameter.name: as_words(value.split() if has_list else value)}
     if any(parameter.name in SWITCHES for parameter in space):
         settings = {name: words for name, words in settings.items() if has_effect(name, settings)}
     return settings
@@ -207,12 +209,6 @@ def _check_name(parameter: Parameter, fixed: Settings, metric: str) -> None:
             f"{parameter.where} would cut the answers that trials are compared on, too: give "
             "--val_max_target_length, which is the same in all of them."
         )
-
-
-def _as_words(name: str, value: Value) -> list[str]:
-    """Return the words after the flag."""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text.split() if list[str] in _kinds_of(name) else [text]
 
 
 def _kinds_of(name: str) -> set[type]:
