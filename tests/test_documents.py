@@ -219,15 +219,8 @@ def test_every_module_and_make_target_that_is_named_exists(document):
 @pytest.mark.parametrize("document", [document for document in DOCUMENTS if document != "docs/demo.md"])
 def test_every_flag_that_is_named_exists(document):
     """But for the demo's page, whose flags are those of its own scripts."""
-    types = (
-        ModelArguments,
-        DataArguments,
-        TrainingArguments,
-        PredictArguments,
-        SearchArguments,
-        PushArguments,
-        ChatArguments,
-    )
+    types = (ModelArguments, DataArguments, TrainingArguments, PredictArguments, SearchArguments, PushArguments)
+    types = (*types, ChatArguments)
     known = {f"--{name}" for name in (*names_of_fields(types), *IGNORED, *REFUSED, *RENAMED)} | set(OTHER_FLAGS)
     prose = re.sub(r"^(> .*|```.*?^```)$", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"(?<![\w-])--[a-z_0-9]+", prose)) - known == set()
