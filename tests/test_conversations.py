@@ -42,12 +42,91 @@ def error_of(*rows: object, **flags: object) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("names", [("content", "summary"), ("prompt", "response")])
+PAIRS = [("content", "summary"), ("prompt", "response"), ("instruction", "output"), ("question", "answer")]
+PAIRS += [("prompt", "completion"), ("query", "response")]
+
+
+@pytest.mark.parametrize("names", PAIRS)
 def test_well_known_columns_are_read_without_flags_and_the_log_says_so(caplog, names):
     caplog.set_level(logging.INFO, logger="glm_peft")
     [conversation] = load(dict(zip(names, "qa", strict=True)))
     assert turns(conversation) == [("user", "q"), ("assistant", "a")]
-    assert f"no --prompt_column given; reading the well-known columns '{names[0]}', '{names[1]}'" in caplog.text
+    assert f"train.json: reading the columns '{names[0]}', '{names[1]}'.\n" in caplog.text
+
+
+@pytest.mark.parametrize("names", PAIRS)
+@pytest.mark.parametrize("by_flags", [False, True])
+def test_history_and_system_text_are_read_beside_every_pair(names, by_flags):
+    flags = dict(zip(("prompt_column", "response_column"), names, strict=True)) if by_flags else {}
+    row = dict(zip(names, "qa", strict=True)) | {"history": [["q0", "a0"]], "system": "s"}
+    split = load(row, {**row, "history": "", "system": None}, **flags)
+    roles = ["system", "user", "assistant", "user", "assistant"]
+    assert turns(split.conversations[0]) == list(zip(roles, ["s", "q0", "a0", "q", "a"], strict=True))
+    assert turns(split.conversations[1]) == [("user", "q"), ("assistant", "a")]
+    assert not split.unread
+
+
+def test_alpacas_input_follows_the_instruction():
+    row = {"instruction": "翻译", "output": "a", "input": "hello"}
+    one, other = load(row, {**row, "input": ""})
+    assert [conversation.prompt[0]["content"] for conversation in (one, other)] == ["翻译\nhello", "翻译"]
+    flags = {"prompt_column": "instruction", "response_column": "output"}
+    assert load(row, **flags).conversations == load(row).conversations
+
+
+def test_a_system_text_stands_before_messages_but_not_beside_their_own():
+    [conversation] = load({"messages": CHAT, "who": "s"}, system_column="who")
+    assert turns(conversation)[0] == ("system", "s")
+    twice = {"messages": [{"role": "system", "content": "t"}, *CHAT], "system": "s"}
+    assert "column 'system': the conversation has a system message too; keep one of the two" in error_of(twice)
+    assert "no column 'who'" in error_of(PAIR, system_column="who")
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "line"),
+    [
+        (
+            [{**PAIR, "tools": [1], "history": "of art", "id": 1}, {**PAIR, "tools": [], "id": 2}],
+            {},
+            "'tools' (1 row; no flag reads it), 'history' (1 row; --history_column reads it), 'id' (2 rows)",
+        ),
+        (
+            [{**PAIR, "messages": CHAT, "question": "w"}],
+            {"prompt_column": "content", "response_column": "summary"},
+            "'messages' (1 row; read where --prompt_column is left out), 'question' (1 row; --prompt_column reads it)",
+        ),
+        (
+            [{"messages": [CHAT[0], {**CHAT[1], "loss": False}], "answer": "b"}],
+            {},
+            "'answer' (1 row; --response_column reads it), 'messages[].loss' (1 row; no flag reads it)",
+        ),
+    ],
+)
+def test_what_is_not_read_is_named_with_the_flag_that_reads_it(caplog, rows, flags, line):
+    load(*rows, **flags)
+    [record] = [record for record in caplog.records if "not read" in record.message]
+    assert (record.levelname, record.message) == ("WARNING", f"train.json: not read: {line}.")
+
+
+def test_rows_to_predict_are_read_by_the_pair_of_which_both_are_there():
+    [conversation] = load({"prompt": "q", "completion": "a"}, split="test", name="test.json")
+    assert conversation.answer == "a"
+    [conversation] = load({"question": "q"}, split="test", name="test.json")
+    assert (turns(conversation), conversation.answer) == ([("user", "q")], None)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
+        {"role": "tool", "content": "7", "tool_call_id": "1"},
+        {"role": "observation", "content": "7"},
+        {"from": "function_call", "value": "{}"},
+    ],
+)
+def test_turns_of_tools_are_told_as_such(message):
+    told = error_of({"messages": [CHAT[0], message, CHAT[1]]})
+    assert "message 2 calls a tool or is a tool's answer, and conversations with tools are not read yet" in told
 
 
 def test_columns_are_read_by_their_flags():
@@ -159,7 +238,7 @@ def test_a_bad_history_is_named_with_what_was_found(history, words):
         ({"messages": [{"role": "user"}]}, "message 1 must have 'role' and 'content', found the object"),
         ({"messages": [{"role": "user", "content": []}]}, "the content of message 1 must be text, found the list []"),
         (
-            chat_of("user", "tool"),
+            chat_of("user", "bot"),
             "the role of message 2 must be one of 'system', 'user', 'human', 'assistant', 'gpt'",
         ),
         (chat_of("system"), "the conversation has no question"),

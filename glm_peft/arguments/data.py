@@ -46,14 +46,19 @@ class DataArguments:
     )
     prompt_column: str | None = option(
         None,
-        "Column of the questions. None: content or prompt, or the messages of messages or conversations.",
+        "Column of the questions. None: a well-known name such as content, prompt, instruction, question or messages.",
         **_COLUMN,
     )
-    response_column: str | None = option(None, "Column of the answers. None: summary or response.", **_COLUMN)
+    response_column: str | None = option(
+        None, "Column of the answers. None: summary, response, output or answer.", **_COLUMN
+    )
     history_column: str | None = option(
         None,
-        "Column of earlier [question, answer] pairs. None: history, where the questions stand in prompt.",
+        "Column of earlier [question, answer] pairs. None: history, where there is one.",
         **_COLUMN,
+    )
+    system_column: str | None = option(
+        None, "Column of the system text of each row. None: system or system_prompt, where there is one.", **_COLUMN
     )
     source_prefix: str | None = option(
         None,

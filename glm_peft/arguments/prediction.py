@@ -17,7 +17,7 @@ PREDICTION_WORDS = {
 }
 
 
-def _for_prediction(kind: type) -> type:
+def for_prediction(kind: type) -> type:
     """Return the dataclass with its help texts for prediction; flags of training alone are hidden from the help."""
     # A subclass, so that the checks and the type stay those of training's arguments.
     changed = [
@@ -59,15 +59,20 @@ class PredictArguments(GenerationArguments):
     )
 
     def __post_init__(self) -> None:
-        for name in ("top_p", "top_k", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not self.do_sample:
-                raise UserError(f"--{name} {value} has no effect without --do_sample: add that or leave it out.")
+        check_sampling(self)
+
+
+def check_sampling(arguments: GenerationArguments) -> None:
+    """Raise a `UserError` where an argument of sampling is given without `do_sample`."""
+    for name in ("top_p", "top_k", "temperature"):
+        value = getattr(arguments, name)
+        if value is not None and not arguments.do_sample:
+            raise UserError(f"--{name} {value} has no effect without --do_sample: add that or leave it out.")
 
 
 PREDICTION_TYPES = (
-    _for_prediction(ModelArguments),
-    _for_prediction(DataArguments),
+    for_prediction(ModelArguments),
+    for_prediction(DataArguments),
     PredictArguments,
 )
 """The dataclasses of `python -m glm_peft.predict`; flags of training alone are not in its help."""
@@ -90,12 +95,12 @@ def parse_predict_arguments(
         argv, PREDICTION_TYPES, {"generation_num_beams": "num_beams"}, **PREDICTION_WORDS
     )
     for arguments in (model_args, data_args):
-        _refuse_training(arguments)
+        refuse_training(arguments)
     _check_task(data_args, predict_args)
     return model_args, data_args, predict_args
 
 
-def _refuse_training(arguments: ModelArguments | DataArguments) -> None:
+def refuse_training(arguments: ModelArguments | DataArguments) -> None:
     """Refuse the flags of training alone that have another value than their default."""
     # At its default a flag may stand in a configuration file for both commands.
     for name in flags_with(arguments, "prediction", "refused"):

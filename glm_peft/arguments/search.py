@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
-from glm_peft.arguments.command_line import Setting, names_of_fields, parse_command, read_config, read_flags
+from glm_peft.arguments.command_line import parse_command
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with, option, require_at_least_one
-from glm_peft.arguments.former_options import IGNORED, RENAMED
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.transformers_flags import (
     SHARED_BY_TRIALS,
@@ -72,7 +71,7 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
     Parse `python -m glm_peft.search [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
 
     Returns:
-        The arguments of the search, and the settings of training as they were given.
+        The arguments of the search, and the settings of training that are not the defaults.
 
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
@@ -81,7 +80,8 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
 
     argv = sys.argv[1:] if argv is None else argv
     types = (ModelArguments, DataArguments, TrainingArguments)
-    search_args, _, data_args, training_args = parse_command(argv, (SearchArguments, *types), **SEARCH_WORDS)
+    search_args, *arguments = parse_command(argv, (SearchArguments, *types), **SEARCH_WORDS)
+    _, data_args, training_args = arguments
     # Each of several processes would draw values of its own from Optuna.
     if training_args.world_size > 1 or training_args.deepspeed or training_args.fsdp:
         raise UserError(
@@ -96,7 +96,9 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
             f"--metric {search_args.metric} is a score of generated answers: give --predict_with_generate too, or "
             "leave it out to compare the loss."
         )
-    return search_args, read_training_settings(argv, (SearchArguments, *types))
+    # What was given and nothing else, as `best.yaml` is to hold no defaults.
+    given = {name: value for each in arguments for name, value in each.given.items()}
+    return search_args, {name: as_words(value) for name, value in given.items()}
 
 
 def is_searchable(name: str) -> bool:
@@ -114,16 +116,10 @@ def may_change(name: str) -> bool:
     return is_free or name in WITHOUT_INFLUENCE or name.startswith(WITHOUT_INFLUENCE_KINDS)
 
 
-def read_training_settings(argv: list[str], types: tuple[type, ...]) -> Settings:
-    """Return the words of a valid command line by the argument of training, without those of the search."""
-    # Words and not parsed values, which would not show what was given: `best.yaml` is to hold nothing else.
-    has_file = bool(argv) and not argv[0].startswith("-")
-    given = [*(read_config(argv[0]) if has_file else []), *read_flags(argv[1:] if has_file else argv)]
-    names = names_of_fields(types)
-    names |= {old: new for old, new in RENAMED.items() if new in names}
-    own = {field.name for field in fields(SearchArguments)}
-    settings = dict(_resolve(setting, names) for setting in given if setting.name not in IGNORED)
-    return {name: words for name, words in settings.items() if name not in own}
+def as_words(value: object) -> list[str]:
+    """Return a parsed value as the words that would follow its flag."""
+    values = value if isinstance(value, list) else [value]
+    return [str(each).lower() if isinstance(each, bool) else str(each) for each in values]
 
 
 def as_command_line(settings: Mapping[str, list[str]]) -> list[str]:
@@ -133,9 +129,3 @@ def as_command_line(settings: Mapping[str, list[str]]) -> list[str]:
         # One value is joined to its flag, as it may begin with a hyphen.
         words += [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
     return words
-
-
-def _resolve(setting: Setting, names: Mapping[str, str]) -> tuple[str, list[str]]:
-    name = names[setting.name]
-    # transformers' parser has a `--no_NAME` beside each flag that is true by default, and a bare flag means true.
-    return (name.removeprefix("no_"), ["false"]) if name.startswith("no_") else (name, setting.values or ["true"])
