@@ -141,9 +141,10 @@ def save_adapter(
     Returns:
         The digest of the weights; `None` in processes other than the main one.
     """
-    trained, former = gather_trained(model), digest_weights(output_dir)
+    trained = gather_trained(model)
     if not PartialState().is_main_process:
         return None
+    former = digest_weights(output_dir)
     save_weights(model, trained, lambda state_dict: model.save_pretrained(output_dir, state_dict=state_dict))
     tidy_weights(Path(output_dir))
     if tokenizer is not None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,9 @@ def state_origin(weights: str | None, data: Mapping[str, Any], kind: str) -> dic
     return {WEIGHTS_KEY: weights, "data": {name: data[name] for name in data if name.startswith(kind)}}
 
 
-def read_results(folder: str | Path) -> dict[str, Any]:
-    """Return the results in a folder that are of its weights, and under `data` what they were computed on."""
-    foreign, found, data = find_foreign(folder), {}, {}
+def read_results(folder: str | Path, foreign: Sequence[str]) -> dict[str, Any]:
+    """Return the results in a folder but the foreign ones, and under `data` what they were computed on."""
+    found, data = {}, {}
     for name in (name for name in _RESULTS if name not in foreign):  # those of a later prediction win
         found |= read_json(Path(folder) / name)
         data |= found["data"] if isinstance(found.get("data"), dict) else {}

@@ -107,7 +107,7 @@ def describe_commit(folder: str | Path, base: str, what: str = "Adapter") -> str
 
 
 def _describe_scores(folder: Path) -> str:
-    scores = select_scores(read_results(folder))
+    scores = select_scores(read_results(folder, find_foreign(folder)))
     scores = scores or _last_logged(folder)
     for split in _FIRST:
         found = {name: scores.get(f"{split}_{name}") for name in (*_TOLD_SCORES, "loss")}

@@ -92,7 +92,7 @@ class Resumption(TrainerCallback):
         if self.is_over and self.checkpoint:
             length = "--max_steps" if self.trainer.args.max_steps > 0 else "--num_train_epochs"
             how = "it had stopped early" if has_stopped else f"raise {length} to train on"
-            logger.warning("All %d steps of %s are done, so none is taken now: %s.", step, self.checkpoint, how)
+            logger.warning(f"All {step} steps of {self.checkpoint} are done, so none is taken now: {how}.")
         return self.is_over
 
     def on_train_begin(

@@ -129,9 +129,9 @@ def read_facts(folder: str | Path, base_model_id: str | None = None, adapter_id:
     record = read_provenance(str(folder)) if (folder / PROVENANCE_NAME).is_file() else {}
     foreign = find_foreign(folder)
     if foreign:
-        logger.warning("%s in %s are not of the weights there: the card leaves them out.", ", ".join(foreign), folder)
+        logger.warning(f"{', '.join(foreign)} in {folder} are not of the weights there: the card leaves them out.")
     # The files win over the record: `predict` may have scored the adapter since it was trained.
-    results = part(record, "scores") | read_results(folder)
+    results = part(record, "scores") | read_results(folder, foreign)
     method = (text_of(config.get("peft_type")) or FULL).lower()
     base = base_model_id or _find_base(config, record)
     recipe, splits = part(record, "recipe"), read_splits(part(record, "data") | part(results, "data"))
