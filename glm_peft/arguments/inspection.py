@@ -40,6 +40,7 @@ class InspectArguments:
     prompt_column: str | None = option(None, "Column of the questions, as in training.")
     response_column: str | None = option(None, "Column of the answers, as in training.")
     history_column: str | None = option(None, "Column of earlier [question, answer] pairs, as in training.")
+    system_column: str | None = option(None, "Column of the system text of each row, as in training.")
     source_prefix: str | None = option(None, "Text before every question, as in training. None: nothing.")
     max_source_length: int = option(1024, "Most tokens of a prompt, special ones counted; longer ones are cut.")
     max_target_length: int = option(128, "Most tokens of an answer, its end token counted; longer ones are cut.")
