@@ -17,6 +17,9 @@ PREDICTION_WORDS = {
 }
 
 
+_MANY = ("!prompt",)
+
+
 def for_prediction(kind: type) -> type:
     """Return the dataclass with its help texts for prediction; flags of training alone are hidden from the help."""
     # A subclass, so that the checks and the type stay those of training's arguments.
@@ -44,18 +47,25 @@ class PredictArguments(GenerationArguments):
 
     _argument_group_name = "prediction"
 
-    output_dir: str | None = option(None, "Folder for generated_predictions.jsonl and predict_results.json.")
+    output_dir: str | None = option(
+        None, "Folder for generated_predictions.jsonl and predict_results.json.", needs=_MANY
+    )
     prompt: str | None = option(None, "A question to answer on stdout, instead of --test_file.")
-    resume: bool = option(False, "Go on with the stopped run that left its answers in --output_dir.")
-    seed: int = option(42, "Seed of --do_sample; the same seed and batches give the same answers.")
+    resume: bool = option(False, "Go on with the stopped run that left its answers in --output_dir.", needs=_MANY)
+    seed: int = option(
+        42, "Seed of --do_sample; the same seed and batches give the same answers.", needs=("do_sample",)
+    )
     per_device_eval_batch_size: int | None = option(
         None,
         "Rows in a batch. None: 8 to 64, as many as have their keys and values in 1 GiB or 1/8 of the GPU's memory.",
+        needs=("!max_batch_tokens",),
+        outdoes=("max_batch_tokens",),
     )
     max_batch_tokens: int | None = option(
         None,
         "Instead of a number of rows, most tokens in a batch: rows * --num_beams * (longest prompt + "
         "--max_new_tokens). None: --per_device_eval_batch_size.",
+        needs=_MANY,
     )
 
     def __post_init__(self) -> None:
