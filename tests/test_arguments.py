@@ -226,9 +226,13 @@ def test_a_flag_wins_over_what_would_take_its_effect(config, caplog, text, words
     ("text", "words", "message"),
     [
         ("save_strategy: epoch\n", "--save_steps 5", "--save_steps 5 has no effect beside RECIPE, line 5, save_strat"),
-        ("eval_strategy: no\n", "--eval_steps 5", "line 5, eval_strategy: no: give --eval_strategy steps too, or"),
-        ("do_sample: false\n", "--top_p 0.5", "line 5, do_sample: false: give --do_sample too"),
-        ("lr_scheduler_type: constant\n", "--warmup_steps 5", "line 5, lr_scheduler_type: constant: leave one of"),
+        ("eval_strategy: no\n", "--eval_steps 5", "line 5, eval_strategy: no, only with --eval_strategy steps: ch"),
+        ("do_sample: false\n", "--top_p 0.5", "line 5, do_sample: false, only with --do_sample: change"),
+        (
+            "lr_scheduler_type: constant\n",
+            "--warmup_steps 5",
+            "line 5, lr_scheduler_type: constant, only without --lr_sch",
+        ),
         ("pre_seq_len: 4\nprefix_dropout: 0.1\n", "--peft_type lora", "RECIPE, line 5, pre_seq_len; RECIPE, line 6"),
         ("metric_for_best_model: hard_loss\n", "--load_best_model_at_end", "(RECIPE, line 5, metric_for_best_model)"),
         ("save_strategy: no\n", "--load_best_model_at_end", "(RECIPE, line 5, save_strategy)"),

@@ -72,8 +72,8 @@ REFUSED: dict[str, str] = {
     },
     **{name: f"was removed from transformers 5: {advice}" for name, advice in _REMOVED.items()},
     **dict.fromkeys(("hub_token", "push_to_hub_token", "token"), _TOKEN),
-    "generation_config": "does not reach a model with a prefix: use --num_beams, --do_sample, --top_p, --temperature "
-    "and --max_new_tokens",
+    "generation_config": "does not reach the model inside an adapter: use --num_beams, --do_sample, --top_p, "
+    "--temperature and --max_new_tokens",
     "generation_max_length": "would count the prompt too: use --max_new_tokens",
     "load_in_4bit": "is spelt --quantization_bit 4 here: use that",
     "load_in_8bit": "is spelt --quantization_bit 8 here: use that",

@@ -25,7 +25,7 @@ class ModelArguments:
         UserError: no model is given, or a number is out of its range.
     """
 
-    _argument_group_name = "model and prefix"
+    _argument_group_name = "model and adapter"
 
     model_name_or_path: str = option(
         "", "Base model: a folder in a published layout or a Hub id, such as THUDM/chatglm3-6b. Must be given."
@@ -34,8 +34,8 @@ class ModelArguments:
     cache_dir: str | None = option(None, "Folder for downloaded models. None: the Hub's usual cache.", public="never")
     adapter_name_or_path: str | None = option(
         None,
-        "Adapter to go on from: a folder or a Hub id of a PEFT prefix, or a published P-Tuning v2 checkpoint. "
-        "None: a new prefix.",
+        "Adapter to go on from: a folder or a Hub id of a PEFT adapter, or a published P-Tuning v2 checkpoint. "
+        "None: a new one.",
         "ptuning_checkpoint",
         prediction="Adapter to answer with: a folder or a Hub id of a PEFT adapter, or a published P-Tuning v2 "
         "checkpoint. None: the base alone.",
