@@ -231,7 +231,7 @@ def test_a_flag_wins_over_what_would_take_its_effect(config, caplog, text, words
         (
             "lr_scheduler_type: constant\n",
             "--warmup_steps 5",
-            "line 5, lr_scheduler_type: constant, only without --lr_sch",
+            "line 5, lr_scheduler_type: constant: change one",
         ),
         ("pre_seq_len: 4\nprefix_dropout: 0.1\n", "--peft_type lora", "RECIPE, line 5, pre_seq_len; RECIPE, line 6"),
         ("metric_for_best_model: hard_loss\n", "--load_best_model_at_end", "(RECIPE, line 5, metric_for_best_model)"),

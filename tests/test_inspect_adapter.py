@@ -332,7 +332,7 @@ def test_pruning_to_as_many_as_there_are_is_refused_before_the_base_is_loaded(ti
 
 def test_a_prefix_of_another_base_is_refused(tiny_model_dirs, tmp_path, capsys):
     adapter = save_adapter(tiny_model_dirs["chatglm3"], tmp_path)
-    assert "The adapter in" in refusal(capsys, adapter, "--base", tiny_model_dirs["chatglm"])
+    assert "The prefix in" in refusal(capsys, adapter, "--base", tiny_model_dirs["chatglm"])
 
 
 # The picture

@@ -23,7 +23,11 @@ _OF_ARGPARSE = ("help", "aliases", "nargs", "const")  # of a field's metadata: w
 
 
 def parse_command(
-    argv: Sequence[str], dataclass_types: Sequence[type], renamed: Mapping[str, str] = RENAMED, **parser_options: Any
+    argv: Sequence[str],
+    dataclass_types: Sequence[type],
+    renamed: Mapping[str, str] = RENAMED,
+    refused: Mapping[str, str] = REFUSED,
+    **parser_options: Any,
 ) -> tuple[Any, ...]:
     """
     Build the dataclasses that a command line describes, a configuration file at its beginning; `--help` exits.
@@ -36,13 +40,14 @@ def parse_command(
         argv: the words after the script's name.
         dataclass_types: what to build; a field's metadata may hold `help` and, as `aliases`, other flags for it.
         renamed: other names for fields of these dataclasses.
+        refused: what is said of names that are refused, behind the name.
         parser_options: keyword arguments of `argparse.ArgumentParser`, such as `usage`.
 
     Raises:
         UserError: the file cannot be read, a name is unknown or refused, a value does not fit, the file takes the
             effect from a flag, or the dataclasses refuse the values.
     """
-    parser = _Parser(dataclass_types, renamed, **parser_options)
+    parser = _Parser(dataclass_types, renamed, refused, **parser_options)
     if HELP_FLAGS & set(argv):  # before a wrong word beside it can end the run
         parser.parse_args(["--help"])
     from_file, from_flags = read_sources(argv)
@@ -93,15 +98,17 @@ class _Problem(Exception):
 class _Parser(HfArgumentParser):
     """A parser that reads settings one by one, so that each error names the place of its argument."""
 
-    def __init__(self, dataclass_types: Sequence[type], renamed: Mapping[str, str], **options: Any) -> None:
+    def __init__(
+        self, dataclass_types: Sequence[type], renamed: Mapping[str, str], refused: Mapping[str, str], **options: Any
+    ) -> None:
         # No abbreviations: a new flag would make one that a recipe uses ambiguous.
         super().__init__(dataclass_types, allow_abbrev=False, formatter_class=_HelpFormatter, **options)
-        names = names_of_fields(dataclass_types)
+        self.refused, names = refused, names_of_fields(dataclass_types)
         self.names = names | {old: new for old, new in renamed.items() if new in names}
         for action in self._actions:
             if action.type is string_to_bool and action.nargs is None:
                 action.nargs, action.const = "?", True  # --flag alone is true; transformers forgets `bool | None`
-            if action.dest in {**REFUSED, **renamed}:
+            if action.dest in {**refused, **renamed}:
                 action.help = argparse.SUPPRESS
 
     @staticmethod
@@ -138,8 +145,8 @@ class _Parser(HfArgumentParser):
     def _target(self, setting: Setting) -> str | None:
         """Return the argument that a setting is for, or `None` if it has no effect any more."""
         name = setting.name
-        if name in REFUSED:
-            raise UserError(f"{setting.where} {REFUSED[name]}.")
+        if name in self.refused:
+            raise UserError(f"{setting.where} {self.refused[name]}.")
         if name in self.names:
             return self.names[name]
         if name not in IGNORED:

@@ -83,10 +83,9 @@ def find_without_effect(
         blamed = next((in_file[need.name] for need in needs if need.name in in_file.keys() - in_flags.keys()), None)
         needed = " or ".join(map(str, needs))
         if blamed and name in in_flags:
-            only = "without" if needs[0].is_negative else "with"
+            only = "" if needs[0].is_negative else f", only with {needed}"
             raise UserError(
-                f"{setting.text} has no effect beside {blamed.text}, only {only} {needed}: change one of the two, or "
-                "leave one out."
+                f"{setting.text} has no effect beside {blamed.text}{only}: change one of the two, or leave one out."
             )
         # What the command line switches off takes its companions in the file with it, as it should.
         if name in in_flags or not any(need.name in in_flags for need in needs):

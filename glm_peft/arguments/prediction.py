@@ -4,9 +4,10 @@ import sys
 from argparse import SUPPRESS
 from dataclasses import Field, dataclass, field, fields, make_dataclass
 
-from glm_peft.arguments.command_line import parse_command
+from glm_peft.arguments.command_line import names_of_fields, parse_command
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with, option
+from glm_peft.arguments.former_options import REFUSED
 from glm_peft.arguments.generation import GenerationArguments
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
@@ -18,6 +19,7 @@ PREDICTION_WORDS = {
 
 
 _MANY = ("!prompt",)
+_RENAMED = {"generation_num_beams": "num_beams"}
 
 
 def for_prediction(kind: type) -> type:
@@ -100,9 +102,14 @@ def parse_predict_arguments(
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
+    from glm_peft.arguments.training import TrainingArguments  # slow, and the help has no time for it
+
     argv = sys.argv[1:] if argv is None else argv
+    of_training = names_of_fields([TrainingArguments]).keys() - names_of_fields(PREDICTION_TYPES).keys() - {*_RENAMED}
+    # A recipe of training is easily given to prediction, and the nearest names here would mislead.
+    refused = dict.fromkeys(of_training, "is for training: leave it out, as only flags of --help go with prediction")
     model_args, data_args, predict_args = parse_command(
-        argv, PREDICTION_TYPES, {"generation_num_beams": "num_beams"}, **PREDICTION_WORDS
+        argv, PREDICTION_TYPES, _RENAMED, refused | REFUSED, **PREDICTION_WORDS
     )
     for arguments in (model_args, data_args):
         refuse_training(arguments)

@@ -57,7 +57,9 @@ class SearchArguments:
         True, "End a trial that is behind the median of the others at one of its evaluations (--eval_strategy)."
     )
     sampler_seed: int = option(0, "Seed of the values that are tried; the seed of training is --seed in all trials.")
-    keep_checkpoints: bool = option(False, "Keep the checkpoints of every trial, as --save_strategy says.")
+    keep_checkpoints: bool = option(
+        False, "Keep the checkpoints of every trial, as --save_strategy says.", needs=("save_strategy!=no",)
+    )
 
     def __post_init__(self) -> None:
         if not self.space:
