@@ -16,6 +16,7 @@ import pytest
 from data_fakes import DEFAULTS
 from transformers import Seq2SeqTrainingArguments
 
+from glm_peft.__main__ import launch
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.former_options import IGNORED, REFUSED, RENAMED
 from glm_peft.arguments.model import ModelArguments
@@ -198,6 +199,8 @@ def test_a_file_that_is_not_there_is_named_with_the_place_and_the_nearest(config
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=f"but {ROOT}/configs/demo.yaml is there: give that, or start in {ROOT}"):
         parse_train_arguments(["configs/demo.yaml"])
+    with pytest.raises(UserError, match="--config_file accelerate_configs/cpu.yaml: there is no such file in .* but"):
+        launch(["--config_file", "accelerate_configs/cpu.yaml", "train"])
 
 
 # Settings that others take the effect from

@@ -92,7 +92,7 @@ def read_config(file: str) -> list[Setting]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a byte order mark first
     except FileNotFoundError:
-        raise UserError(f"{file}: this configuration file cannot be read: {_where_to_look(path)}.") from None
+        raise UserError(f"{file}: this configuration file cannot be read: {where_to_look(path)}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: this configuration file cannot be read ({error}).") from error
     read = _json_settings if path.suffix.lower() == ".json" else _yaml_settings
@@ -104,7 +104,7 @@ def read_config(file: str) -> list[Setting]:
         raise UserError(f"{where}: not YAML ({' '.join(str(getattr(error, 'problem', error)).split())}).") from error
 
 
-def _where_to_look(path: Path) -> str:
+def where_to_look(path: Path) -> str:
     """Say where a file that is not there was looked for, and which one may be meant."""
     root = Path(__file__).parents[2]
     looked = f"there is no such file in {path.absolute().parent}"
