@@ -17,10 +17,16 @@ from data_fakes import DEFAULTS
 from transformers import Seq2SeqTrainingArguments
 
 from glm_peft.__main__ import launch
+from glm_peft.arguments.command_line import names_of_fields
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.fields import facts_of
 from glm_peft.arguments.former_options import IGNORED, REFUSED, RENAMED
+from glm_peft.arguments.inspection import InspectArguments
 from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.prediction import PredictArguments
+from glm_peft.arguments.search import SearchArguments
 from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
+from glm_peft.arguments.transformers_flags import FACTS
 from glm_peft.errors import UserError
 from glm_peft.metrics import PROTOCOLS
 from glm_peft.models.chat_formats import CHAT_FORMATS
@@ -264,6 +270,16 @@ def test_a_flag_that_the_file_takes_the_effect_from_is_refused_with_the_line(con
 def test_what_has_no_effect_is_told(caplog, words, message):
     parse(*words.split())
     assert [record.getMessage() for record in caplog.records][0].startswith(message) and len(caplog.records) == 1
+
+
+def test_what_a_flag_needs_or_takes_the_place_of_is_a_flag():
+    kinds = (ModelArguments, DataArguments, TrainingArguments, PredictArguments, SearchArguments, InspectArguments)
+    known = names_of_fields(kinds)
+    stated = [
+        texts for kind in kinds for fact in ("needs", "outdoes", "ends") for texts in facts_of(kind, fact).values()
+    ]
+    assert {re.search(r"\w+", text)[0] for texts in stated for text in texts} <= known.keys()
+    assert {name for name, facts in FACTS.items() if "needs" in facts} <= known.keys()
 
 
 def test_what_the_command_line_switches_off_takes_its_companions_along(caplog):
