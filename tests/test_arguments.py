@@ -23,7 +23,7 @@ from glm_peft.arguments.fields import facts_of
 from glm_peft.arguments.former_options import IGNORED, REFUSED, RENAMED
 from glm_peft.arguments.inspection import InspectArguments
 from glm_peft.arguments.model import ModelArguments
-from glm_peft.arguments.prediction import PredictArguments
+from glm_peft.arguments.prediction import PredictArguments, parse_predict_arguments
 from glm_peft.arguments.search import SearchArguments
 from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
 from glm_peft.arguments.transformers_flags import FACTS
@@ -283,8 +283,11 @@ def test_what_a_flag_needs_or_takes_the_place_of_is_a_flag():
 
 
 def test_what_the_command_line_switches_off_takes_its_companions_along(caplog):
-    parse_train_arguments([str(ROOT / "configs" / "adgen_chatglm.yaml"), "--do_predict", "false"])
+    recipe = str(ROOT / "configs" / "adgen_chatglm.yaml")
+    parse_train_arguments([recipe, "--do_predict", "false"])
     assert caplog.text == ""
+    with pytest.raises(UserError, match="adgen_chatglm.yaml, line 6, do_train is for training: leave it out"):
+        parse_predict_arguments([recipe, "--prompt", "a"])
 
 
 @pytest.mark.parametrize("words", ["--do_train FILE", "--max_steps 5 FILE", "--report_to none FILE"])

@@ -6,6 +6,7 @@ from dataclasses import Field, dataclass, field, fields, make_dataclass
 
 from glm_peft.arguments.command_line import names_of_fields, parse_command
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.effects import naming_places
 from glm_peft.arguments.fields import flags_with, option
 from glm_peft.arguments.former_options import REFUSED
 from glm_peft.arguments.generation import GenerationArguments
@@ -17,8 +18,7 @@ PREDICTION_WORDS = {
     "description": "Answers to a file or to one prompt, by a base alone or with an adapter. Flags win over the file.",
 }
 
-
-_MANY = ("!prompt",)
+_MANY = ("!prompt",)  # needed by what is for the rows of a file
 _RENAMED = {"generation_num_beams": "num_beams"}
 
 
@@ -111,9 +111,10 @@ def parse_predict_arguments(
     model_args, data_args, predict_args = parse_command(
         argv, PREDICTION_TYPES, _RENAMED, refused | REFUSED, **PREDICTION_WORDS
     )
-    for arguments in (model_args, data_args):
-        refuse_training(arguments)
-    _check_task(data_args, predict_args)
+    with naming_places(model_args.places):
+        for arguments in (model_args, data_args):
+            refuse_training(arguments)
+        _check_task(data_args, predict_args)
     return model_args, data_args, predict_args
 
 
