@@ -38,7 +38,7 @@ from glm_peft.examination.doctor_report import (
 )
 from glm_peft.examination.memory_estimate import Settings, measure_base
 from glm_peft.examination.run_checks import check_positions, describe_steps
-from glm_peft.examination.weight_files import check_weight_files
+from glm_peft.models.loading import check_base_weights
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.conversations import Conversation, Split, load_splits
@@ -116,7 +116,7 @@ class Examination:
     def examine_start(self) -> None:
         """Check what training would stop at before its first step: weight files, the checkpoint to resume from."""
         given = self.training_args.resume_from_checkpoint
-        checks = [partial(check_weight_files, self.model_args.model_name_or_path)]
+        checks = [partial(check_base_weights, self.model_args)] if self.base else []
         # Only a checkpoint that is named must be there already; the newest is chosen when training starts.
         if given not in _NEWEST_OR_NONE:
             checks.append(partial(choose_checkpoint, given, self.training_args.output_dir))

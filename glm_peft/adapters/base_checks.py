@@ -10,8 +10,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
-from glm_peft.models.generations import generation_of_name
-from glm_peft.models.loading import generation_by_fields, load_config
+from glm_peft.models.generations import generation_by_fields, generation_of_name
+from glm_peft.models.loading import read_config
 from glm_peft.models.tokenization_common import read_json_beside
 from glm_peft.provenance.fingerprints import describe_config, digest_tokenizer, sample_weights
 from glm_peft.provenance.record import as_mapping, read_provenance
@@ -180,7 +180,7 @@ def _read_recorded_name(adapter: str) -> Origin:
 
 def _read_config(folder: str, generation: str | None) -> dict[str, Any]:
     try:
-        return describe_config(load_config(ModelArguments(folder, chat_format=generation)))
+        return describe_config(read_config(ModelArguments(folder, chat_format=generation)))
     except UserError:
         return {}  # it has no base's config in it
 

@@ -18,6 +18,7 @@ from peft import (
 from torch import nn
 from transformers import PreTrainedModel
 
+from glm_peft.adapters.files import describe_fault
 from glm_peft.adapters.label_loss import attach_label_loss
 from glm_peft.arguments.methods import FULL, IA3, IN_EMBEDDINGS, P_TUNING, check_generation_of_method
 from glm_peft.arguments.model import ModelArguments
@@ -36,7 +37,6 @@ _IA3_TARGETS = {
 _FEEDFORWARD = ("dense_4h_to_h", "down_proj")  # (IA)³ scales the inputs of these, and the outputs of the others
 _ALL_LINEAR = "all-linear"  # PEFT's own word
 _DEFAULT_RANK = 8
-_LONGEST = 200  # characters of another library's error
 
 
 def create_tuner(base: PreTrainedModel, model_args: ModelArguments) -> PreTrainedModel | PeftModel:
@@ -78,10 +78,9 @@ def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trai
         else:
             adapted = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
     except Exception as error:  # a broken file can fail in any way
-        reason = " ".join(str(error).split())[:_LONGEST]
         raise UserError(
-            f"The {kind} adapter {adapter} cannot be put on {model.config.name_or_path} ({type(error).__name__}: "
-            f"{reason}): copy it again, or load it on the base that it was trained on."
+            f"The {kind} adapter {adapter} cannot be put on {model.config.name_or_path} ({describe_fault(error)}): "
+            "copy it again, or load it on the base that it was trained on."
         ) from error
     if config.is_prompt_learning:
         place_virtual_tokens(adapted)

@@ -18,7 +18,7 @@ from glm_peft.arguments.search import SearchArguments, Settings, may_change
 from glm_peft.arguments.splits import validation_files
 from glm_peft.arguments.training import TrainArguments
 from glm_peft.errors import UserError
-from glm_peft.models.loading import load_config
+from glm_peft.models.loading import check_base_weights, load_config
 from glm_peft.provenance.recipe import select_scores
 from glm_peft.reporting.files import digest_file, make_output_dir, write_atomically
 from glm_peft.reporting.results import print_section
@@ -67,6 +67,7 @@ class Search:
             arguments = self.parse_trial(settings)
             # The config alone, without weights: what is wrong in the space is told within seconds.
             self.config = load_config(arguments.model)
+            check_base_weights(arguments.model)
             check_space(self.space, settings, search_args.metric, self.parse)
             self.arguments = resolve_trial(arguments, self.config)
 
