@@ -188,6 +188,9 @@ def test_weights_that_are_not_there_leave_with_1(visit: Visit):
     (base / "model.safetensors").unlink()
     code, text = visit("--train_file", visit.write(ROWS), base=base)
     assert code == 1 and "holds no weights" in text and "Rows and lengths of train" in text
+    (base / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    code, text = visit("--train_file", visit.write(ROWS), base=base)
+    assert code == 1 and "pytorch_model.bin is a git-lfs pointer, not the weights themselves" in text
 
 
 def test_the_longest_row_of_packed_batches_counts_for_the_memory(visit: Visit):

@@ -120,13 +120,13 @@ def check_base_weights(model_args: ModelArguments) -> None:
     Raises:
         UserError: a file is missing or broken, or the weights hold a prefix, and no adapter is named.
     """
-    name, adapter = model_args.model_name_or_path, model_args.adapter_name_or_path
+    name = model_args.model_name_or_path
     if not Path(name).is_dir():  # a Hub id, whose download checks its files itself
         return
     source = check_source(name, "--model_name_or_path", A_BASE)
     check_weight_files(Path(name))
-    if source.kind == Kind.MODEL_WITH_PREFIX:
-        _tell_of_prefix(name, adapter)
+    if source.kind == Kind.MODEL_WITH_PREFIX and model_args.adapter_name_or_path is None:
+        _tell_of_prefix(name, None)
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -171,8 +171,7 @@ def _check_complete(info: dict[str, Any], model_args: ModelArguments) -> None:
             f"The weights in {name} have {key} of shape {tuple(found)} where its config.json asks for "
             f"{tuple(expected)}: take both from one repository and one revision of it."
         )
-    # Of a folder this was told before; of a Hub id only the weights themselves tell.
-    if any(PREFIX in key for key in info["unexpected_keys"]) and not Path(name).is_dir():
+    if any(PREFIX in key for key in info["unexpected_keys"]):
         _tell_of_prefix(name, model_args.adapter_name_or_path)
     missing = sorted(info["missing_keys"])
     if missing:
