@@ -32,6 +32,7 @@ from glm_peft.arguments.conversion import parse_convert_arguments
 from glm_peft.arguments.fields import changed
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
+from glm_peft.models.folder_kind import A_BASE, A_CHECKPOINT, A_PEFT_ADAPTER, check_source
 from glm_peft.models.loading import find_generation, load_base_model, load_config
 from glm_peft.provenance.ownership import digest_weights, set_aside_results
 from glm_peft.provenance.record import describe_base, describe_weights, write_provenance
@@ -41,6 +42,8 @@ from glm_peft.reporting.log import set_up_logging
 
 logger = logging.getLogger("glm_peft.convert")
 
+_ADAPTER = ("ADAPTER", A_PEFT_ADAPTER)
+_SOURCES = {"import": ("CHECKPOINT", A_CHECKPOINT), "export": _ADAPTER, "merge": _ADAPTER}
 _VERIFIED = 1e-4  # of the largest logit, in float32
 
 
@@ -51,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging()
     if arguments.verify and arguments.direction == "merge":
         raise UserError("--verify compares a prefix with its published checkpoint: leave it out of merge.")
+    check_source(arguments.source, *_SOURCES[arguments.direction])
+    check_source(arguments.base, "--base", A_BASE)
     model_args = ModelArguments(arguments.base, chat_format=arguments.chat_format)
     if arguments.direction == "import":
         import_checkpoint(arguments.source, model_args, arguments.output_dir)
@@ -138,7 +143,8 @@ def verify(checkpoint: str, model_args: ModelArguments, adapter: str) -> None:
         UserError: they differ.
     """
     base = model_args.model_name_or_path
-    model = load_base_model(changed(model_args, dtype="float32"))  # half precision would hide a difference
+    # Half precision would hide a difference.
+    model = load_base_model(changed(model_args, dtype="float32", adapter_name_or_path=checkpoint))
     ids = _some_ids(model.config).to(model.device)
     expected = _published_logits(model, read_published_prefix(checkpoint).weight.to(model.device), ids)
     # Another base may have been asked for: then there was a warning, and the arithmetic is verified all the same.

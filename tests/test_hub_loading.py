@@ -212,6 +212,13 @@ def test_an_adapter_of_another_base_is_refused_by_what_the_hub_says_of_it(hub, t
         resolve_adapter(asked, is_trainable=False)
 
 
+def test_an_id_in_the_place_of_another_is_recognised_by_its_small_files(hub: HubStandIn, tmp_path: Path):
+    with pytest.raises(UserError, match=f"{ADAPTER} is a PEFT adapter of the method prefix_tuning, and a base model"):
+        load_config(ModelArguments(ADAPTER, cache_dir=str(tmp_path)))
+    with pytest.raises(UserError, match=f"{BASE} is a base model.*: --model_name_or_path or --base takes {BASE}"):
+        resolve_adapter(ModelArguments(BASE, adapter_name_or_path=BASE, cache_dir=str(tmp_path)), is_trainable=False)
+
+
 def test_a_revision_without_an_adapter_is_refused():
     with pytest.raises(UserError, match="--adapter_revision is for --adapter_name_or_path, found v1"):
         resolve_adapter(ModelArguments("base", adapter_revision="v1"), is_trainable=False)

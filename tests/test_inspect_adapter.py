@@ -303,7 +303,7 @@ def test_what_is_no_prefix_or_no_adapter_is_refused(tiny_model_dirs, tmp_path, c
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
     get_peft_model(load_base(tiny_model_dirs["chatglm3"]), lora).save_pretrained(tmp_path / "lora")
     assert "is a LORA adapter: only a prefix can be inspected" in refusal(capsys, tmp_path / "lora")
-    assert f"{tmp_path / 'nothing'} is no folder or Hub id" in refusal(capsys, tmp_path / "nothing")
+    assert f"{tmp_path / 'nothing'} is not there, and a PEFT adapter or" in refusal(capsys, tmp_path / "nothing")
 
 
 @pytest.mark.parametrize(

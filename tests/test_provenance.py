@@ -304,7 +304,7 @@ def test_a_second_run_in_a_folder_says_so_before_and_keeps_the_results_of_the_fi
 ):
     folder = shutil.copytree(place.adapter, tmp_path / "folder")
     (folder / PREDICT_RESULTS_NAME).write_text('{"predict_rouge-1": 94.83}')
-    place.train(folder, "--learning_rate", "0.1", "--save_strategy", "no")
+    place.train(folder, "--learning_rate", "0.1")
     before, after = warned()
     assert "starts afresh: its weights are replaced when this one ends (another --output_dir keeps them); " in before
     assert f"{PREDICT_RESULTS_NAME} of those before went to {folder / 'former_'}" in after

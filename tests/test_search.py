@@ -21,7 +21,9 @@ from short_runs import PROJECT, run, training_words
 
 from glm_peft import search
 from glm_peft.adapters import assembly
+from glm_peft.arguments.search import parse_search_arguments
 from glm_peft.arguments.training import TrainingArguments
+from glm_peft.errors import UserError
 from glm_peft.models.loading import load_config
 from glm_peft.training.trainer import PrefixTrainer
 from glm_peft.trials import search as trials_search
@@ -170,6 +172,15 @@ def test_a_search_that_is_done_loads_nothing_and_tells_all_again(base, whole, mo
     monkeypatch.setattr(trials_search, "Workbench", None)
     search.main(search_words(base, whole, "--n_trials", str(TRIALS)))
     assert (whole / "best.yaml").is_file() and f"{TRIALS} trials, the best first" in capsys.readouterr().out
+
+
+def test_trials_may_be_shorter_than_training_by_the_best(base, tmp_path):
+    words = search_words(base, tmp_path / "search", "--trial_steps", "1")
+    found = trials_search.Search(*parse_search_arguments(words))
+    assert (found.arguments.training.max_steps, found.settings["max_steps"]) == (1, ["4"])
+    (tmp_path / "space.yaml").write_text("max_steps: [1, 2]")
+    with pytest.raises(UserError, match="--trial_steps gives all trials one length"):
+        trials_search.Search(*parse_search_arguments(words))
 
 
 def in_trial(patch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:

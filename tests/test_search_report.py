@@ -6,7 +6,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from glm_peft.arguments.command_line import read_config
+from glm_peft.arguments.settings import read_config
 from glm_peft.trials.report import (
     format_trials,
     plot_search,

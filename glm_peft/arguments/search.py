@@ -46,6 +46,10 @@ class SearchArguments:
     metric: Literal["loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "exact_match"] = option(
         "loss", "What the end of a trial is judged by, on the validation rows: the loss, lower is better, or a score."
     )
+    trial_steps: int | None = option(
+        None,
+        "Steps of each trial, where training itself is to be longer. None: as many as --max_steps or its like say.",
+    )
     random_trials: int = option(
         5, "The first trials, which have random values and run to their end; later ones learn from those before."
     )
@@ -53,12 +57,14 @@ class SearchArguments:
         True, "End a trial that is behind the median of the others at one of its evaluations (--eval_strategy)."
     )
     sampler_seed: int = option(0, "Seed of the values that are tried; the seed of training is --seed in all trials.")
-    keep_checkpoints: bool = option(False, "Keep the checkpoints of every trial, as --save_strategy says.")
+    keep_checkpoints: bool = option(
+        False, "Keep the checkpoints of every trial, as --save_strategy says.", needs=("save_strategy!=no",)
+    )
 
     def __post_init__(self) -> None:
         if not self.space:
             raise UserError("--space is not given: name a YAML file such as configs/search_space.yaml.")
-        require_at_least_one(self, "n_trials", "random_trials")
+        require_at_least_one(self, "n_trials", "trial_steps", "random_trials")
 
     @property
     def direction(self) -> str:
@@ -80,7 +86,9 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
 
     argv = sys.argv[1:] if argv is None else argv
     types = (ModelArguments, DataArguments, TrainingArguments)
-    search_args, *arguments = parse_command(argv, (SearchArguments, *types), **SEARCH_WORDS)
+    # Every trial trains and evaluates: what needs that has an effect.
+    words = [*argv, "--do_train", "--do_eval"]
+    search_args, *arguments = parse_command(words, (SearchArguments, *types), **SEARCH_WORDS)
     _, data_args, training_args = arguments
     # Each of several processes would draw values of its own from Optuna.
     if training_args.world_size > 1 or training_args.deepspeed or training_args.fsdp:

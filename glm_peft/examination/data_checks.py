@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
+from glm_peft.preprocessing.columns import describe_unread
 from glm_peft.preprocessing.conversations import Conversation, Split
 
 SHORTEST_ECHO = 4  # characters; a shorter question stands in many answers by right
@@ -44,7 +45,7 @@ _SUSPICIOUS = {
 }
 
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode categories: controls, formats, spaces, separators
-_READ_MORE = "let a flag read those columns if they belong to the prompt or the answer"
+_READ_MORE = "what of them belongs to the prompt or the answer must stand in columns that are read"
 _REWRITE = "write what is meant, or remove the rows"
 
 
@@ -59,9 +60,15 @@ class Finding:
 
 def check_split(split: Split) -> list[Finding]:
     """Run every check of one split; a finding without rows is left out."""
-    checks = (find_duplicates, find_echoes, find_far_longer, find_invisible, find_suspicious_characters)
+    checks = (find_unread, find_duplicates, find_echoes, find_far_longer, find_invisible, find_suspicious_characters)
     findings = [finding for check in checks for finding in check(split)]
     return [finding for finding in findings if finding.rows]
+
+
+def find_unread(split: Split) -> list[Finding]:
+    """Find rows with columns that hold something and are not read."""
+    rows = _where(split, lambda conversation: bool(conversation.unread))
+    return [Finding(describe_unread(split.unread), rows, _READ_MORE)] if rows else []
 
 
 def find_duplicates(split: Split) -> list[Finding]:

@@ -31,17 +31,19 @@ _HISTORY, _SYSTEM = "history", ("system", "system_prompt")
 _ALPACA_PROMPT, _ALPACA_INPUT = "instruction", "input"
 _UNREAD = ("tools", "functions", "tool_calls", "chosen", "rejected", "context", "knowledge", "background", "documents")
 _UNREAD += ("document", "passage", "image", "images", "audio", "audios", "video", "videos", "weight", "loss")
+_UNREAD += ("choices", "options", "reasoning", "reasoning_content", "thinking")
 # What reads a column that carries meaning, for the remark that it is not read.
 _READERS = {
     **dict.fromkeys(_MESSAGE_COLUMNS, "read where --prompt_column is left out"),
     **dict.fromkeys((prompt for prompt, _ in _PAIR_COLUMNS), "--prompt_column reads it"),
     **dict.fromkeys((response for _, response in _PAIR_COLUMNS), "--response_column reads it"),
-    _HISTORY: "--history_column reads it",
+    _HISTORY: "--history_column reads it beside a --prompt_column",
     **dict.fromkeys(_SYSTEM, "--system_column reads it"),
     **dict.fromkeys(_UNREAD, "no flag reads it"),
 }
 IN_MESSAGES = "[]."  # between the name of a column of messages and that of a key in them
 _MOST_NAMED = 8  # columns in one remark
+_EMPTY = (None, "", [], {}, "[]", "{}")  # the last two as CSV files and ShareGPT's tools have them
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Columns:
     def unread(self, row: Row) -> list[str]:
         """Return the columns of a row that hold something and are not read."""
         read = self.named
-        names = [name for name, value in row.values.items() if name not in read and value not in (None, "", [])]
+        names = [name for name, value in row.values.items() if name not in read and holds_something(value)]
         return names if self.reads_history(row) else [*names, self.history]
 
     def reads_history(self, row: Row) -> bool:
@@ -90,11 +92,17 @@ def find_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> Colu
     }
     for name, column in given.items():
         if column:
-            _require_column(row, column, f"--{name}_column")
+            _require_column(row, column, f"--{name}_column; rows that have none may hold it empty")
     if data_args.prompt_column or data_args.response_column:
         main = _flagged_columns(row, data_args, needs_answer)
     else:
         main = _known_columns(row, needs_answer)
+    if data_args.history_column and "messages" in main:
+        raise UserError(
+            f"{row.where}: --history_column {data_args.history_column} needs a prompt, but the column read is "
+            f"{main['messages']!r}, whose conversations hold their earlier turns; leave the flag out, or give "
+            "--prompt_column."
+        )
     known = {
         "history": _HISTORY if "prompt" in main else None,
         "system": next((name for name in _SYSTEM if name in row.values), _SYSTEM[0]),
@@ -105,6 +113,11 @@ def find_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> Colu
     columns = Columns(**main, **others, required=tuple(filter(None, given.values())))
     logger.info("%s: reading the columns %s.", row.file, quoted(name for name in row.values if name in columns.named))
     return columns
+
+
+def holds_something(value: Any) -> bool:
+    """Whether the value of a column or of a message's key is not empty."""
+    return value not in _EMPTY
 
 
 def describe_unread(unread: Counter[str]) -> str | None:
@@ -133,7 +146,7 @@ def _rows(number: int) -> str:
 
 
 def _reader(name: str) -> str:
-    key = name.rpartition(IN_MESSAGES)[2]
+    key = name.rpartition(IN_MESSAGES)[2].lower()
     return f"; {_READERS[key]}" if key in _READERS else ""
 
 

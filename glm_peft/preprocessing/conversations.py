@@ -20,6 +20,7 @@ from glm_peft.preprocessing.columns import (
     describe_missing_column,
     describe_unread,
     find_columns,
+    holds_something,
 )
 from glm_peft.preprocessing.records import BadRow, Row, describe_value, quoted, read_hub_rows, read_rows
 
@@ -30,8 +31,9 @@ Message = dict[str, str]
 # ShareGPT's names stand beside the published ones.
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _MESSAGE_KEYS = (("role", "content"), ("from", "value"))
-_OF_TOOLS = {"tool", "observation", "function", "function_call", "function_response", "ipython"}  # roles
-_CALLS = {"tool_calls", "function_call", "tool_call_id"}  # keys of a message
+_OF_TOOLS = ("tool", "tool_call", "tool_response", "observation", "function", "function_call", "function_response")
+_OF_TOOLS += ("ipython",)
+_CALLS = ("tool_calls", "function_call", "tool_call_id")  # keys of a message
 _LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
 
 
@@ -196,20 +198,19 @@ def _unread_values(row: Row, columns: Columns) -> dict[str, Any]:
     left = {name: row.values[name] for name in columns.unread(row)}
     if columns.messages:
         messages = _list(row, columns.messages, row.values[columns.messages], "conversation")
-        others = {(key, number): value for number, item in enumerate(messages) for key, value in item.items()}
         known = {key for keys in _MESSAGE_KEYS for key in keys}
-        for (key, _), value in others.items():
-            if key not in known and value not in (None, "", []):
-                left.setdefault(f"{columns.messages}{IN_MESSAGES}{key}", []).append(value)
+        for number, item in enumerate(messages):
+            for key in filter(lambda key: key not in known and holds_something(item[key]), item):
+                left.setdefault(f"{columns.messages}{IN_MESSAGES}{key}", {})[number] = item[key]
     return left
 
 
 def _read_prompt(row: Row, columns: Columns) -> str:
-    prompt = _text(row, columns.prompt, _value(row, columns.prompt), "prompt")
+    prompt = _text(row, columns.prompt, _value(row, columns.prompt), "prompt", may_be_empty=True)
     given = row.values.get(columns.input)
-    if given in (None, ""):
-        return prompt
-    return f"{prompt}\n{_text(row, columns.input, given, 'input', may_be_empty=True)}"  # as Alpaca's readers join them
+    if given not in (None, ""):  # joined as Alpaca's readers do
+        prompt = "\n".join(filter(None, (prompt, _text(row, columns.input, given, "input", may_be_empty=True))))
+    return _text(row, columns.prompt, prompt, "prompt")
 
 
 def _with_system(row: Row, columns: Columns, messages: list[Message]) -> list[Message]:
@@ -219,8 +220,10 @@ def _with_system(row: Row, columns: Columns, messages: list[Message]) -> list[Me
         return messages
     text = _text(row, columns.system, system, "system text", may_be_empty=True)
     if messages[0]["role"] == "system":
-        problem = "the conversation has a system message too; keep one of the two"
-        raise BadRow(row, f"column {columns.system!r}: {problem}", "two system texts")
+        if messages[0]["content"] not in ("", text):
+            problem = "the conversation has another system message; keep one of the two"
+            raise BadRow(row, f"column {columns.system!r}: {problem}", "two system texts")
+        messages = messages[1:]
     return [{"role": "system", "content": text}, *messages]
 
 
@@ -302,7 +305,11 @@ def _read_messages(row: Row, column: str, needs_answer: bool) -> list[Message]:
 
 
 def _read_message(row: Row, column: str, number: int, item: Any) -> Message:
-    if isinstance(item, dict) and (_CALLS & item.keys() or {item.get("role"), item.get("from")} & _OF_TOOLS):
+    # Exports give every message the keys of a call, null where there is none.
+    if isinstance(item, dict) and (
+        any(holds_something(item.get(key)) for key in _CALLS)
+        or any(item.get(keys[0]) in _OF_TOOLS for keys in _MESSAGE_KEYS)
+    ):
         problem = f"message {number} calls a tool or is a tool's answer, and conversations with tools are not read yet"
         raise BadRow(row, f"column {column!r}: {problem}", "tool call")
     keys = isinstance(item, dict) and next(

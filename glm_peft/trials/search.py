@@ -18,7 +18,7 @@ from glm_peft.arguments.search import SearchArguments, Settings, may_change
 from glm_peft.arguments.splits import validation_files
 from glm_peft.arguments.training import TrainArguments
 from glm_peft.errors import UserError
-from glm_peft.models.loading import load_config
+from glm_peft.models.loading import check_base_weights, load_config
 from glm_peft.provenance.ownership import digest_weights
 from glm_peft.provenance.recipe import select_scores
 from glm_peft.reporting.files import digest_file, make_output_dir, write_atomically
@@ -60,10 +60,15 @@ class Search:
         self.metric = f"eval_{search_args.metric}"
         self.space = read_space(search_args.space)
         self.names = [parameter.name for parameter in self.space]
-        arguments = parse_trial(settings, self.folder)
-        # The config alone, without weights: what is wrong in the space is told within seconds.
-        self.config = load_config(arguments.model)
+        if search_args.trial_steps and {"max_steps", "num_train_epochs"} & {*self.names}:
+            raise UserError(
+                "--trial_steps gives all trials one length, which the space varies: leave one of them out."
+            )
         with without_warnings():
+            arguments = self.parse_trial(settings)
+            # The config alone, without weights: what is wrong in the space is told within seconds.
+            self.config = load_config(arguments.model)
+            check_base_weights(arguments.model)
             check_space(self.space, settings, search_args.metric, self.parse)
             self.arguments = resolve_trial(arguments, self.config)
 
@@ -150,12 +155,17 @@ class Search:
 
     def parse(self, settings: Settings, number: int = 0) -> TrainArguments:
         """Return the arguments of a trial with these settings, resolved."""
-        arguments = parse_trial(settings, self.folder / _TRIALS / str(number), self.search_args.keep_checkpoints)
-        return resolve_trial(arguments, self.config)
+        return resolve_trial(self.parse_trial(settings, number), self.config)
+
+    def parse_trial(self, settings: Settings, number: int = 0) -> TrainArguments:
+        """Return the arguments of a trial with these settings, of which only it has `--trial_steps`."""
+        steps = self.search_args.trial_steps
+        settings = settings | ({"max_steps": [str(steps)]} if steps else {})
+        return parse_trial(settings, self.folder / _TRIALS / str(number), self.search_args.keep_checkpoints)
 
     def describe(self) -> dict[str, Any]:
         """Return all that must stay the same for a search to be continued in its folder."""
-        own = ("metric", "random_trials", "stop_early", "sampler_seed", "keep_checkpoints")
+        own = ("metric", "trial_steps", "random_trials", "stop_early", "sampler_seed", "keep_checkpoints")
         described: dict[str, Any] = {f"--{name}": getattr(self.search_args, name) for name in own}
         fixed = {name: words for name, words in self.settings.items() if name not in self.names}
         described |= {f"--{name}": " ".join(words) for name, words in fixed.items() if not may_change(name)}
@@ -181,7 +191,8 @@ class Search:
             found = f"  trial {best.number}, {self.metric} {best.value:.4f}: {describe_values(best, self.names)}"
             files = [self.folder / CSV_NAME, *plot_search(study, self.metric, self.folder)]
             more = ", ".join(map(str, files))
-            print_section("The best", f"{found}\nTrain it with\n  {self.training_command}\nMore: {more}")
+            length = "" if self.search_args.trial_steps else ", as long as a trial (--max_steps behind it says longer)"
+            print_section("The best", f"{found}\nTrain it with{length}\n  {self.training_command}\nMore: {more}")
         return best
 
     def write_files(self, study: optuna.Study) -> FrozenTrial | None:

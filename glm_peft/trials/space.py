@@ -17,12 +17,12 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial, FixedTrial
 
-from glm_peft.arguments.command_line import Setting, read_config
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.methods import METHODS, P_TUNING, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments, flags_of
 from glm_peft.arguments.search import SWITCHES, Settings, as_words, is_searchable
+from glm_peft.arguments.settings import Setting, read_config
 from glm_peft.errors import UserError
 
 Value = bool | int | float | str | None
