@@ -17,6 +17,7 @@ DEFAULTS = {
     "response_column": None,
     "history_column": None,
     "source_prefix": None,
+    "system_text": None,
     "max_source_length": 1024,
     "max_target_length": 128,
     "val_max_target_length": None,

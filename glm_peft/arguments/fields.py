@@ -27,6 +27,7 @@ def option(default: Any, help: str, *aliases: str, **facts: Any) -> Any:
             prediction: what `glm_peft.predict` makes of it: "ignored", "refused", or the help text that it has there.
             reads: whether it says which column of a row is read.
             encodes: whether the token ids of a row depend on it.
+            shapes_prompt: whether it is recorded with an adapter, which decides it later on where it is not given.
             search: "varied" where trials may differ in it, "free" where a search may go on with another value.
             nargs, const: for argparse.
     """

@@ -40,9 +40,14 @@ class InspectArguments:
     prompt_column: str | None = option(None, "Column of the questions, as in training.")
     response_column: str | None = option(None, "Column of the answers, as in training.")
     history_column: str | None = option(None, "Column of earlier [question, answer] pairs, as in training.")
-    source_prefix: str | None = option(None, "Text before every question, as in training. None: nothing.")
-    max_source_length: int = option(1024, "Most tokens of a prompt, special ones counted; longer ones are cut.")
-    max_target_length: int = option(128, "Most tokens of an answer, its end token counted; longer ones are cut.")
+    source_prefix: str | None = option(None, "Text before every question. None: as ADAPTER was trained.")
+    system_text: str | None = option(None, "System text of rows that have none. None: as ADAPTER was trained.")
+    max_source_length: int | None = option(
+        None, "Most tokens of a prompt; longer ones are cut. None: as ADAPTER was trained, or 1024."
+    )
+    max_target_length: int | None = option(
+        None, "Most tokens of an answer; longer ones are cut. None: as ADAPTER was trained, or 128."
+    )
     chat_format: Literal["chatglm", "chatglm2", "chatglm3", "glm4", "plain"] | None = option(
         None, "Form of the prompts, and the generation where no file says it. None: what the adapter or base says."
     )

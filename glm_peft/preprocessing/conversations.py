@@ -33,11 +33,17 @@ class Conversation:
     messages: list[Message]
     where: str
     is_chat: bool  # a row of messages, where every assistant turn may be trained on, not one of columns
+    number: int = 0  # of the line of the file on which it begins, or of the row where there are no lines; from 1
 
     @property
     def prompt(self) -> list[Message]:
         """Return the messages up to and including the last question."""
         return self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
+
+    @property
+    def system(self) -> str | None:
+        """Return the system text, or `None` where the row has none."""
+        return self.messages[0]["content"] if self.messages[0]["role"] == "system" else None
 
     @property
     def answer(self) -> str | None:
@@ -158,7 +164,7 @@ def read_conversation(row: Row, columns: Columns, needs_answer: bool) -> Convers
         messages.append({"role": "user", "content": _text(row, columns.prompt, _value(row, columns.prompt), "prompt")})
         answer = _read_answer(row, columns.response, needs_answer)
         messages += [{"role": "assistant", "content": answer}] if answer is not None else []
-    return Conversation(messages, row.where, is_chat=bool(columns.messages))
+    return Conversation(messages, row.where, is_chat=bool(columns.messages), number=row.number)
 
 
 def _value(row: Row, column: str) -> Any:
