@@ -177,7 +177,7 @@ def test_an_adapter_is_asked_as_it_was_trained_unless_something_else_is_given(
 
     def opened(record: dict[str, object], **given: object) -> assembly.OpenedBase:
         caplog.clear()
-        (adapter / "provenance.json").write_text(json.dumps(record))
+        (adapter / "provenance.json").write_text(json.dumps({"base": {}} | record))
         model_args = ModelArguments(str(workplace.base), adapter_name_or_path=str(adapter))
         with caplog.at_level("INFO", "glm_peft"):
             return assembly.open_base(model_args, DataArguments(**given))

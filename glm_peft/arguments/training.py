@@ -115,6 +115,7 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             "gradient_accumulation_steps",
         )
         require(self.learning_rate > 0, "--learning_rate must be above 0", self.learning_rate)
+        require(self.card_examples >= 0, "--card_examples must be 0 or more", self.card_examples)
         self._check_early_stopping()
         if not self.do_sample:
             self._drop_sampling()

@@ -84,6 +84,7 @@ def describe_origin(
         "languages": find_languages(splits),
         "hardware": describe_hardware(training_args),
         "card_language": training_args.card_language,
+        "card_examples": training_args.card_examples,
     }
     # Left out where they are unknown, which is not the same as none.
     licence, hub_id = read_licence(model_args), training_args.base_model_id
