@@ -129,11 +129,10 @@ def resolve_prompt(data_args: DataArguments, adapter: SavedAdapter | None) -> Da
     given = {name: getattr(data_args, name) or None for name in recorded.keys() - left_open}
     differing = [name for name in recorded if name in given and given[name] != recorded[name]]
     if differing:
+        there, here = ({name: values[name] for name in differing} for values in (recorded, given))
         logger.warning(
-            "%s was trained with %s, and %s is given: leave it out, or expect answers worse than its scores.",
-            adapter.source,
-            _as_flags({name: recorded[name] for name in differing}),
-            _as_flags({name: given[name] for name in differing}),
+            f"{adapter.source} was trained with {_as_flags(there)}, and {_as_flags(here)} is given: leave it out, or "
+            "expect answers worse than its scores."
         )
     return changed(data_args, **taken)
 
