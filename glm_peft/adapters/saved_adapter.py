@@ -126,15 +126,19 @@ def resolve_prompt(data_args: DataArguments, adapter: SavedAdapter | None) -> Da
     told = {name: value for name, value in taken.items() if value not in (None, getattr(data_args, name))}
     if told:
         logger.info("As %s was trained: %s", adapter.source, _as_flags(told))
-    given = {name: getattr(data_args, name) or None for name in recorded.keys() - left_open}
+    _warn_of_other_prompt(data_args, adapter.source, recorded)
+    return changed(data_args, **taken)
+
+
+def _warn_of_other_prompt(data_args: DataArguments, source: str, recorded: Mapping[str, Any]) -> None:
+    given = {name: getattr(data_args, name) or None for name in recorded.keys() - data_args.left_open}
     differing = [name for name in recorded if name in given and given[name] != recorded[name]]
     if differing:
         there, here = ({name: values[name] for name in differing} for values in (recorded, given))
         logger.warning(
-            f"{adapter.source} was trained with {_as_flags(there)}, and {_as_flags(here)} is given: leave it out, or "
-            "expect answers worse than its scores."
+            f"{source} was trained with {_as_flags(there)}, and {_as_flags(here)} is given: leave it out, or expect "
+            "answers worse than its scores."
         )
-    return changed(data_args, **taken)
 
 
 def _read_prompt(recorded: Mapping[str, Any]) -> dict[str, Any]:
