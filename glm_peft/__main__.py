@@ -12,9 +12,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from types import FrameType
 
 from glm_peft.arguments.command_help import COMMANDS
+from glm_peft.arguments.settings import where_to_look
 from glm_peft.errors import UserError
 from glm_peft.reporting.exits import exit_with_user_errors
 
@@ -63,6 +65,8 @@ def launch(words: Sequence[str]) -> None:
 
     args = launch_command_parser().parse_args(["--quiet", "--module", *words])
     args.training_script = module_of(args.training_script)
+    if args.config_file and not Path(args.config_file).is_file():
+        raise UserError(f"--config_file {args.config_file}: {where_to_look(Path(args.config_file))}.")
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

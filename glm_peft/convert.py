@@ -12,13 +12,18 @@ LoRA and (IA)³ adapters; a prefix has no place in the weights of a base.
 import logging
 
 import torch
-from peft import PeftType, PrefixTuningConfig, TaskType
-from peft.utils.other import _prepare_prompt_learning_config
+from peft import PeftType
 from safetensors.torch import save_file
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from glm_peft.adapters.base_checks import check_config, check_generation, check_model_type, read_origin
-from glm_peft.adapters.files import check_sizes, check_width, read_adapter_config, read_flat_prefix
+from glm_peft.adapters.files import (
+    check_sizes,
+    check_width,
+    make_prefix_config,
+    read_adapter_config,
+    read_flat_prefix,
+)
 from glm_peft.adapters.loading import load_adapter
 from glm_peft.adapters.merging import merge_adapter
 from glm_peft.adapters.published_checkpoints import read_published_prefix, rotate_prefix_keys, write_published_prefix
@@ -79,14 +84,7 @@ def import_checkpoint(checkpoint: str, model_args: ModelArguments, output_dir: s
     weight = rotate_prefix_keys(prefix.weight, config)
     # `contiguous`, as safetensors refuses views.
     save_file({"prompt_embeddings": weight.contiguous()}, folder / "adapter_model.safetensors")
-    adapter = PrefixTuningConfig(
-        task_type=TaskType.CAUSAL_LM,
-        num_virtual_tokens=len(weight),
-        base_model_name_or_path=base,
-        num_transformer_submodules=1,  # a decoder alone
-        inference_mode=True,
-    )
-    _prepare_prompt_learning_config(adapter, config).save_pretrained(folder)
+    make_prefix_config(len(weight), config, base).save_pretrained(folder)
     tidy_weights(folder)
     record = {"base": describe_base(config, generation), "converted_from": describe_weights(checkpoint)}
     write_provenance(folder, record | ({"chat_format": model_args.chat_format} if model_args.chat_format else {}))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from warm_starts import warm_python
 
+from glm_peft.arguments.chat import ChatArguments
 from glm_peft.arguments.command_help import COMMANDS, _command
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.inspection import InspectArguments
@@ -36,6 +37,7 @@ OF_TRAINING = {"prefix_init", "prefix_init_text", "prefix_init_std", "prefix_dro
 OF_TRAINING |= {"validation_file", "max_train_samples", "max_eval_samples", "packing", "max_length", "train_on"}
 OF_TRAINING |= {"peft_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules"}
 OF_TRAINING |= {"ignore_pad_token_for_loss", "num_virtual_tokens", "prefix_projection", "encoder_hidden_size"}
+OWN_NAMES["chat"] = {field.name for kind in (ModelArguments, ChatArguments) for field in fields(kind)} - OF_TRAINING
 OWN_NAMES["predict"] -= OF_TRAINING | {"overwrite_cache"}
 
 

@@ -51,7 +51,7 @@ class Origin:
     @property
     def sentence(self) -> str:
         """Return the beginning of every message about another base."""
-        return f"The prefix in {self.adapter} was trained on {self.base}"
+        return f"The adapter in {self.adapter} was trained on {self.base}"
 
 
 def read_origin(adapter_name_or_path: str) -> Origin:
@@ -143,7 +143,7 @@ def check_tokenizer(origin: Origin, tokenizer: PreTrainedTokenizerBase) -> None:
     own = digest_tokenizer(tokenizer)
     if own != origin.tokenizer:
         logger.warning(
-            f"The prefix in {origin.adapter} was trained with the tokenizer of {origin.base}, and that of "
+            f"The adapter in {origin.adapter} was trained with the tokenizer of {origin.base}, and that of "
             f"{tokenizer.name_or_path} gives other ids (sha256 {origin.tokenizer[:12]} there, {own[:12]} here): "
             f"{_ADVICE}."
         )
@@ -162,7 +162,7 @@ def resolve_chat_format(origin: Origin, given: str | None) -> str | None:
         logger.info("Prompts of %s, as %s was trained with", origin.chat_format, origin.adapter)
         return origin.chat_format
     logger.warning(
-        f"The prefix in {origin.adapter} was trained with --chat_format {origin.chat_format}, and {given} is given: "
+        f"The adapter in {origin.adapter} was trained with --chat_format {origin.chat_format}, and {given} is given: "
         "leave it out, or expect answers worse than its scores."
     )
     return given

@@ -3,11 +3,8 @@
 from pathlib import Path
 
 import torch
-from peft import (
-    PeftConfig,
-    PrefixTuningConfig,
-    load_peft_weights,
-)
+from peft import PeftConfig, PrefixTuningConfig, TaskType, load_peft_weights
+from peft.utils.other import _prepare_prompt_learning_config
 from transformers import PreTrainedConfig
 
 from glm_peft.errors import UserError
@@ -65,6 +62,25 @@ def read_adapter_config(adapter_name_or_path: str) -> PeftConfig:
             f"--adapter_name_or_path {adapter_name_or_path} is no {where} with an adapter_config.json or a published "
             "P-Tuning v2 checkpoint: give the output folder of a training run, or a Hub id."
         ) from error
+
+
+def make_prefix_config(num_virtual_tokens: int, config: PreTrainedConfig, base: str) -> PeftConfig:
+    """
+    Return PEFT's config of a prefix without a projection.
+
+    Args:
+        config: of the base that the prefix is for.
+        base: folder or Hub id of that base.
+    """
+    adapter = PrefixTuningConfig(
+        task_type=TaskType.CAUSAL_LM,
+        num_virtual_tokens=num_virtual_tokens,
+        base_model_name_or_path=base,
+        num_transformer_submodules=1,  # a decoder alone
+        inference_mode=True,
+    )
+    # Private in PEFT, but what it calls itself to fill in layers, heads and width from a base's config.
+    return _prepare_prompt_learning_config(adapter, config)
 
 
 def check_width(width: int, config: PreTrainedConfig, source: str) -> None:

@@ -203,7 +203,7 @@ def _check_given_sizes(adapter: SavedAdapter, model_args: ModelArguments, sizes:
         if given not in (None, found):
             projected = "" if name == "num_virtual_tokens" else " (of a projection PEFT keeps only the result)"
             raise UserError(
-                f"--{name} {_as_typed(given)} contradicts --adapter_name_or_path {adapter.source}, whose prefix goes "
+                f"--{name} {_as_typed(given)} contradicts --adapter_name_or_path {adapter.source}, which goes "
                 f"on with {name} {_as_typed(found)}{projected}: leave one of the two out."
             )
 

@@ -13,7 +13,14 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import ChatFormat
@@ -43,6 +50,7 @@ def generate_answers(
     settings: GenerationSettings,
     on_batch: Callable[[AnsweredBatch], None] | None = None,
     known_answers: Mapping[int, str] | None = None,
+    watch: StoppingCriteria | None = None,
 ) -> list[str]:
     """
     Generate the model's answer to every prompt, without the prompt, special tokens and what follows the end.
@@ -54,6 +62,7 @@ def generate_answers(
         features: `GenerationFeatures`, or anything with a column `input_ids` of prompts, such as a dataset.
         on_batch: is called with each batch as soon as it is answered, in the process that answered it.
         known_answers: answers of an earlier run by row number, which are not generated again.
+        watch: is called with the ids of a batch after each token, and may end its rows.
 
     Returns:
         One answer for each prompt, in the order of the prompts.
@@ -66,7 +75,7 @@ def generate_answers(
     lengths = [len(prompt) for prompt in prompts]
     settings = choose_batch_size(settings, model, lengths)
     mine, filler = _own_share(plan_batches(lengths, settings, answers))
-    generator = _Generator(model, tokenizer, chat_format, settings)
+    generator = _Generator(model, tokenizer, chat_format, settings, watch)
     with _progress(mine, len(prompts)) as progress, _ready(model, generator.config):
         for batch in generator.run(mine, prompts):
             answers.update(zip(batch.rows, batch.answers, strict=True))
@@ -128,11 +137,14 @@ class _Generator:
         tokenizer: PreTrainedTokenizerBase,
         chat_format: ChatFormat,
         settings: GenerationSettings,
+        watch: StoppingCriteria | None,
     ) -> None:
         self.model, self.tokenizer, self.chat_format, self.settings = model, tokenizer, chat_format, settings
         self.config = build_generation_config(tokenizer, chat_format, settings)
         self.collate = GenerationCollator(tokenizer)
         self.decoding = _decoding(model, settings)
+        if watch is not None:
+            self.decoding["stopping_criteria"] = StoppingCriteriaList([watch])
         self.too_many_tokens = float("inf")
 
     def run(self, batches: list[list[int]], prompts: Sequence[list[int]]) -> Iterator[AnsweredBatch]:
@@ -171,13 +183,16 @@ class _Generator:
             sequences = self.model.generate(**inputs, generation_config=self.config, **self.decoding)
         generated = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         generated = [_until_end(ids, self.config.eos_token_id) for ids in generated]
-        return AnsweredBatch(rows, [self._text(ids) for ids in generated], [len(ids) for ids in generated])
+        answers = [decode_answer(self.tokenizer, self.chat_format, ids) for ids in generated]
+        return AnsweredBatch(rows, answers, [len(ids) for ids in generated])
 
-    def _text(self, ids: list[int]) -> str:
-        stops = self.config.eos_token_id
-        # skip_special_tokens would leave in what ends an answer without being special to the tokenizer.
-        text = self.tokenizer.decode([id_ for id_ in ids if id_ not in stops], skip_special_tokens=True)
-        return self.chat_format.clean_answer(text)
+
+def decode_answer(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, ids: list[int]) -> str:
+    """Decode the generated ids of an answer, without special tokens and what ends it."""
+    stops = chat_format.stop_token_ids(tokenizer)
+    # skip_special_tokens would leave in what ends an answer without being special to the tokenizer.
+    text = tokenizer.decode([id_ for id_ in ids if id_ not in stops], skip_special_tokens=True)
+    return chat_format.clean_answer(text)
 
 
 def _batch_tokens(rows: int, prompt_length: int, settings: GenerationSettings) -> int:
