@@ -18,6 +18,7 @@ DEFAULTS = {
     "history_column": None,
     "system_column": None,
     "source_prefix": None,
+    "system_text": None,
     "max_source_length": 1024,
     "max_target_length": 128,
     "val_max_target_length": None,

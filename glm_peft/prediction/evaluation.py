@@ -110,7 +110,7 @@ def predict(
     results = {f"predict_{name}": value for name, value in (results | speed).items()}
     if PartialState().is_main_process:
         folder = Path(output_dir)
-        write_predictions(folder / PREDICTIONS_NAME, features.prompts, features.references, answers)
+        write_predictions(folder / PREDICTIONS_NAME, features.prompts, features.references, answers, features.rows)
         write_atomically(folder / RESULTS_NAME, json.dumps(results, indent=4) + "\n")
     return results
 
