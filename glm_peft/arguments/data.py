@@ -119,7 +119,9 @@ class DataArguments:
         False, "Changes nothing: rows are encoded anew in every run.", search="free", prediction="ignored"
     )
     metric_protocol: Literal["thudm", "chatglm3"] | None = option(
-        None, "How BLEU-4 is taken: over characters, times 100, or over words. None: as published for the chat format."
+        None,
+        "How scores are taken. thudm: BLEU-4 over characters, times 100, against answers encoded, cut to "
+        "--max_target_length tokens and decoded; chatglm3: over words. None: as published for the chat format.",
     )
 
     def __post_init__(self) -> None:

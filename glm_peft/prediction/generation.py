@@ -28,7 +28,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AnsweredBatch:
-    """Answers of a batch: their row numbers in the dataset, texts, and generated tokens (end tokens counted)."""
+    """
+    Answers of a batch.
+
+    Args:
+        rows: their numbers in the dataset.
+        answers: the texts, with the white space around them.
+        num_tokens: generated tokens of each, end tokens counted.
+    """
 
     rows: list[int]
     answers: list[str]
@@ -43,6 +50,7 @@ def generate_answers(
     settings: GenerationSettings,
     on_batch: Callable[[AnsweredBatch], None] | None = None,
     known_answers: Mapping[int, str] | None = None,
+    keep_white_space: bool = False,
 ) -> list[str]:
     """
     Generate the model's answer to every prompt, without the prompt, special tokens and what follows the end.
@@ -54,6 +62,7 @@ def generate_answers(
         features: `GenerationFeatures`, or anything with a column `input_ids` of prompts, such as a dataset.
         on_batch: is called with each batch as soon as it is answered, in the process that answered it.
         known_answers: answers of an earlier run by row number, which are not generated again.
+        keep_white_space: return the answers with the white space around them.
 
     Returns:
         One answer for each prompt, in the order of the prompts.
@@ -77,7 +86,8 @@ def generate_answers(
             pass
     # By row number, so that nothing depends on who answered what, or on how often.
     answers = dict(gather_object(list(answers.items())))
-    return [answers[row] for row in range(len(prompts))]
+    ordered = [answers[row] for row in range(len(prompts))]
+    return ordered if keep_white_space else [chat_format.clean_answer(answer) for answer in ordered]
 
 
 def plan_batches(
@@ -176,8 +186,7 @@ class _Generator:
     def _text(self, ids: list[int]) -> str:
         stops = self.config.eos_token_id
         # skip_special_tokens would leave in what ends an answer without being special to the tokenizer.
-        text = self.tokenizer.decode([id_ for id_ in ids if id_ not in stops], skip_special_tokens=True)
-        return self.chat_format.clean_answer(text)
+        return self.tokenizer.decode([id_ for id_ in ids if id_ not in stops], skip_special_tokens=True)
 
 
 def _batch_tokens(rows: int, prompt_length: int, settings: GenerationSettings) -> int:

@@ -23,16 +23,20 @@ OTHER_RUN_NAME = PARTIAL_NAME.replace("partial", "other_run")
 
 
 def write_predictions(
-    path: str | Path, prompts: Sequence[str], references: Sequence[str | None], answers: Sequence[str]
+    path: str | Path,
+    prompts: Sequence[str],
+    references: Sequence[str | None],
+    answers: Sequence[str],
+    scored: Sequence[Mapping[str, str | None]] = (),
 ) -> None:
     """
-    Write one JSON object a row: `prompt`, `labels` (null where there is none) and `predict`.
+    Write one JSON object a row: `prompt`, `labels` (null where there is none), `predict`, and what `scored` adds.
 
     A reader sees the file that was there before or the complete new one, never a part.
     """
-    rows = zip(prompts, references, answers, strict=True)
-    names = ("prompt", "labels", "predict")
-    write_atomically(path, "".join(_json_line(dict(zip(names, row, strict=True))) for row in rows))
+    rows = zip(prompts, references, answers, scored or [{}] * len(answers), strict=True)
+    lines = ({"prompt": prompt, "labels": labels, "predict": answer} | more for prompt, labels, answer, more in rows)
+    write_atomically(path, "".join(map(_json_line, lines)))
 
 
 def check_resumable(folder: str | Path, resume: bool) -> None:
