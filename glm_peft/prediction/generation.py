@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from glm_peft.prediction.prefix_cache import prefix_computed_once
 from glm_peft.preprocessing.collators import GenerationCollator
 
 logger = logging.getLogger(__name__)
+
+# PEFT's `generate` changes the base and puts it back: in two threads at once, answers lose their prefix in silence.
+_one_at_a_time = RLock()
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def generate_answers(
     Generate the model's answer to every prompt, without the prompt, special tokens and what follows the end.
 
     The model is in evaluation mode meanwhile, and afterwards as it was, as is the state of the random generators. A
-    batch that does not fit into the memory of the GPU is cut in halves. Several processes share the batches.
+    batch that does not fit into the memory of the GPU is cut in halves. Several processes share the batches; several
+    threads wait for each other.
 
     Args:
         features: `GenerationFeatures`, or anything with a column `input_ids` of prompts, such as a dataset.
@@ -76,7 +81,7 @@ def generate_answers(
     settings = choose_batch_size(settings, model, lengths)
     mine, filler = _own_share(plan_batches(lengths, settings, answers))
     generator = _Generator(model, tokenizer, chat_format, settings)
-    with _progress(mine, len(prompts)) as progress, _ready(model, generator.config):
+    with _one_at_a_time, _progress(mine, len(prompts)) as progress, _ready(model, generator.config):
         for batch in generator.run(mine, prompts):
             answers.update(zip(batch.rows, batch.answers, strict=True))
             progress.update(len(batch.rows))
