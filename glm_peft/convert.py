@@ -12,13 +12,18 @@ LoRA and (IA)³ adapters; a prefix has no place in the weights of a base.
 import logging
 
 import torch
-from peft import PeftType, PrefixTuningConfig, TaskType
-from peft.utils.other import _prepare_prompt_learning_config
+from peft import PeftType
 from safetensors.torch import save_file
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from glm_peft.adapters.base_checks import check_config, check_generation, check_model_type, read_origin
-from glm_peft.adapters.files import check_sizes, check_width, read_adapter_config, read_flat_prefix
+from glm_peft.adapters.files import (
+    check_sizes,
+    check_width,
+    make_prefix_config,
+    read_adapter_config,
+    read_flat_prefix,
+)
 from glm_peft.adapters.loading import load_adapter
 from glm_peft.adapters.merging import merge_adapter
 from glm_peft.adapters.published_checkpoints import read_published_prefix, rotate_prefix_keys, write_published_prefix
@@ -27,6 +32,7 @@ from glm_peft.arguments.conversion import parse_convert_arguments
 from glm_peft.arguments.fields import changed
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
+from glm_peft.models.folder_kind import A_BASE, A_CHECKPOINT, A_PEFT_ADAPTER, check_source
 from glm_peft.models.loading import find_generation, load_base_model, load_config
 from glm_peft.provenance.record import describe_base, describe_weights, write_provenance
 from glm_peft.reporting.exits import exit_with_user_errors
@@ -35,6 +41,8 @@ from glm_peft.reporting.log import set_up_logging
 
 logger = logging.getLogger("glm_peft.convert")
 
+_ADAPTER = ("ADAPTER", A_PEFT_ADAPTER)
+_SOURCES = {"import": ("CHECKPOINT", A_CHECKPOINT), "export": _ADAPTER, "merge": _ADAPTER}
 _VERIFIED = 1e-4  # of the largest logit, in float32
 
 
@@ -45,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     set_up_logging()
     if arguments.verify and arguments.direction == "merge":
         raise UserError("--verify compares a prefix with its published checkpoint: leave it out of merge.")
+    check_source(arguments.source, *_SOURCES[arguments.direction])
+    check_source(arguments.base, "--base", A_BASE)
     model_args = ModelArguments(arguments.base, chat_format=arguments.chat_format)
     if arguments.direction == "import":
         import_checkpoint(arguments.source, model_args, arguments.output_dir)
@@ -79,14 +89,7 @@ def import_checkpoint(checkpoint: str, model_args: ModelArguments, output_dir: s
     weight = rotate_prefix_keys(prefix.weight, config)
     # `contiguous`, as safetensors refuses views.
     save_file({"prompt_embeddings": weight.contiguous()}, folder / "adapter_model.safetensors")
-    adapter = PrefixTuningConfig(
-        task_type=TaskType.CAUSAL_LM,
-        num_virtual_tokens=len(weight),
-        base_model_name_or_path=base,
-        num_transformer_submodules=1,  # a decoder alone
-        inference_mode=True,
-    )
-    _prepare_prompt_learning_config(adapter, config).save_pretrained(folder)
+    make_prefix_config(len(weight), config, base).save_pretrained(folder)
     tidy_weights(folder)
     record = {"base": describe_base(config, generation), "converted_from": describe_weights(checkpoint)}
     write_provenance(folder, record | ({"chat_format": model_args.chat_format} if model_args.chat_format else {}))
@@ -137,7 +140,8 @@ def verify(checkpoint: str, model_args: ModelArguments, adapter: str) -> None:
         UserError: they differ.
     """
     base = model_args.model_name_or_path
-    model = load_base_model(changed(model_args, dtype="float32"))  # half precision would hide a difference
+    # Half precision would hide a difference.
+    model = load_base_model(changed(model_args, dtype="float32", adapter_name_or_path=checkpoint))
     ids = _some_ids(model.config).to(model.device)
     expected = _published_logits(model, read_published_prefix(checkpoint).weight.to(model.device), ids)
     # Another base may have been asked for: then there was a warning, and the arithmetic is verified all the same.

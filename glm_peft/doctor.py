@@ -37,7 +37,8 @@ from glm_peft.examination.doctor_report import (
     shows_colour,
 )
 from glm_peft.examination.memory_estimate import Settings, measure_base
-from glm_peft.examination.weight_files import check_weight_files
+from glm_peft.examination.run_checks import check_positions, describe_steps
+from glm_peft.models.loading import check_base_weights
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.conversations import Conversation, Split, load_splits
@@ -115,7 +116,7 @@ class Examination:
     def examine_start(self) -> None:
         """Check what training would stop at before its first step: weight files, the checkpoint to resume from."""
         given = self.training_args.resume_from_checkpoint
-        checks = [partial(check_weight_files, self.model_args.model_name_or_path)]
+        checks = [partial(check_base_weights, self.model_args)] if self.base else []
         # Only a checkpoint that is named must be there already; the newest is chosen when training starts.
         if given not in _NEWEST_OR_NONE:
             checks.append(partial(choose_checkpoint, given, self.training_args.output_dir))
@@ -168,6 +169,16 @@ class Examination:
         ]
         print_section(f"Rows and lengths of {split.name}", "\n\n".join([f"  {report}", *histograms]))
         print_section(f"Suggested flags for {split.name}", format_suggestion(report))
+        if dataset is not None:
+            self.examine_positions(split.name, dataset)
+
+    def examine_positions(self, name: str, dataset: Any) -> None:
+        """Say which rows are longer than the base was made for."""
+        answer = (self.training_args.max_new_tokens or self.data_args.val_max_target_length) * (name == "test")
+        beside = (self.model_args.num_virtual_tokens or 0) + answer
+        remarks = check_positions(list(map(len, dataset["input_ids"])), beside, self.base.config)
+        if remarks:
+            print_section(f"Length of {name}", format_problems(remarks, MOST_PROBLEMS))
 
     def encode_within_limits(self, split: Split) -> Any | None:
         """Return the dataset as the flags cut it, or `None` where they leave nothing of some rows."""
@@ -218,6 +229,7 @@ class Examination:
             return
         self.longest = measure_longest(batching.examples)
         print_section("Batches", f"  {batching.reason}")
+        print_section("Steps", format_problems(describe_steps(arguments, len(batching.examples)), MOST_PROBLEMS))
 
     def show_example(self) -> None:
         """Print the first example of training, by what carries loss."""

@@ -29,14 +29,7 @@ from glm_peft.arguments.inspection import InspectArguments, parse_inspect_argume
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.data import build_training_features
 from glm_peft.errors import UserError
-from glm_peft.examination.adapter_report import (
-    format_attention,
-    format_changes,
-    format_comparison,
-    format_norms,
-    format_provenance,
-    format_sizes,
-)
+from glm_peft.examination.adapter_report import format_changes, format_layers, format_provenance, format_sizes
 from glm_peft.examination.adapter_statistics import Prefix, compare_prefixes, measure_norms, read_prefix
 from glm_peft.examination.importance_plot import PLOT_NAME, plot_importance
 from glm_peft.examination.prefix_importance import Importance, Row, measure_importance, measure_losses, prune_prefix
@@ -83,14 +76,16 @@ def describe_numbers(prefix: Prefix, other: Prefix | None = None) -> dict[str, A
     found: dict[str, Any] = {"adapter": describe_prefix(prefix)}
     if other:
         found |= {"other": describe_prefix(other), "comparison": compare_prefixes(prefix, other)}
-        print_section(f"{prefix.source} against {other.source}", format_comparison(found["comparison"]))
+        print_section(f"{prefix.source} against {other.source}", format_layers(found["comparison"]))
     return found
 
 
 def describe_prefix(prefix: Prefix) -> dict[str, Any]:
     """Print and return the sizes and norms of a prefix, and print where it comes from."""
-    norms, provenance = measure_norms(prefix), format_provenance(read_provenance(prefix.source), prefix.base)
-    print_section(f"Prefix {prefix.source}", f"{format_sizes(prefix)}\n{provenance}\n\n{format_norms(norms)}")
+    norms = measure_norms(prefix)
+    lines = [format_sizes(prefix), format_provenance(read_provenance(prefix.source), prefix.base)]
+    lines += ["", "  Norms of the virtual tokens' keys and values", format_layers(norms)]
+    print_section(f"Prefix {prefix.source}", "\n".join(lines))
     sizes = {name: getattr(prefix, name) for name in ("num_virtual_tokens", "num_layers", "width")}
     return {"name": public_name(prefix.source), **sizes, "norms": norms}
 
@@ -135,7 +130,10 @@ class Trial:
         """Print and return the measures; write the picture and the smaller adapter into the folder."""
         batch_size, number = self.arguments.per_device_eval_batch_size, self.arguments.prune
         importance = measure_importance(self.model, self.prefix.weight, self.rows, batch_size)
-        print_section("Attention on the prefix, the mean over heads and answer tokens", format_attention(importance))
+        shares = [{"%": 100 * share} for share in importance.attention]
+        print_section(
+            "Attention on the prefix, the mean over heads and answer tokens", format_layers(shares, decimals=1)
+        )
         print_section(
             "Loss without each virtual token, in nats per answer token, the one that matters most first",
             format_changes(importance),

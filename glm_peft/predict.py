@@ -19,6 +19,7 @@ from glm_peft.adapters.assembly import OpenedBase, open_base, put_adapter_on
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.prediction import parse_predict_arguments
 from glm_peft.data import GenerationFeatures, build_generation_features, describe_example
+from glm_peft.models.loading import check_base_weights
 from glm_peft.models.quantization import allow_packing
 from glm_peft.prediction.evaluation import Answering, choose_protocol, predict
 from glm_peft.prediction.generation_settings import GenerationSettings
@@ -46,6 +47,7 @@ def main() -> None:
         with new_output_dir(predict_args.output_dir):
             check_resumable(predict_args.output_dir, predict_args.resume)
             base = open_base(model_args)
+    check_base_weights(base.model_args)
 
     # One prompt
     if predict_args.prompt is not None:

@@ -15,6 +15,7 @@ from glm_peft.errors import UserError
 from glm_peft.hub.errors import Unsent
 from glm_peft.hub.rights import check_name, check_rights
 from glm_peft.hub.upload import Target, send, with_retries
+from glm_peft.models.folder_kind import A_PEFT_ADAPTER, check_source
 from glm_peft.publishing.files import CARD_NAME, collect_files, describe_commit, find_base
 from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.log import set_up_logging
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None, sleep: Callable[[float], object] = time.
     set_up_logging()
     if arguments.repo_id:
         check_name(arguments.repo_id, "--repo_id")
+    check_source(adapter, "ADAPTER", A_PEFT_ADAPTER)
     # Before any request: a base that is a local folder needs an id, and nothing is to be created until it has one.
     base = find_base(adapter, arguments.base_model_id)
     title = arguments.commit_message or describe_commit(adapter, base)

@@ -16,6 +16,7 @@ from glm_peft.adapters.trained_state import save_adapter
 from glm_peft.arguments.splits import evaluation_sets
 from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.data import encode_splits
+from glm_peft.models.loading import check_base_weights
 from glm_peft.prediction.evaluation import Answering, choose_protocol, make_scorers, predict
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import keep_predictions
@@ -50,6 +51,7 @@ def main() -> None:
     base = open_base(arguments.model, is_trainable=True)
     arguments = arguments.resolve(base.model_args)
     model_args, data_args, training_args = arguments
+    check_base_weights(model_args)
     pusher = prepare_push(model_args, training_args)
     checkpoint = choose_checkpoint(training_args.resume_from_checkpoint, output_dir)
     loading_device = resolve_backend(model_args, training_args)

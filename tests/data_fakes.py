@@ -16,6 +16,7 @@ DEFAULTS = {
     "prompt_column": None,
     "response_column": None,
     "history_column": None,
+    "system_column": None,
     "source_prefix": None,
     "max_source_length": 1024,
     "max_target_length": 128,

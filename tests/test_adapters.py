@@ -174,7 +174,7 @@ class Reduced:
 
 
 def test_a_checkpoint_without_a_prefix_is_named(reference_models):
-    with pytest.raises(UserError, match="holds no P-Tuning v2 prefix.*model.safetensors"):
+    with pytest.raises(UserError, match="holds no P-Tuning v2 prefix"):
         read_published_prefix(reference_models / "chatglm-6b")
 
 
@@ -192,7 +192,7 @@ def test_an_adapter_of_another_base_is_refused_with_both_sizes(reference_models,
 
 
 def test_a_folder_without_an_adapter_is_refused(reference_models, tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path} is no folder with an adapter_config.json"):
+    with pytest.raises(UserError, match=f"{tmp_path} is an empty folder, and a PEFT adapter or"):
         load_adapter(load_base(reference_models / "chatglm-6b"), str(tmp_path))
 
 
@@ -349,7 +349,7 @@ def test_spoilt_weights_of_an_adapter_are_refused(how, is_trainable, reference_m
     base = load_base(reference_models / "chatglm2-6b")
     create_adapter(base, make_arguments()).save_pretrained(tmp_path)
     spoil_weights(tmp_path, how)
-    with pytest.raises(UserError, match=f"(?s)of the adapter {tmp_path} (cannot be read|has the shape|holds NaN or)"):
+    with pytest.raises(UserError, match=f"(?s){tmp_path}.* (cannot be read|is cut short|has the shape|holds NaN or)"):
         load_adapter(load_base(reference_models / "chatglm2-6b"), str(tmp_path), is_trainable)
 
 
@@ -358,7 +358,7 @@ def test_code_in_the_weights_of_an_adapter_is_refused_and_not_run(reference_mode
     create_adapter(load_base(reference_models / "chatglm2-6b"), make_arguments()).save_pretrained(tmp_path)
     spoil_weights(tmp_path, "missing")
     torch.save({"prompt_embeddings": torch.zeros(4, 192), "x": Bomb()}, "adapter_model.bin")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="so it is not read and nothing in it is run: give"):
         load_adapter(load_base(reference_models / "chatglm2-6b"), str(tmp_path))
     assert not Path("exploded").exists()
 
@@ -373,7 +373,7 @@ def test_a_broken_adapter_config_is_named(text, reference_models, tmp_path):
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "pytorch_model.bin"])
 def test_a_file_in_the_place_of_a_folder_is_named(name, reference_models, tmp_path):
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=f"{name} is a file: give the folder that it is in"):
+    with pytest.raises(UserError, match=f"{name} is a file, and a PEFT adapter or"):
         settled(model_arguments(reference_models / "chatglm2-6b", tmp_path / name))
 
 

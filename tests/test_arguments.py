@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import fields as fields_of
@@ -15,10 +16,17 @@ import pytest
 from data_fakes import DEFAULTS
 from transformers import Seq2SeqTrainingArguments
 
+from glm_peft.__main__ import launch
+from glm_peft.arguments.command_line import names_of_fields
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.fields import facts_of
 from glm_peft.arguments.former_options import IGNORED, REFUSED, RENAMED
+from glm_peft.arguments.inspection import InspectArguments
 from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.prediction import PredictArguments, parse_predict_arguments
+from glm_peft.arguments.search import SearchArguments
 from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
+from glm_peft.arguments.transformers_flags import FACTS
 from glm_peft.errors import UserError
 from glm_peft.metrics import PROTOCOLS
 from glm_peft.models.chat_formats import CHAT_FORMATS
@@ -190,9 +198,107 @@ def test_a_broken_file_is_refused(config, name, text, message):
     assert message in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(UserError, match="nowhere.yaml: this configuration file cannot be read"):
-        parse_train_arguments(["nowhere.yaml"])
+def test_a_file_that_is_not_there_is_named_with_the_place_and_the_nearest(config, monkeypatch):
+    folder = Path(config("")).parent
+    with pytest.raises(UserError, match=f"recipy.yaml: .* no such file in {folder}, the nearest is .*/recipe.yaml"):
+        parse_train_arguments([str(folder / "recipy.yaml")])
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=f"but {ROOT}/configs/demo.yaml is there: give that, or start in {ROOT}"):
+        parse_train_arguments(["configs/demo.yaml"])
+    with pytest.raises(UserError, match="--config_file accelerate_configs/cpu.yaml: there is no such file in .* but"):
+        launch(["--config_file", "accelerate_configs/cpu.yaml", "train"])
+
+
+# Settings that others take the effect from
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "given_up", "expected"),
+    [
+        ("max_steps: 9\n", "--num_train_epochs 3", "max_steps: 9", {"max_steps": -1, "num_train_epochs": 3}),
+        ("max_steps: 9\n", "--num_train_epochs 3 --max_steps 4", "", {"max_steps": 4}),
+        ("eval_strategy: steps\neval_steps: 5\n", "--do_eval false", "eval_strategy: steps", {"do_eval": False}),
+        ("torch_compile_backend: eager\n", "--no_torch_compile", "", {"layer_compiler": None}),
+        ("fp16: true\n", "--bf16", "fp16: true", {"bf16": True, "fp16": False}),
+        ("validation_file: v.json\n", "--dataset_name a/b", "validation_file: v.json", {"do_train": True}),
+    ],
+)
+def test_a_flag_wins_over_what_would_take_its_effect(config, caplog, text, words, given_up, expected):
+    words = words.replace("--no_torch_compile", "--torch_compile false").split()
+    arguments = parse_train_arguments([config(NEEDED_YAML + "use_cpu: true\n" + text), *words]).training
+    assert {name: getattr(arguments, name) for name in expected} == expected
+    assert (f"line 6, {given_up} is given up for {' '.join(words[:2])}" in caplog.text) or not given_up
+    assert "eval_steps" not in caplog.text  # it goes with the strategy
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("save_strategy: epoch\n", "--save_steps 5", "--save_steps 5 has no effect beside RECIPE, line 5, save_strat"),
+        ("eval_strategy: no\n", "--eval_steps 5", "line 5, eval_strategy: no, only with --eval_strategy steps: ch"),
+        ("do_sample: false\n", "--top_p 0.5", "line 5, do_sample: false, only with --do_sample: change"),
+        (
+            "lr_scheduler_type: constant\n",
+            "--warmup_steps 5",
+            "line 5, lr_scheduler_type: constant: change one",
+        ),
+        ("pre_seq_len: 4\nprefix_dropout: 0.1\n", "--peft_type lora", "RECIPE, line 5, pre_seq_len; RECIPE, line 6"),
+        ("metric_for_best_model: hard_loss\n", "--load_best_model_at_end", "(RECIPE, line 5, metric_for_best_model)"),
+        ("save_strategy: no\n", "--load_best_model_at_end", "(RECIPE, line 5, save_strategy)"),
+    ],
+)
+def test_a_flag_that_the_file_takes_the_effect_from_is_refused_with_the_line(config, text, words, message):
+    file, several = config(NEEDED_YAML + text), "--validation_file easy=a,b=b --do_eval --eval_strategy steps"
+    with pytest.raises(UserError) as error:
+        parse_train_arguments([file, *f"{words} {several if 'load_best' in words else ''}".split()])
+    assert message in str(error.value).replace(file, "RECIPE")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--eval_steps 5", "--eval_steps 5 has no effect without --eval_strategy steps."),
+        ("--max_steps 9 --num_train_epochs 3", "--num_train_epochs 3 has no effect beside --max_steps."),
+        ("--hub_model_id a/b", "--hub_model_id a/b has no effect without --push_to_hub."),
+        ("--max_length 9", "--max_length 9 has no effect without --packing."),
+        ("--optim sgd --adam_beta1 0.8", "--adam_beta1 0.8 has no effect beside --optim adafactor or adagrad or"),
+        ("--run_name a", "--run_name a has no effect beside --report_to none."),
+        ("--include_for_metrics inputs", "--include_for_metrics inputs has no effect here."),
+        ("--test_file a.json", "--test_file has no effect without --do_predict."),
+    ],
+)
+def test_what_has_no_effect_is_told(caplog, words, message):
+    parse(*words.split())
+    assert [record.getMessage() for record in caplog.records][0].startswith(message) and len(caplog.records) == 1
+
+
+def test_what_a_flag_needs_or_takes_the_place_of_is_a_flag():
+    kinds = (ModelArguments, DataArguments, TrainingArguments, PredictArguments, SearchArguments, InspectArguments)
+    known = names_of_fields(kinds)
+    stated = [
+        texts for kind in kinds for fact in ("needs", "outdoes", "ends") for texts in facts_of(kind, fact).values()
+    ]
+    assert {re.search(r"\w+", text)[0] for texts in stated for text in texts} <= known.keys()
+    assert {name for name, facts in FACTS.items() if "needs" in facts} <= known.keys()
+
+
+def test_what_the_command_line_switches_off_takes_its_companions_along(caplog):
+    recipe = str(ROOT / "configs" / "adgen_chatglm.yaml")
+    parse_train_arguments([recipe, "--do_predict", "false"])
+    assert caplog.text == ""
+    with pytest.raises(UserError, match="adgen_chatglm.yaml, line 6, do_train is for training: leave it out"):
+        parse_predict_arguments([recipe, "--prompt", "a"])
+
+
+@pytest.mark.parametrize("words", ["--do_train FILE", "--max_steps 5 FILE", "--report_to none FILE"])
+def test_a_configuration_file_behind_a_flag_is_refused_as_that(words):
+    message = refusal(*words.replace("FILE", "my/recipe.yaml").split())
+    assert message.startswith("my/recipe.yaml: a configuration file stands before the first flag, not behind --")
+
+
+def test_a_file_of_the_fine_tuning_scripts_of_chatglm3_and_glm_4_is_told_its_flags(config):
+    with pytest.raises(UserError, match="line 5, data_config is of .*--validation_file for val_file, .*migrating.md"):
+        parse_train_arguments([config(NEEDED_YAML + "data_config: {train_file: t.json, val_file: v.json}\n")])
 
 
 # Flags
@@ -298,7 +404,8 @@ def test_every_published_argument_is_accepted_and_those_without_effect_are_told(
     assert (model_args.model_revision, data_args.dataset_config_name) == ("v1", "default")
     assert (data_args.source_prefix, training_args.num_beams, training_args.max_new_tokens) == ("问：", 2, 32)
     told = {record.getMessage().split()[0].removeprefix("--") for record in caplog.records}
-    assert told == set(IGNORED)
+    without_task = {"validation_file", "max_eval_samples", "val_max_target_length", "num_beams"}
+    assert told == {*IGNORED, *without_task, "test_file", "max_predict_samples"}
 
 
 def test_the_token_of_use_auth_token_is_not_repeated(caplog):
@@ -332,8 +439,8 @@ def test_former_options_are_refused_with_the_way_out(name):
 
 
 def test_the_replacements_of_former_options_exist():
-    known = {field.name for field in fields_of(TrainingArguments)} | {"dtype", "quantization_bit"}
-    words = " ".join(REFUSED.values()).replace(",", " ").replace(":", " ").split()
+    known = {field.name for kind in (ModelArguments, DataArguments, TrainingArguments) for field in fields_of(kind)}
+    words = re.sub("[,:;]", " ", " ".join(REFUSED.values())).split()
     assert {word.removeprefix("--") for word in words if word.startswith("--")} <= known
 
 
@@ -402,7 +509,7 @@ def test_the_best_model_by_a_score_needs_generation():
 
 def test_sampling_settings_without_sampling_are_dropped_with_a_warning(caplog):
     training_args = parse(top_p="0.5").training
-    assert training_args.top_p is None and "--top_p has no effect without --do_sample." in caplog.text
+    assert training_args.top_p is None and "--top_p 0.5 has no effect without --do_sample." in caplog.text
 
 
 def test_a_way_between_processes_is_dropped_where_there_is_one(caplog):

@@ -71,7 +71,9 @@ def test_every_generation_fits_itself(tiny_model_dirs):
 @pytest.mark.parametrize("load", [load_config, load_tokenizer, load_base_model])
 def test_a_model_of_another_type_is_refused(folder, model_type, load):
     change_config(folder, model_type=model_type)
-    assert f"is a model of type '{model_type}', but glm_peft tunes ChatGLM-6B" in error_of(load, arguments(folder))
+    assert f"is a model of type '{model_type}', and a base model is wanted: give one" in error_of(
+        load, arguments(folder)
+    )
 
 
 @pytest.mark.parametrize("load", [load_config, load_tokenizer])
@@ -84,12 +86,12 @@ def test_code_in_the_folder_is_neither_run_nor_asked_about(folder, load, monkeyp
 
 @pytest.mark.parametrize("load", [load_config, load_tokenizer, load_base_model])
 def test_a_folder_that_is_no_model_is_refused(tmp_path, load):
-    assert "has no config.json with a model_type" in error_of(load, arguments(tmp_path))
+    assert "is an empty folder, and a base model is wanted" in error_of(load, arguments(tmp_path))
 
 
 @pytest.mark.parametrize("load", [load_config, load_tokenizer, load_base_model])
 def test_a_folder_that_is_not_there_is_refused(tmp_path, load):
-    assert "cannot be loaded (there is no such folder)" in error_of(load, arguments(tmp_path / "no" / "folder"))
+    assert "is not there, and a base model is wanted" in error_of(load, arguments(tmp_path / "no" / "folder"))
 
 
 def test_a_hub_id_that_cannot_be_reached_is_told():
@@ -99,12 +101,12 @@ def test_a_hub_id_that_cannot_be_reached_is_told():
 def test_broken_weights_are_told(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "cannot be loaded (Error while deserializing header" in error_of(load_base_model, arguments(folder))
+    assert "is cut short or broken (SafetensorError, 1,000 bytes)" in error_of(load_base_model, arguments(folder))
 
 
 def test_missing_weights_are_told(folder):
     (folder / "model.safetensors").unlink()
-    assert "no file named model.safetensors" in error_of(load_base_model, arguments(folder))
+    assert "holds no weights, such as model.safetensors" in error_of(load_base_model, arguments(folder))
 
 
 @pytest.mark.parametrize("generation", ["chatglm", "glm4", "glm4_0414"])

@@ -1,5 +1,6 @@
 """`--help` of the commands, typed: quick, whole, and of this package's own processes alone."""
 
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from warm_starts import warm_python
 
+from glm_peft.arguments.chat import ChatArguments
 from glm_peft.arguments.command_help import COMMANDS, _command
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.inspection import InspectArguments
@@ -35,6 +37,7 @@ OF_TRAINING = {"prefix_init", "prefix_init_text", "prefix_init_std", "prefix_dro
 OF_TRAINING |= {"validation_file", "max_train_samples", "max_eval_samples", "packing", "max_length", "train_on"}
 OF_TRAINING |= {"peft_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules"}
 OF_TRAINING |= {"ignore_pad_token_for_loss", "num_virtual_tokens", "prefix_projection", "encoder_hidden_size"}
+OWN_NAMES["chat"] = {field.name for kind in (ModelArguments, ChatArguments) for field in fields(kind)} - OF_TRAINING
 OWN_NAMES["predict"] -= OF_TRAINING | {"overwrite_cache"}
 
 
@@ -72,6 +75,17 @@ def test_a_reader_that_has_read_enough_ends_a_command_quietly(words: str, code: 
         assert process.wait() in code
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", b"\\u6d77\\U0001f600\n"), ("gbk", b"\xba\xa3\\U0001f600\n")]
+)
+def test_a_console_without_the_characters_of_an_answer_gets_it_with_replacements(monkeypatch, encoding, shown):
+    console = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    monkeypatch.setattr(sys, "stdout", console)
+    with exit_with_user_errors():
+        print("海😀")
+    assert console.buffer.getvalue() == shown
+
+
 def test_another_pipe_that_broke_is_no_reader_that_has_read_enough():
     with pytest.raises(BrokenPipeError), exit_with_user_errors():
         raise BrokenPipeError
@@ -95,6 +109,9 @@ def test_the_flags_of_transformers_that_help_names_exist():
         (["python", "train.py", "--help"], None),
         (["python", "-c", "import glm_peft", "--help"], None),
         (["python"], None),
+        (["python", "/some/bin/glm-peft", "train", "--help"], "train"),
+        (["python", "-m", "glm_peft", "doctor", "--help"], "doctor"),
+        (["python", "/some/bin/glm-peft", "--help"], None),
     ],
 )
 def test_only_a_command_of_this_package_is_one(words: list[str], command: str | None):

@@ -285,9 +285,9 @@ def test_of_a_whole_model_only_the_prefix_is_read(place, monkeypatch):
         torch, "load", lambda *words, **options: mapped.append(options["mmap"]) or load(*words, **options)
     )
     assert_close(read_published_prefix(checkpoint).weight, flat_prefix(encoder))
-    assert mapped == [True]  # so that the operating system reads what is used
+    assert mapped and all(mapped)  # so that the operating system reads what is used
     save_file(state, checkpoint / "model.safetensors")
-    monkeypatch.setattr("glm_peft.adapters.published_checkpoints.safe_open", WatchedFile)
+    monkeypatch.setattr("glm_peft.models.weight_files.safe_open", WatchedFile)
     assert_close(read_published_prefix(checkpoint).weight, flat_prefix(encoder))
     assert sorted(WatchedFile.read) == sorted(NAME + name for name in encoder)
 
@@ -391,17 +391,17 @@ def test_other_parameters_than_a_prefix_has_are_refused(spoil, said, place, tmp_
 def test_a_file_of_something_else_has_no_prefix(content, place, tmp_path, capsys):
     base, checkpoint, _ = place
     torch.save(content, checkpoint / "pytorch_model.bin")
-    assert "holds no P-Tuning v2 prefix" in refusal(capsys, "import", checkpoint, base, tmp_path / "out")
+    assert "has no config.json with a model_type" in refusal(capsys, "import", checkpoint, base, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     "index, said",
     [
-        (json.dumps({"weight_map": {NAME + "embedding.weight": "a.bin"}}), "a.bin is not there, but"),
+        (json.dumps({"weight_map": {NAME + "embedding.weight": "a.bin"}}), "a.bin is not there: copy"),
         (json.dumps({"weight_map": {NAME + "embedding.weight": "../a.bin"}}), "a file of another folder (../a.bin)"),
         (json.dumps({"weight_map": {NAME + "embedding.weight": "/a/b.bin"}}), "a file of another folder (/a/b.bin)"),
         (json.dumps({"weight_map": {NAME + "embedding.weight": 3}}), "is no index of shards"),
-        ('{"weight_map": {"a.weight": "a.bin"}}', "holds no P-Tuning v2 prefix"),
+        ('{"weight_map": {"a.weight": "a.bin"}}', "has no config.json with a model_type"),
         ('{"weight_map": ', "is no index of shards"),
         ("[]", "is no index of shards"),
         ("{}", "is no index of shards"),
@@ -409,7 +409,7 @@ def test_a_file_of_something_else_has_no_prefix(content, place, tmp_path, capsys
 )
 def test_a_broken_index_is_named(index, said, place, tmp_path, capsys):
     base, checkpoint, _ = place
-    (checkpoint / "pytorch_model.bin.index.json").write_text(index)
+    (checkpoint / "pytorch_model.bin").rename(checkpoint / "pytorch_model.bin.index.json").write_text(index)
     assert said in refusal(capsys, "import", checkpoint, base, tmp_path / "out")
 
 
@@ -419,10 +419,13 @@ def test_folders_that_are_no_checkpoint_are_named(place, tmp_path, capsys):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     for source, said in (
-        (tmp_path / "empty", "empty holds no P-Tuning v2 prefix (no parameter named"),
-        (tmp_path / "nothing", f"There is no folder {tmp_path / 'nothing'}"),
-        (checkpoint / "pytorch_model.bin", "pytorch_model.bin is a file: give the folder that it is in"),
-        (tmp_path / "adapter", "adapter is a PEFT adapter already"),
+        (tmp_path / "empty", "empty is an empty folder, and a published P-Tuning v2 checkpoint is wanted: "),
+        (tmp_path / "nothing", f"CHECKPOINT {tmp_path / 'nothing'} is not there, and"),
+        (
+            checkpoint / "pytorch_model.bin",
+            f"pytorch_model.bin is a file, and a published P-Tuning v2 checkpoint is wanted: give {checkpoint}.",
+        ),
+        (tmp_path / "adapter", f"--adapter_name_or_path takes {tmp_path / 'adapter'}."),
     ):
         assert said in refusal(capsys, "import", source, base, tmp_path / "out")
 
@@ -436,7 +439,7 @@ def test_only_a_whole_prefix_adapter_is_exported(reference_models, tmp_path, cap
     convert("import", base / "ptuning-prefix", base, tmp_path / "adapter")
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    assert "cannot be read" in refusal(capsys, "export", tmp_path / "adapter", base, tmp_path / "out")
+    assert "is cut short or broken" in refusal(capsys, "export", tmp_path / "adapter", base, tmp_path / "out")
 
 
 def test_a_base_whose_files_do_not_say_its_generation_is_named_by_the_chat_format(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """What the checks find in conversations, and what they let pass."""
 
+from dataclasses import replace
+
 import pytest
 
 from glm_peft.examination.data_checks import (
@@ -40,6 +42,24 @@ def test_a_repeated_row_and_another_answer_are_told_apart():
         ],
         "prompts that stand earlier with another answer": ["train.json, line 4 (as line 1)"],
     }
+
+
+def test_rows_that_differ_in_what_is_not_read_are_not_to_be_removed():
+    split = make_split(("q", "a"), ("q", "a"), ("q", "a"))
+    split.conversations[1] = replace(split.conversations[1], unread='{"context": "c"}')
+    first, second, _ = find_duplicates(split)
+    assert (first.rows, second.rows) == (["train.json, line 3 (as line 1)"], ["train.json, line 2 (as line 1)"])
+    assert "remove" not in second.advice
+    finding = find_overlap(Split("train", "train.json", split.conversations[1:2]), make_split(("q", "a"), name="test"))
+    assert finding.advice.startswith("columns that are not read may tell some apart: what of them belongs")
+
+
+def test_columns_that_are_not_read_are_remarked_upon():
+    split = make_split(("q", "a"), ("p", "a"))
+    split.conversations[1] = replace(split.conversations[1], unread='{"context": "c"}')
+    split.unread["context"] = 1
+    rows = {"not read: 'context' (1 row; no flag reads it)": ["train.json, line 2"]}
+    assert rows_by_name(check_split(split)) == rows
 
 
 def test_overlap_names_the_row_of_the_other_split():

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import AutoConfig
 from warm_starts import warm_python
 
 from glm_peft import doctor
+from glm_peft.arguments.methods import METHODS
 from glm_peft.examination.doctor_report import colour_example, format_histogram, shows_colour
 
 PROJECT = Path(__file__).parents[1]
@@ -52,6 +54,7 @@ def visit(tiny_model_dirs, tmp_path, capsys, monkeypatch) -> Visit:
 def test_a_good_run_is_told_in_full_and_leaves_with_0(visit: Visit):
     code, text = visit("--train_file", visit.write(ROWS), "--validation_file", visit.write(ROWS[:2], "dev.json"))
     assert code == 0
+    assert "6 steps of 8 rows: 3 epochs of 10" in text and "usual" not in text
     assert "train: 10 rows read" in text and "validation: 2 rows read" in text
     assert "train prompts that are in validation too: 2; remove them from validation" in text
     assert re.search(r"^\d+ tokens, \d+ of them carry loss$", text, re.MULTILINE)
@@ -143,6 +146,28 @@ def test_one_row_that_is_far_too_long_does_not_decide_the_flags(visit: Visit):
     assert "answers that are far longer than the others: 1" in text and "line 21 (12,000 characters)" in text
 
 
+def test_steps_that_teach_by_heart_far_rates_and_rows_beyond_the_base_are_told(visit: Visit):
+    flags = "--max_steps 3000 --learning_rate 1e-5 --gradient_accumulation_steps 2 --warmup_steps 3000"
+    flags += " --do_eval --eval_strategy steps --eval_steps 5000"
+    file, longest = visit.write(ROWS), AutoConfig.from_pretrained(visit.base).max_position_embeddings
+    _, text = visit(
+        "--train_file", file, "--validation_file", file, *flags.split(), "--num_virtual_tokens", str(longest)
+    )
+    assert "3,000 steps of 16 rows: 3,000 epochs of 10" in text
+    assert "every row is seen 3,000 times" in text and "no evaluation comes before the end" in text
+    assert "--warmup_steps 3000 leaves no step" in text
+    assert "--learning_rate 1e-05 is far below the usual 0.005 of --peft_type prefix_tuning" in text
+    assert f"10 of 10 rows are longer than the {longest:,} tokens that the base was made for" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "rate", "is_far"),
+    [("prefix_tuning", 0.1, False), ("prefix_tuning", 1e-5, True), ("lora", 2e-2, True), ("lora", 1e-3, False)],
+)
+def test_a_learning_rate_is_far_from_that_of_its_method(method: str, rate: float, is_far: bool):
+    assert METHODS[method].is_far(rate) is is_far
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -163,6 +188,9 @@ def test_weights_that_are_not_there_leave_with_1(visit: Visit):
     (base / "model.safetensors").unlink()
     code, text = visit("--train_file", visit.write(ROWS), base=base)
     assert code == 1 and "holds no weights" in text and "Rows and lengths of train" in text
+    (base / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    code, text = visit("--train_file", visit.write(ROWS), base=base)
+    assert code == 1 and "pytorch_model.bin is a git-lfs pointer, not the weights themselves" in text
 
 
 def test_the_longest_row_of_packed_batches_counts_for_the_memory(visit: Visit):

@@ -38,6 +38,7 @@ from transformers import (
 from glm_peft import predict, train
 from glm_peft.adapters.files import read_flat_prefix
 from glm_peft.adapters.loading import load_adapter
+from glm_peft.arguments.chat import ChatArguments, parse_chat_arguments
 from glm_peft.arguments.command_line import names_of_fields
 from glm_peft.arguments.conversion import parse_convert_arguments
 from glm_peft.arguments.data import DataArguments
@@ -169,6 +170,7 @@ def parse_compare_demo(words: list[str]) -> None:
 MODULES = {
     "glm_peft.predict": parse_predict_arguments,
     "glm_peft.doctor": parse_doctor_arguments,
+    "glm_peft.chat": parse_chat_arguments,
     "glm_peft.search": parse_search_arguments,
     "glm_peft.push": parse_push_arguments,
     "glm_peft.convert": parse_convert_arguments,
@@ -199,6 +201,7 @@ def test_every_command_is_understood(words, monkeypatch):
         assert bool(launched.module) == (launched.training_script == "glm_peft.predict")
         parse[launched.training_script](launched.training_script_args)
     elif words[:2] == ["python", "-m"]:
+        words = words[: words.index("<")] if "<" in words else words
         MODULES[words[2]](words[3:])
     else:
         assert words[0] == "python"
@@ -222,6 +225,7 @@ def test_every_module_and_make_target_that_is_named_exists(document):
 def test_every_flag_that_is_named_exists(document):
     """But for the demo's page, whose flags are those of its own scripts."""
     types = (ModelArguments, DataArguments, TrainingArguments, PredictArguments, SearchArguments, PushArguments)
+    types = (*types, ChatArguments)
     known = {f"--{name}" for name in (*names_of_fields(types), *IGNORED, *REFUSED, *RENAMED)} | set(OTHER_FLAGS)
     prose = re.sub(r"^(> .*|```.*?^```)$", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"(?<![\w-])--[a-z_0-9]+", prose)) - known == set()

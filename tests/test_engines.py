@@ -296,7 +296,7 @@ def settings(**given: Any) -> tuple[SimpleNamespace, SimpleNamespace]:
         ({"version": 2, "kind": DistributedType.NO}, "asks for FSDP, which needs GPUs"),
         ({"version": 1}, "FSDP version 1 flattens"),
         ({"version": 2, "do_train": False, "do_eval": True}, "--do_train is not given: evaluate with"),
-        ({"version": 2, "optim": "adafactor"}, "--optim adafactor cannot work on a sharded prefix"),
+        ({"version": 2, "optim": "adafactor"}, "--optim adafactor cannot work on a sharded adapter"),
         ({"version": 2, "quantization_bit": 8}, "--quantization_bit 8 and FSDP do not go together"),
         ({"stage": 3}, "asks for ZeRO-3, which shards the base; here FSDP2 does that: use"),
         ({"stage": 2, "do_train": False, "do_eval": True}, "ZeRO-2 works in training alone"),

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,9 @@ from glm_peft import predict, push
 from glm_peft.adapters.saved_adapter import resolve_adapter
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
+from glm_peft.hub import download
 from glm_peft.hub.download import fetch_adapter
+from glm_peft.hub.upload import with_retries
 from glm_peft.models.loading import load_config, load_tokenizer
 
 TOKEN = "hf_" + "abcDEF0123456789" * 2
@@ -80,6 +83,7 @@ def set_up(hub: HubStandIn, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setattr(constants, "ENDPOINT", hub.url)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(download, "with_retries", partial(with_retries, sleep=lambda seconds: None))
     patch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
     patch.setenv("HF_TOKEN", TOKEN)
 
@@ -140,7 +144,7 @@ def test_a_hub_that_fails_leaves_the_cache(hub: HubStandIn, tmp_path: Path, what
 
 def test_a_reset_says_that_the_cache_is_used(hub: HubStandIn, tmp_path: Path, caplog):
     fetch_adapter(ADAPTER, cache_dir=str(tmp_path))
-    hub.faults.append(Fault("HEAD", "reset", times=1000))
+    hub.faults.append(Fault("GET /api", "reset", times=1000))
     with caplog.at_level(logging.WARNING):
         fetch_adapter(ADAPTER, cache_dir=str(tmp_path))
     assert "The connection to 127.0.0.1 broke: using what is in the cache" in caplog.text
@@ -206,6 +210,13 @@ def test_an_adapter_of_another_base_is_refused_by_what_the_hub_says_of_it(hub, t
     asked = ModelArguments(base, adapter_name_or_path=ADAPTER, cache_dir=str(tmp_path))
     with pytest.raises(UserError, match=f"was trained on {BASE}, of the generation chatglm3, but .* is of glm4"):
         resolve_adapter(asked, is_trainable=False)
+
+
+def test_an_id_in_the_place_of_another_is_recognised_by_its_small_files(hub: HubStandIn, tmp_path: Path):
+    with pytest.raises(UserError, match=f"{ADAPTER} is a PEFT adapter of the method prefix_tuning, and a base model"):
+        load_config(ModelArguments(ADAPTER, cache_dir=str(tmp_path)))
+    with pytest.raises(UserError, match=f"{BASE} is a base model.*: --model_name_or_path or --base takes {BASE}"):
+        resolve_adapter(ModelArguments(BASE, adapter_name_or_path=BASE, cache_dir=str(tmp_path)), is_trainable=False)
 
 
 def test_a_revision_without_an_adapter_is_refused():

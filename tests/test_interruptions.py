@@ -4,13 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from short_runs import PROJECT, assert_same_end, run, training_words
+from warm_starts import warm_python
 
+from glm_peft.__main__ import launch as launch_command
+from glm_peft.__main__ import main
 from glm_peft.training.interruptions import Interruption, StoppedAtOnce
 from glm_peft.training.trainer import PrefixTrainer
 
@@ -164,6 +168,37 @@ def test_the_end_of_the_launcher_ends_the_run_with_a_checkpoint(base, tmp_path):
     error = process.communicate()[1].splitlines()[-1]  # which the run has open until its end
     assert "stopped by SIGTERM at step" in error
     assert Path(error.split()[-1]).is_dir()
+
+
+def test_ctrl_c_leaves_the_last_line_and_the_exit_code_to_a_launched_command(base, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "executable", warm_python())
+    started: list[subprocess.Popen] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[0])
+
+    def press_ctrl_c() -> None:  # a terminal sends it to all
+        wait_for(lambda: any((tmp_path / "out").glob("checkpoint-?*")))
+        for pid in (os.getpid(), started[0].pid):
+            os.kill(pid, signal.SIGINT)
+
+    words = training_words(base, tmp_path / "out", "--max_steps", "100000", "--save_steps", "5")
+    thread = threading.Thread(target=press_ctrl_c)
+    thread.start()
+    with pytest.raises(SystemExit) as end:
+        launch_command(["--config_file", str(PROJECT / "accelerate_configs" / "cpu.yaml"), "train", *words])
+    thread.join()
+    assert end.value.code == 130
+    assert last_line(capfd).startswith("stopped by SIGINT at step")
+
+
+def test_a_command_may_be_misspelt_to_the_console_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["glm-peft", "trian"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code, capsys.readouterr().err) == (
+        2,
+        "error: glm-peft has no command 'trian'; the nearest is 'train'.\n",
+    )
 
 
 def test_what_a_shell_ignores_in_the_background_stays_ignored():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from closeness import ROUNDING, assert_close
-from peft import AdaLoraConfig, PeftModel
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from short_runs import ROWS, log_of, run, training_words
 from tiny_options import GENERATIONS
@@ -376,6 +376,22 @@ def test_stock_transformers_loads_a_merged_model(generation, trained, tiny_model
     assert found.returncode == 0, found.stderr
     expected = load(tmp_path)(input_ids=torch.arange(4, 20)[None]).logits.double().detach()
     assert float(found.stdout) == pytest.approx(float(expected.sum()), abs=ROUNDING * float(expected.abs().sum()))
+
+
+@pytest.mark.parametrize("target", ["lm_head", "word_embeddings"])
+def test_merged_into_a_tied_head_or_its_embeddings_each_has_its_own_weights(target, tiny_model_dirs, tmp_path, caplog):
+    base = tiny_model_dirs["chatglm"]
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=[target], init_lora_weights=False, lora_alpha=64)
+    adapted = get_peft_model(load(base), config)
+    adapted.save_pretrained(tmp_path / "lora")
+    words = ["merge", str(tmp_path / "lora"), "--base", str(base), "--output_dir", str(tmp_path / "merged")]
+    convert.main(words)
+    merged = load(tmp_path / "merged")
+    assert_close(logits_of(merged, base), logits_of(adapted, base))
+    assert not torch.equal(merged.lm_head.weight, merged.transformer.word_embeddings.weight)
+    written = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert written["tie_word_embeddings"] is False
+    assert "is read after `import glm_peft`, and not by stock transformers alone" in caplog.text
 
 
 def test_virtual_tokens_cannot_be_merged(trained, tiny_model_dirs, tmp_path, capsys):

@@ -12,7 +12,7 @@ from accelerate.state import GradientState
 from peft import PeftModel
 from peft.utils.other import _prepare_prompt_learning_config
 from transformers import PreTrainedConfig, PreTrainedTokenizer, PreTrainedTokenizerFast, Seq2SeqTrainer, Trainer
-from transformers.integrations.neftune import neftune_post_forward_hook
+from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 
 from glm_peft.training.trainer import PrefixTrainer
 
@@ -57,7 +57,8 @@ OTHERS = [
     (PeftModel.get_prompt, ("batch_size",)),
     (PeftModel.get_prompt_embedding_to_save, ("adapter_name",)),
     (_prepare_prompt_learning_config, ("peft_config", "model_config")),
-    (neftune_post_forward_hook, ("module", "input", "output")),
+    (activate_neftune, ("model", "neftune_noise_alpha")),
+    (deactivate_neftune, ("model", "hook_handle")),
 ]
 
 

@@ -93,10 +93,52 @@ def test_a_broken_line_is_a_row_with_a_problem_and_reading_goes_on(write):
     assert (first.problem, last.problem) == (None, None)
 
 
+def test_objects_over_several_lines_follow_one_another(write):
+    text = '{\n "a": "1"\n}\n\n{\n "a": "2"\n}\n{"a": "3"}\n'
+    assert rows_of(write("rows.json", text)) == [(1, {"a": "1"}), (5, {"a": "2"}), (8, {"a": "3"})]
+
+
+@pytest.mark.parametrize("text", ['{"b": 0}\n{"a": "x\ny"}\n{"b": 1}', '[{"b": 0},\n{"a": "x\ny"},\n{"b": 1}]'])
+def test_a_line_break_inside_of_a_text_is_read(write, text):
+    assert rows_of(write("rows.json", text)) == [(1, {"b": 0}), (2, {"a": "x\ny"}), (4, {"b": 1})]
+
+
+def test_a_key_that_repeats_in_an_object_is_told(write):
+    told = "the key 'a' stands more than once in one object, which keeps only the last; name each once"
+    rows = read_rows(write("rows.json", '{"a": 1}\n{"c": {"a": 1, "a": 2}}\n{\n"a": 1,\n"a": 1}\n{}'))
+    assert [row.number for row in rows if row.problem == told] == [2, 3]
+    assert f"rows.json, line 2, {told}" in problem_of(write("rows.json", '[{"a": 1},\n{"a": 1, "a": 2}]'))
+
+
+@pytest.mark.parametrize(("name", "text"), [("rows.csv", 'a;b\n"x;y";1,5\n'), ("rows.tsv", "a\tb\nx;y\t1,5\n")])
+def test_columns_may_be_separated_by_tabs_and_semicolons(write, name, text):
+    assert rows_of(write(name, text)) == [(2, {"a": "x;y", "b": "1,5"})]
+
+
 @pytest.mark.parametrize("text", ['{"a": "1"\n{"a": "2"}\n', '{"a": "1"\n'])
 def test_a_broken_first_line_is_named_as_the_first(write, text):
     row = next(read_rows(write("rows.json", text)))
     assert (row.number, row.problem.split(", found ")[1]) == (1, "the end of the line")
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "words"),
+    [
+        ('{\n"a": 1\n}\n{\n"a": 1,\n}', 4, "in the object that begins here, line 6, column 1: this is not JSON"),
+        ("{'a': 'b'}", 1, "JSON has double quotes, as json.dumps writes them"),
+        ('{"a": 1},\n{"a": 2},', 1, "found ','; rows on lines of their own have no comma between them"),
+    ],
+)
+def test_a_broken_line_is_told_with_the_way_out(write, text, number, words):
+    row = next(row for row in read_rows(write("rows.jsonl", text)) if row.problem)
+    assert (row.number, words in row.problem) == (number, True)
+
+
+def test_a_folder_is_told_from_a_file(write, tmp_path):
+    write("train.json", "{}")
+    assert f"is a folder; give one file of rows, such as {tmp_path}/train.json." in str(
+        pytest.raises(UserError, read_rows, str(tmp_path)).value
+    )
 
 
 def test_a_line_that_is_no_object_is_a_row_with_a_problem(write):
@@ -122,6 +164,10 @@ def test_a_line_that_is_no_object_is_a_row_with_a_problem(write):
         ("rows.json", '[{"a": "1"}]\n[{"a": "2"}]', "rows.json, line 2, column 1: this is not JSON (text after"),
         ("rows.json", '{\n "data": [\n{"a" 1}]}', "rows.json, line 3, column 6: this is not JSON (Expecting ':'"),
         ("rows.csv", 'a,b\n1,2\n"open,3\n4,5\n', "rows.csv, line 3: the row that begins here is not CSV"),
+        ("rows.xlsx", b"PK\x03\x04", "rows.xlsx is an Excel workbook or another zip archive; save the sheet"),
+        ("rows.csv", b"PK\x03\x04", "rows.csv is an Excel workbook or another zip archive; save the sheet"),
+        ("rows.json.gz", b"\x1f\x8b\x08", "rows.json.gz is packed by gzip; unpack it with gunzip."),
+        ("rows.json", "\n<!doctype html>", "rows.json is a web page; download the file itself."),
         ("rows.csv", "a,b,a\n1,2,3\n", "rows.csv, line 1: the header names 'a' more than once."),
         ("rows.parquet", "no parquet", "rows.parquet: this is not a readable Parquet file"),
         ("rows.json", b'{"a": "1"}\n{"a": "\xe9"}\n', "rows.json, line 2, byte 8: 0xe9 is not UTF-8; save"),

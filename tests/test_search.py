@@ -21,7 +21,9 @@ from short_runs import PROJECT, run, training_words
 
 from glm_peft import search
 from glm_peft.adapters import assembly
+from glm_peft.arguments.search import parse_search_arguments
 from glm_peft.arguments.training import TrainingArguments
+from glm_peft.errors import UserError
 from glm_peft.models.loading import load_config
 from glm_peft.training.trainer import PrefixTrainer
 from glm_peft.trials import search as trials_search
@@ -172,6 +174,15 @@ def test_a_search_that_is_done_loads_nothing_and_tells_all_again(base, whole, mo
     assert (whole / "best.yaml").is_file() and f"{TRIALS} trials, the best first" in capsys.readouterr().out
 
 
+def test_trials_may_be_shorter_than_training_by_the_best(base, tmp_path):
+    words = search_words(base, tmp_path / "search", "--trial_steps", "1")
+    found = trials_search.Search(*parse_search_arguments(words))
+    assert (found.arguments.training.max_steps, found.settings["max_steps"]) == (1, ["4"])
+    (tmp_path / "space.yaml").write_text("max_steps: [1, 2]")
+    with pytest.raises(UserError, match="--trial_steps gives all trials one length"):
+        trials_search.Search(*parse_search_arguments(words))
+
+
 def in_trial(patch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
     """Let the second step of a trial begin with this."""
     step = PrefixTrainer.training_step
@@ -193,25 +204,19 @@ def usual_ctrl_c() -> Iterator[None]:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_signal_ends_it_with_what_is_known_and_the_trial_is_done_again(
+def test_ctrl_c_ends_it_with_what_is_known_and_the_trial_is_done_again(
     base, whole, tmp_path, monkeypatch, capfd, usual_ctrl_c
 ):
     folder = tmp_path / "search"
-    search.main(search_words(base, folder, "--n_trials", "1"))
     words = search_words(base, folder, "--n_trials", str(TRIALS))
-    # A trial that was stopped has a number of its own.
-    for number, stopped, done in ((signal.SIGINT, 2, 2), (signal.SIGTERM, 4, 3)):
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
-            in_trial(patch, stopped, partial(os.kill, os.getpid(), number))
-            search.main(words)
-        captured = capfd.readouterr()
-        assert end.value.code == 128 + number
-        assert captured.err.splitlines()[-1].startswith(
-            f"stopped: {done} of {TRIALS} trials are in {folder}; the same"
-        )
-        assert "checkpoint" not in captured.err and f"{done} trials, the best first" in captured.out
-        assert states_of(folder)[stopped] == "FAIL" and len(trials_of(folder)) == done
-        assert not list(folder.glob("trials/*"))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        in_trial(patch, 2, partial(os.kill, os.getpid(), signal.SIGINT))
+        search.main(words)
+    captured = capfd.readouterr()
+    assert end.value.code == 130 and "interrupted" in captured.err
+    assert "checkpoint" not in captured.err and "2 trials, the best first" in captured.out
+    assert states_of(folder)[2] == "FAIL" and len(trials_of(folder)) == 2
+    assert (folder / "best.yaml").is_file() and not list(folder.glob("trials/*"))
     search.main(words)
     assert without_times(trials_of(folder)) == without_times(trials_of(whole))
 
@@ -237,6 +242,7 @@ def test_a_killed_trial_is_not_counted_and_does_not_stay_running(base, whole, tm
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     killed = subprocess.run([sys.executable, "-c", KILLED, *words], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL and states_of(folder) == ["COMPLETE", "RUNNING"]
+    assert (folder / "trials.csv").read_text().count("\n") == 2 and (folder / "best.yaml").is_file()
     search.main(words)
     assert states_of(folder) == ["COMPLETE", "FAIL", "COMPLETE"] and not (folder / "trials").exists()
     assert without_times(trials_of(folder)) == without_times(trials_of(whole))[:2]
@@ -256,7 +262,7 @@ def test_the_file_of_another_search_is_refused(base, whole, capsys):
     before = states_of(whole)
     other_space = search_words(base, whole, "--n_trials", "9", space=SPACE.replace("[2, 4]", "[2, 8]"))
     said = refusal(other_space, capsys)
-    assert "is of another search, with num_virtual_tokens in the space [2, 4] where this one has [2, 8]" in said
+    assert 'with num_virtual_tokens in the space {"choices": [2, 4]} where this one has {"choices": [2, 8]}' in said
     said = refusal(search_words(base, whole, "--n_trials", "9", "--weight_decay", "0.1"), capsys)
     assert 'with --weight_decay not given where this one has "0.1"' in said
     said = refusal(search_words(base, whole, "--n_trials", "9", "--sampler_seed", "7"), capsys)

@@ -6,13 +6,10 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from glm_peft.arguments.command_line import read_config
+from glm_peft.arguments.settings import read_config
 from glm_peft.trials.report import (
-    _find_limits,
-    find_best,
     format_trials,
     plot_search,
-    rank_trials,
     tabulate_trials,
     write_best,
 )
@@ -48,25 +45,19 @@ TRIALS += [(FAIL, None, {"rate": 9.0, "reason": "out of memory"}), (PRUNED, 1.0,
 TRIALS += [(FAIL, None, {"rate": 0.5}), (COMPLETE, 2.0, {"rate": 0.4, "text": LONG})]
 
 
-def test_the_complete_trials_stand_first_and_the_earlier_of_equal_ones():
-    study = study_of(*TRIALS)
-    ranked = rank_trials(tabulate_trials(study), minimize=True)
-    assert list(ranked["number"]) == [1, 5, 0, 3, 2] and find_best(study, ranked).number == 1
-    assert list(rank_trials(tabulate_trials(study), minimize=False)["number"]) == [0, 1, 5, 3, 2]
-    without = study_of(*TRIALS[2:4])
-    assert find_best(without, rank_trials(tabulate_trials(without), minimize=True)) is None
-
-
 def test_the_table_has_a_line_for_each_trial_and_the_reason_of_a_failure():
-    ranked = rank_trials(tabulate_trials(study_of(*TRIALS)), minimize=True)
-    lines = format_trials(ranked, "eval_loss", ["rate", "text", "never"]).splitlines()
+    table = tabulate_trials(study_of(*TRIALS))
+    lines = format_trials(table, "eval_loss", ["rate", "text", "never"], minimize=True).splitlines()
     assert lines[0].split() == ["trial", "eval_loss", "rate", "text", "end"]
+    # The complete trials stand first, and the earlier of equal ones.
     assert [line.split()[0] for line in lines[1:6]] == ["1", "5", "0", "3", "2"]
     assert lines[4].split() == ["3", "1.0000", "0.3", "ended", "early"] and lines[5].split() == ["2", "9", "failed"]
     assert lines[2].split()[3].startswith("很长" * 5) and LONG not in lines[2]
     wide = sum(character in LONG for character in lines[2])  # a Chinese character takes two columns
     assert len(lines[2]) + wide == len(lines[0])
     assert lines[6] == "trial 2 failed: out of memory"
+    lines = format_trials(table, "eval_loss", ["rate"], minimize=False).splitlines()
+    assert [line.split()[0] for line in lines[1:6]] == ["0", "1", "5", "3", "2"]
 
 
 @pytest.mark.parametrize(
@@ -100,20 +91,6 @@ def test_pictures_are_drawn_however_few_trials_there_are(tmp_path, trials, recwa
     for path in plot_search(study_of(*trials), "eval_loss", tmp_path):
         assert path.read_bytes()[:4] == b"\x89PNG"
     assert {path.name for path in tmp_path.iterdir()} == {"history.png", "parameters.png"} and not recwarn.list
-
-
-@pytest.mark.parametrize(
-    ("values", "direction", "low", "high"),
-    [
-        ([2.1, 2.0, 2.2, 2.3, 900.0], "minimize", 2.0, 2.5),
-        ([60.0, 58.0, 56.0, 0.0], "maximize", 52.0, 60.0),
-        ([2.0, 2.0, 2.0, 3.0], "minimize", 2.0, 3.0),
-        ([2.0], "minimize", 2.0, 2.0),
-    ],
-)
-def test_results_that_are_far_off_do_not_press_the_others_together(values, direction, low, high):
-    study = study_of(*((COMPLETE, value, {"rate": 1.0}) for value in values), direction=direction)
-    assert _find_limits(study) == pytest.approx((low, high))
 
 
 def values_of(study: optuna.Study) -> list[dict[str, float]]:

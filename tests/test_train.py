@@ -538,7 +538,7 @@ def test_a_mistake_under_accelerate_launch_is_one_sentence(words, tmp_path):
     done = type_command(words("glm4", tmp_path, base=tmp_path / "nothing"))
     assert done.returncode != 0
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert f"--model_name_or_path {tmp_path / 'nothing'} cannot be loaded (there is no such folder)" in error
+    assert f"--model_name_or_path {tmp_path / 'nothing'} is not there, and a base model is wanted" in error
     assert "glm_peft/models/loading.py" not in done.stderr
 
 

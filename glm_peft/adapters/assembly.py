@@ -14,6 +14,7 @@ from glm_peft.adapters.other_methods import attach_loss
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
 from glm_peft.adapters.prefix_initialization import initialize_prefix
 from glm_peft.adapters.saved_adapter import SavedAdapter, resolve_adapter
+from glm_peft.arguments.effects import naming_places
 from glm_peft.arguments.methods import PREFIX_TUNING, check_generation_of_method
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.training import TrainingArguments
@@ -59,7 +60,8 @@ def open_base(model_args: ModelArguments, is_trainable: bool = False) -> OpenedB
         UserError: a file is not there or cannot be read, or base, tokenizer, adapter and method do not go together.
     """
     # The adapter comes first: it may name the chat format, without which ChatGLM2 and ChatGLM3 look the same.
-    model_args, adapter = resolve_adapter(model_args, is_trainable)
+    with naming_places(getattr(model_args, "places", {})):
+        model_args, adapter = resolve_adapter(model_args, is_trainable)
     tokenizer, config = load_tokenizer(model_args), load_config(model_args)
     # Revisions of ChatGLM-6B have ids that are 20,000 apart: the wrong tokenizer would give noise, and no error.
     check_pair(tokenizer, config)

@@ -10,8 +10,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
-from glm_peft.models.generations import generation_of_name
-from glm_peft.models.loading import generation_by_fields, load_config
+from glm_peft.models.generations import generation_by_fields, generation_of_name
+from glm_peft.models.loading import read_config
 from glm_peft.models.tokenization_common import read_json_beside
 from glm_peft.provenance.fingerprints import describe_config, digest_tokenizer, sample_weights
 from glm_peft.provenance.record import as_mapping, read_provenance
@@ -49,7 +49,7 @@ class Origin:
     @property
     def sentence(self) -> str:
         """Return the beginning of every message about another base."""
-        return f"The prefix in {self.adapter} was trained on {self.base}"
+        return f"The adapter in {self.adapter} was trained on {self.base}"
 
 
 def read_origin(adapter_name_or_path: str) -> Origin:
@@ -140,7 +140,7 @@ def check_tokenizer(origin: Origin, tokenizer: PreTrainedTokenizerBase) -> None:
     own = digest_tokenizer(tokenizer)
     if own != origin.tokenizer:
         logger.warning(
-            f"The prefix in {origin.adapter} was trained with the tokenizer of {origin.base}, and that of "
+            f"The adapter in {origin.adapter} was trained with the tokenizer of {origin.base}, and that of "
             f"{tokenizer.name_or_path} gives other ids (sha256 {origin.tokenizer[:12]} there, {own[:12]} here): "
             f"{_ADVICE}."
         )
@@ -159,7 +159,7 @@ def resolve_chat_format(origin: Origin, given: str | None) -> str | None:
         logger.info("Prompts of %s, as %s was trained with", origin.chat_format, origin.adapter)
         return origin.chat_format
     logger.warning(
-        f"The prefix in {origin.adapter} was trained with --chat_format {origin.chat_format}, and {given} is given: "
+        f"The adapter in {origin.adapter} was trained with --chat_format {origin.chat_format}, and {given} is given: "
         "leave it out, or expect answers worse than its scores."
     )
     return given
@@ -180,7 +180,7 @@ def _read_recorded_name(adapter: str) -> Origin:
 
 def _read_config(folder: str, generation: str | None) -> dict[str, Any]:
     try:
-        return describe_config(load_config(ModelArguments(folder, chat_format=generation)))
+        return describe_config(read_config(ModelArguments(folder, chat_format=generation)))
     except UserError:
         return {}  # it has no base's config in it
 

@@ -1,18 +1,15 @@
 """Read an adapter's config and weights from its folder, and check them against the base."""
 
-from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
-from peft import (
-    PeftConfig,
-    PrefixTuningConfig,
-    load_peft_weights,
-)
+from peft import PeftConfig, PrefixTuningConfig, TaskType, load_peft_weights
+from peft.utils.other import _prepare_prompt_learning_config
 from transformers import PreTrainedConfig
 
 from glm_peft.errors import UserError
 
-_LONGEST = 200
+_LONGEST = 200  # characters of another library's error
 
 
 def read_flat_prefix(adapter_name_or_path: str, config: PrefixTuningConfig) -> torch.Tensor:
@@ -25,10 +22,9 @@ def read_flat_prefix(adapter_name_or_path: str, config: PrefixTuningConfig) -> t
     try:
         weights = load_peft_weights(adapter_name_or_path, device="cpu")
     except Exception as error:  # a broken file can fail in any way
-        reason = " ".join(str(error).split())[:_LONGEST]
         raise UserError(
-            f"The weights of the adapter {adapter_name_or_path} cannot be read ({type(error).__name__}: {reason}): "
-            "copy it again, or take an earlier checkpoint."
+            f"The weights of the adapter {adapter_name_or_path} cannot be read ({describe_fault(error)}): copy it "
+            "again, or take an earlier checkpoint."
         ) from error
     # PEFT saves a prefix as this one tensor, that of a projection as its result.
     weight = weights.get("prompt_embeddings")
@@ -43,28 +39,43 @@ def read_flat_prefix(adapter_name_or_path: str, config: PrefixTuningConfig) -> t
     return weight
 
 
+def describe_fault(error: Exception) -> str:
+    """Return what another library said of a file, on one line; of a pickle its words advise to run what is in it."""
+    reason = "" if isinstance(error, UnpicklingError) else f": {' '.join(str(error).split())[:_LONGEST]}"
+    return f"{type(error).__name__}{reason}"
+
+
 def read_adapter_config(adapter_name_or_path: str) -> PeftConfig:
     """Read the config of a PEFT adapter; raise a `UserError` where there is none."""
-    path = Path(adapter_name_or_path)
-    if path.is_file():
-        raise UserError(f"--adapter_name_or_path {path} is a file: give the folder that it is in.")
     try:
         config = PeftConfig.from_pretrained(adapter_name_or_path)
         if config.peft_type is None:  # PEFT reads any JSON object as a config, with defaults for what it lacks
             raise ValueError("There is no peft_type in it.")
         return config
     except Exception as error:  # PEFT's own depend on what is wrong with the file
-        if (path / "adapter_config.json").is_file():
-            raise UserError(
-                f"{path / 'adapter_config.json'} cannot be read ({type(error).__name__}): copy the adapter again."
-            ) from error
-        if not isinstance(error, ValueError | OSError):  # not PEFT's way to say that there is no such file: a bug
-            raise
-        where = "folder" if path.is_dir() else "folder or Hub id"
         raise UserError(
-            f"--adapter_name_or_path {adapter_name_or_path} is no {where} with an adapter_config.json or a published "
-            "P-Tuning v2 checkpoint: give the output folder of a training run, or a Hub id."
+            f"{adapter_name_or_path}/adapter_config.json cannot be read ({type(error).__name__}): copy the adapter "
+            "again, or give the output folder of a training run or the Hub id of an adapter."
         ) from error
+
+
+def make_prefix_config(num_virtual_tokens: int, config: PreTrainedConfig, base: str) -> PeftConfig:
+    """
+    Return PEFT's config of a prefix without a projection.
+
+    Args:
+        config: of the base that the prefix is for.
+        base: folder or Hub id of that base.
+    """
+    adapter = PrefixTuningConfig(
+        task_type=TaskType.CAUSAL_LM,
+        num_virtual_tokens=num_virtual_tokens,
+        base_model_name_or_path=base,
+        num_transformer_submodules=1,  # a decoder alone
+        inference_mode=True,
+    )
+    # Private in PEFT, but what it calls itself to fill in layers, heads and width from a base's config.
+    return _prepare_prompt_learning_config(adapter, config)
 
 
 def check_width(width: int, config: PreTrainedConfig, source: str) -> None:

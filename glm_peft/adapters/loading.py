@@ -76,9 +76,7 @@ def load_adapter(
     is_prefix = saved.config.peft_type == PeftType.PREFIX_TUNING
     if is_prefix:
         check_sizes(saved.config, model.config, saved.source)
-    check_model_type(saved.origin, model.config)  # before the config, of which it would only warn
-    check_config(saved.origin, model.config)
-    check_weights(saved.origin, model, allow_other_base)
+    check_base(model, saved, allow_other_base)
     if not is_prefix:
         return load_tuner(model, saved.source, saved.config, is_trainable)
     # Read also where PEFT loads it itself, which takes missing and infinite values without a word.
@@ -87,6 +85,13 @@ def load_adapter(
         return PeftModel.from_pretrained(model, saved.source)
     # PEFT refuses to train a loaded prefix, so the trained one starts as its copy.
     return _with_weights(model, weight, is_trainable)
+
+
+def check_base(model: PreTrainedModel, saved: SavedAdapter, allow_other_base: bool = False) -> None:
+    """Raise a `UserError` where a base without adapters is not the one that the adapter was trained on."""
+    check_model_type(saved.origin, model.config)  # before the config, of which it would only warn
+    check_config(saved.origin, model.config)
+    check_weights(saved.origin, model, allow_other_base)
 
 
 def _load_published(model: PreTrainedModel, saved: SavedAdapter, is_trainable: bool) -> PeftModel:

@@ -1,6 +1,11 @@
 """Merge an adapter that sits inside the base's layers into their weights: a model's folder that needs no PEFT."""
 
 import logging
+import warnings
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from glm_peft.adapters.files import read_adapter_config
 from glm_peft.adapters.loading import load_adapter
@@ -32,9 +37,33 @@ def merge_adapter(adapter: str, model_args: ModelArguments, output_dir: str) -> 
             f"{', '.join(MERGED)}, or use it as it is."
         )
     # Added in float32 whatever precision the sum is kept in: in bfloat16 a small product would be rounded off first.
-    model = load_base_model(changed(model_args, dtype="float32"), "cpu")  # in float32 it may not fit a GPU
-    merged = load_adapter(model, adapter).merge_and_unload()
+    values = changed(model_args, dtype="float32", adapter_name_or_path=adapter)
+    model = load_base_model(values, "cpu")  # in float32 it may not fit a GPU
+    if model.config.tie_word_embeddings:
+        give_head_weights(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Model (with|has) `tie_word_embeddings=True`"
+        )  # they are not shared any more
+        merged = load_adapter(model, adapter).merge_and_unload()
+    if torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight):
+        merged.tie_weights()
+    else:
+        merged.config.tie_word_embeddings = False
     folder, dtype = make_output_dir(output_dir), load_config(model_args).dtype
     merged.to(dtype or model.dtype).save_pretrained(folder)
     load_tokenizer(model_args).save_pretrained(folder)
     logger.info("%s with %s in its weights, as a model in %s", model_args.model_name_or_path, adapter, folder)
+    if not (folder / "tokenizer.json").is_file():
+        # As a tokenizer.json the `tokenizers` library would give other ids for some texts.
+        logger.warning(
+            "The tokenizer in %s is read after `import glm_peft`, and not by stock transformers alone, vLLM and the "
+            "like, which have none that gives its ids.",
+            folder,
+        )
+
+
+def give_head_weights(model: PreTrainedModel) -> None:
+    """Give the head weights of its own: what is merged into shared ones would change the embeddings too."""
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)

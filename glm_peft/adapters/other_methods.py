@@ -18,8 +18,9 @@ from peft import (
 from torch import nn
 from transformers import PreTrainedModel
 
+from glm_peft.adapters.files import describe_fault
 from glm_peft.adapters.label_loss import attach_label_loss
-from glm_peft.arguments.methods import FULL, IA3, IN_EMBEDDINGS, LORA, P_TUNING, check_generation_of_method
+from glm_peft.arguments.methods import FULL, IA3, IN_EMBEDDINGS, P_TUNING, check_generation_of_method
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 
@@ -36,7 +37,6 @@ _IA3_TARGETS = {
 _FEEDFORWARD = ("dense_4h_to_h", "down_proj")  # (IA)³ scales the inputs of these, and the outputs of the others
 _ALL_LINEAR = "all-linear"  # PEFT's own word
 _DEFAULT_RANK = 8
-_LONGEST = 200  # characters of another library's error
 
 
 def create_tuner(base: PreTrainedModel, model_args: ModelArguments) -> PreTrainedModel | PeftModel:
@@ -78,10 +78,9 @@ def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trai
         else:
             adapted = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
     except Exception as error:  # a broken file can fail in any way
-        reason = " ".join(str(error).split())[:_LONGEST]
         raise UserError(
-            f"The {kind} adapter {adapter} cannot be put on {model.config.name_or_path} ({type(error).__name__}: "
-            f"{reason}): copy it again, or load it on the base that it was trained on."
+            f"The {kind} adapter {adapter} cannot be put on {model.config.name_or_path} ({describe_fault(error)}): "
+            "copy it again, or load it on the base that it was trained on."
         ) from error
     if config.is_prompt_learning:
         place_virtual_tokens(adapted)
@@ -103,10 +102,8 @@ def build_config(base: PreTrainedModel, model_args: ModelArguments) -> PeftConfi
         feedforward = [name for name in targets if name in _FEEDFORWARD]
         return IA3Config(target_modules=targets, feedforward_modules=feedforward, **task)
     rank = model_args.lora_rank or _DEFAULT_RANK
-    task |= {"target_modules": targets, "lora_dropout": model_args.lora_dropout}
-    task |= {"lora_alpha": model_args.lora_alpha or 2 * rank}
-    assert peft_type == LORA
-    return LoraConfig(r=rank, **task)
+    alpha = model_args.lora_alpha or 2 * rank
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=model_args.lora_dropout, target_modules=targets, **task)
 
 
 def choose_targets(base: PreTrainedModel, peft_type: str, given: list[str] | None) -> list[str] | str:
@@ -134,17 +131,11 @@ def choose_targets(base: PreTrainedModel, peft_type: str, given: list[str] | Non
 def place_virtual_tokens(model: PeftModel) -> None:
     """Count positions over virtual and real tokens alone, without the padding in between."""
     # PEFT leaves positions out; the base then counts the padding, and a row depends on its neighbours in the batch.
-    model.register_forward_pre_hook(_without_positions, with_kwargs=True)
+    model.register_forward_pre_hook(lambda _, args, kwargs: (args, _dropped(kwargs)), with_kwargs=True)
     base = model.get_base_model()
     base.register_forward_pre_hook(_positions_of_mask, with_kwargs=True)
     prepare = model.base_model_prepare_inputs_for_generation
     model.base_model_prepare_inputs_for_generation = lambda *args, **kwargs: _dropped(prepare(*args, **kwargs))
-
-
-def _without_positions(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, _dropped(kwargs)
 
 
 def _dropped(inputs: dict[str, Any]) -> dict[str, Any]:

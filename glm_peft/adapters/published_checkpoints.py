@@ -1,22 +1,18 @@
 """Read and write published P-Tuning v2 checkpoints: `transformer.prefix_encoder.*`, alone or in a full model."""
 
 import json
-import pickle
-import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding, apply_rotary_pos_emb
 
 from glm_peft.errors import UserError
+from glm_peft.models.folder_kind import PREFIX
+from glm_peft.models.weight_files import read_tensors, read_weight_map
 
-_PREFIX = "prefix_encoder."
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _PROJECTION = ("transform.0.weight", "transform.0.bias", "transform.2.weight", "transform.2.bias")
 _CHECKPOINT = "the checkpoint-N folder that the published training wrote"
 
@@ -32,13 +28,6 @@ class PublishedPrefix:
 
     weight: torch.Tensor
     encoder: dict[str, torch.Tensor] | None
-
-
-def is_published_checkpoint(folder: str | Path) -> bool:
-    """Whether a folder holds weights, but not in the form of a PEFT adapter."""
-    folder = Path(folder)
-    names = [name for single in _SINGLE_FILES for name in (single, f"{single}.index.json")]
-    return not (folder / "adapter_config.json").exists() and any((folder / name).exists() for name in names)
 
 
 def read_published_prefix(folder: str | Path) -> PublishedPrefix:
@@ -88,7 +77,7 @@ def write_published_prefix(weight: torch.Tensor, base_config: dict[str, Any], fo
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # A pickle, as the published scripts read nothing else.
-    torch.save({f"transformer.{_PREFIX}embedding.weight": weight.contiguous()}, folder / "pytorch_model.bin")
+    torch.save({f"transformer.{PREFIX}embedding.weight": weight.contiguous()}, folder / "pytorch_model.bin")
     config = base_config | {"pre_seq_len": len(weight), "prefix_projection": False}
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -119,75 +108,18 @@ def rotate_prefix_keys(weight: torch.Tensor, config: PreTrainedConfig, positions
 
 def _read_encoder(folder: Path) -> dict[str, torch.Tensor]:
     """Read the parameters of a prefix by the names of PEFT's encoder, in the precision of the file."""
-    files = _prefix_files(folder)
-    tensors = {name: value for file in files for name, value in _read_prefix_tensors(file).items()}
+    files = sorted({file for name, file in read_weight_map(folder).items() if PREFIX in name})
+    tensors = {name: value for file in files for name, value in read_tensors(file, PREFIX).items() if PREFIX in name}
     # Behind `prefix_encoder.` the published names are PEFT's, but for `trans`.
-    encoder = {name.split(_PREFIX, 1)[1].replace("trans.", "transform."): value for name, value in tensors.items()}
+    encoder = {name.split(PREFIX, 1)[1].replace("trans.", "transform."): value for name, value in tensors.items()}
     if "embedding.weight" not in encoder:
         raise UserError(
-            f"{folder} holds no P-Tuning v2 prefix (no parameter named …prefix_encoder.embedding.weight in "
-            f"{', '.join(file.name for file in files) or 'any weights file'}): give {_CHECKPOINT}."
+            f"{folder} holds no P-Tuning v2 prefix (no parameter named …prefix_encoder.embedding.weight in its "
+            f"weights): give {_CHECKPOINT}."
         )
     _check_names(encoder, folder)
     _check_shapes(encoder, folder)
     return encoder
-
-
-def _prefix_files(folder: Path) -> list[Path]:
-    """Return the files that may hold the prefix: the shards that an index names for it, or the single file."""
-    if folder.is_file():
-        raise UserError(f"{folder} is a file: give the folder that it is in.")
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}: give {_CHECKPOINT}.")
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder} is a PEFT adapter already, no published checkpoint: use it as it is.")
-    for name in _SINGLE_FILES:
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            return [folder / shard for shard in _read_index(index)]
-        if (folder / name).exists():
-            return [folder / name]
-    return []
-
-
-def _read_index(index: Path) -> list[str]:
-    try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({shard for name, shard in shards.items() if _PREFIX in name})
-        are_names = all(Path(name).name == name for name in names)  # a path could point at any file of this machine
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of shards ({type(error).__name__}): copy it again.") from error
-    if not are_names:
-        raise UserError(f"{index} names a file of another folder ({names[0]}), which is not read: copy it again.")
-    return names
-
-
-def _read_prefix_tensors(file: Path) -> dict[str, Any]:
-    """Read the tensors of the prefix out of a file, by their names there."""
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as tensors:
-                return {name: tensors.get_tensor(name) for name in tensors.keys() if _PREFIX in name}  # noqa: SIM118
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle's protocol, about which a user can do nothing
-            is_new_form = zipfile.is_zipfile(file)  # torch before 1.6 wrote another one, which cannot be mapped
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=is_new_form)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{file} is not there, but {file.parent} has an index that names it: copy the checkpoint again, whole."
-        ) from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file} is not a file of plain tensors ({type(error).__name__}), so it is not read and nothing in it is "
-            "run: give the pytorch_model.bin or model.safetensors that the published training wrote."
-        ) from error
-    except Exception as error:  # a broken file can fail in any way
-        raise UserError(
-            f"{file} is cut short or broken ({type(error).__name__}, {file.stat().st_size} bytes): copy it again."
-        ) from error
-    # Mapped into memory, so of a full model's tensors only the prefix's are ever read.
-    named = state if isinstance(state, dict) else {}
-    return {name: value for name, value in named.items() if isinstance(name, str) and _PREFIX in name}
 
 
 def _check_names(encoder: dict[str, Any], folder: Path) -> None:

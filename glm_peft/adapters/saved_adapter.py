@@ -14,13 +14,14 @@ from glm_peft.adapters.base_checks import (
     resolve_chat_format,
 )
 from glm_peft.adapters.files import check_sizes, check_width, read_adapter_config
-from glm_peft.adapters.published_checkpoints import is_published_checkpoint, read_published_sizes
+from glm_peft.adapters.published_checkpoints import read_published_sizes
 from glm_peft.arguments.fields import changed, require
 from glm_peft.arguments.methods import CONTINUED, FULL, LORA, METHODS, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments, flags_of
 from glm_peft.errors import UserError
 from glm_peft.hub.connection import set_up_connection
 from glm_peft.hub.download import fetch_adapter
+from glm_peft.models.folder_kind import A_CHECKPOINT, AN_ADAPTER, check_source
 from glm_peft.models.loading import find_generation, load_config
 
 
@@ -53,8 +54,10 @@ def read_saved_adapter(name_or_path: str, revision: str | None = None, cache_dir
     Raises:
         UserError: there is no adapter of this name, its config cannot be read, or it is of no method that is here.
     """
-    source = fetch_adapter(name_or_path, revision, cache_dir)
-    config = None if is_published_checkpoint(source) else read_adapter_config(source)
+    hub = {"revision": revision, "cache_dir": cache_dir}
+    kind = check_source(name_or_path, "--adapter_name_or_path", AN_ADAPTER, **hub).kind
+    source = fetch_adapter(name_or_path, **hub)
+    config = None if kind in A_CHECKPOINT else read_adapter_config(source)
     method = PREFIX_TUNING if config is None else config.peft_type.value.lower()
     if method not in METHODS:
         raise UserError(
@@ -151,7 +154,7 @@ def _check_given_sizes(adapter: SavedAdapter, model_args: ModelArguments, sizes:
         if given not in (None, found):
             projected = "" if name == "num_virtual_tokens" else " (of a projection PEFT keeps only the result)"
             raise UserError(
-                f"--{name} {_as_typed(given)} contradicts --adapter_name_or_path {adapter.source}, whose prefix goes "
+                f"--{name} {_as_typed(given)} contradicts --adapter_name_or_path {adapter.source}, which goes "
                 f"on with {name} {_as_typed(found)}{projected}: leave one of the two out."
             )
 

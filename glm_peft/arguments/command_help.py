@@ -12,7 +12,7 @@ from glm_peft.arguments.transformers_flags import MOST_USED
 from glm_peft.reporting.exits import exit_with_user_errors
 
 _PACKAGE = Path(__file__).absolute().parents[1]
-COMMANDS = ("convert", "doctor", "inspect_adapter", "predict", "push", "search", "train")
+COMMANDS = ("chat", "convert", "doctor", "inspect_adapter", "predict", "push", "search", "train")
 
 
 def show_help_if_asked() -> None:
@@ -26,7 +26,10 @@ def show_help_if_asked() -> None:
 
 
 def _command(words: list[str]) -> str | None:
-    """Return the command of this package that an interpreter's words start, as a module or as a script."""
+    """Return the command of this package that an interpreter's words start, as a module, a script or by glm-peft."""
+    for place, word in enumerate(words[:-1]):
+        if Path(word).stem == "glm-peft" or words[place - 1 : place + 1] == ["-m", _PACKAGE.name]:
+            return words[place + 1] if words[place + 1] in COMMANDS else None
     if "-m" in words:
         package, _, name = "".join(words[words.index("-m") + 1 :][:1]).partition(".")
         return name if package == _PACKAGE.name and name in COMMANDS else None
@@ -55,6 +58,10 @@ def _show_help(command: str) -> None:  # each parser prints its help and exits
     from glm_peft.arguments.search import SEARCH_WORDS, SearchArguments
     from glm_peft.arguments.training_defaults import TRAINING_WORDS, TrainingDefaults
 
+    if command == "chat":
+        from glm_peft.arguments.chat import CHAT_TYPES, CHAT_WORDS
+
+        parse_command(["--help"], CHAT_TYPES, **CHAT_WORDS)
     words = {"predict": PREDICTION_WORDS, "train": TRAINING_WORDS, "doctor": DOCTOR_WORDS, "search": SEARCH_WORDS}
     words = words[command]
     if command != "predict":

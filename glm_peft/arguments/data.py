@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from glm_peft.arguments.fields import option, require_at_least_one
+from glm_peft.arguments.transformers_flags import EVALUATION
 
 # Facts that several flags share, see `option`.
-_COLUMN = {"recipe": "changed", "public": "text", "reads": True}
+_COLUMN = {"recipe": "changed", "public": "text", "reads": True, "needs": ("!prompt",)}
 _LENGTH = {"recipe": "always", "encodes": True, "search": "varied"}
 
 
@@ -39,21 +40,29 @@ class DataArguments:
         prediction="Rows to answer (.json, .jsonl, .csv, .parquet); answers may be missing. None: --dataset_name.",
     )
     dataset_name: str | None = option(
-        None, "Data set on the Hub for splits without a file. None: only files.", recipe="always"
+        None,
+        "Data set on the Hub for splits without a file. None: only files.",
+        recipe="always",
+        outdoes=("train_file", "validation_file", "test_file"),
     )
     dataset_config_name: str | None = option(
-        None, "Configuration of --dataset_name. None: its default.", recipe="always"
+        None, "Configuration of --dataset_name. None: its default.", recipe="always", needs=("dataset_name",)
     )
     prompt_column: str | None = option(
         None,
-        "Column of the questions. None: content or prompt, or the messages of messages or conversations.",
+        "Column of the questions. None: a well-known name such as content, prompt, instruction, question or messages.",
         **_COLUMN,
     )
-    response_column: str | None = option(None, "Column of the answers. None: summary or response.", **_COLUMN)
+    response_column: str | None = option(
+        None, "Column of the answers. None: summary, response, output or answer.", **_COLUMN
+    )
     history_column: str | None = option(
         None,
-        "Column of earlier [question, answer] pairs. None: history, where the questions stand in prompt.",
+        "Column of earlier [question, answer] pairs. None: history, where there is one.",
         **_COLUMN,
+    )
+    system_column: str | None = option(
+        None, "Column of the system text of each row. None: system or system_prompt, where there is one.", **_COLUMN
     )
     source_prefix: str | None = option(
         None,
@@ -77,15 +86,22 @@ class DataArguments:
         None,
         "The same in evaluation. None: --max_target_length.",
         encodes=True,
+        needs=EVALUATION,
+        outdoes=("max_new_tokens",),
         prediction="Another name for --max_new_tokens. None: --max_target_length.",
     )
     max_train_samples: int | None = option(
         None, "Use only so many rows to train on. None: all.", recipe="changed", prediction="refused"
     )
     max_eval_samples: int | None = option(
-        None, "Use only so many rows to evaluate on. None: all.", prediction="refused"
+        None,
+        "Use only so many rows to evaluate on. None: all.",
+        prediction="refused",
+        needs=("do_eval", "eval_strategy"),
     )
-    max_predict_samples: int | None = option(None, "Use only so many rows to predict. None: all.", search="free")
+    max_predict_samples: int | None = option(
+        None, "Use only so many rows to predict. None: all.", search="free", needs=("do_predict", "!prompt")
+    )
     packing: bool | None = option(
         None,
         "Train on rows of several examples, which the batch size then counts. None: put the examples of a batch into "
@@ -96,7 +112,12 @@ class DataArguments:
     )
     # Short, as attention under a dense mask costs more in one long row than in two short ones.
     max_length: int = option(
-        512, "Most tokens of a row with --packing.", recipe="changed", prediction="refused", search="varied"
+        512,
+        "Most tokens of a row with --packing.",
+        recipe="changed",
+        prediction="refused",
+        search="varied",
+        needs=("packing",),
     )
     train_on: Literal["all", "last"] = option(
         "all",
@@ -122,6 +143,7 @@ class DataArguments:
         None,
         "How scores are taken. thudm: BLEU-4 over characters, times 100, against answers encoded, cut to "
         "--max_target_length tokens and decoded; chatglm3: over words. None: as published for the chat format.",
+        needs=("predict_with_generate", "do_predict", "!prompt"),
     )
 
     def __post_init__(self) -> None:

@@ -27,6 +27,11 @@ def option(default: Any, help: str, *aliases: str, **facts: Any) -> Any:
             prediction: what `glm_peft.predict` makes of it: "ignored", "refused", or the help text that it has there.
             reads: whether it says which column of a row is read.
             encodes: whether the token ids of a row depend on it.
+            needs: the flags without which it has no effect, of which one is enough: "NAME" is on, "!NAME" is off,
+                "NAME=PATTERN" has a value that the regular expression matches, "NAME!=PATTERN" another one; none at
+                all where it never has an effect.
+            outdoes: the flags of a configuration file that it takes the place of on the command line.
+            ends: the same, where it is switched off there.
             search: "varied" where trials may differ in it, "free" where a search may go on with another value.
             nargs, const: for argparse.
     """
@@ -35,6 +40,13 @@ def option(default: Any, help: str, *aliases: str, **facts: Any) -> Any:
     if isinstance(default, list | dict):  # dataclasses refuse a mutable default
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def facts_of(arguments: object, fact: str) -> dict[str, Any]:
+    """Return what is stated of a fact by the names of the flags, of an argument dataclass or an instance of one."""
+    # Flags of transformers have no metadata of ours: what is true of them stands in a table.
+    stated = {one.name: one.metadata.get(fact, FACTS.get(one.name, {}).get(fact)) for one in fields(arguments)}
+    return {name: value for name, value in stated.items() if value is not None}
 
 
 def flags_with(arguments: object, fact: str, *values: Any) -> Iterator[str]:
@@ -46,17 +58,16 @@ def flags_with(arguments: object, fact: str, *values: Any) -> Iterator[str]:
         fact: the fact's name, see `option`.
         values: those that count; any where none is given.
     """
-    for one in fields(arguments):
-        # Flags of transformers have no metadata of ours: what is true of them stands in a table.
-        stated = one.metadata.get(fact, FACTS.get(one.name, {}).get(fact))
-        if stated is not None and (not values or stated in values):
-            yield one.name
+    for name, stated in facts_of(arguments, fact).items():
+        if not values or stated in values:
+            yield name
 
 
 def changed(arguments: Arguments, **values: Any) -> Arguments:
     """Return a copy of frozen arguments with other values, which are checked as those of the command line are."""
-    new = replace(arguments, **values)  # `given` stays what the user gave: it is no field, and is told in the record
-    object.__setattr__(new, "given", getattr(arguments, "given", {}))
+    new = replace(arguments, **values)  # what the user gave, and where, stays: it is no field
+    for name in ("given", "places"):
+        object.__setattr__(new, name, getattr(arguments, name, {}))
     return new
 
 

@@ -44,11 +44,36 @@ _REMOVED = {
     "xpu_backend": "use --ddp_backend",
 }
 
+_TABLE = "docs/migrating.md has every key of such a file"
+
+# The nearest names here would mislead.
+_OF_FINETUNE_DEMO = {
+    "combine": "use --train_on, last for true and all for false",
+    "data_config": "write what is in it without this group, as --train_file, --validation_file for val_file, "
+    "--test_file and --preprocessing_num_workers for num_proc",
+    "freezeV": "leave it out, as no image is read here",
+    "max_input_length": "use --max_source_length",
+    "max_output_length": "use --max_target_length",
+    "num_proc": "use --preprocessing_num_workers",
+    "peft_config": "write what is in it without this group, as --peft_type in small letters, --num_virtual_tokens, "
+    "--lora_rank for r, --lora_alpha, --lora_dropout and --target_modules",
+    "r": "use --lora_rank",
+    "swanlab": "use --report_to",
+    "task_type": "leave it out",
+    "training_args": "write what is in it without this group, and add --do_train, --eval_strategy for "
+    "evaluation_strategy and --max_new_tokens for generation_config",
+    "val_file": "use --validation_file",
+}
+
 REFUSED: dict[str, str] = {
+    **{
+        name: f"is of the fine-tuning scripts of ChatGLM3 and GLM-4: {advice}; {_TABLE}"
+        for name, advice in _OF_FINETUNE_DEMO.items()
+    },
     **{name: f"was removed from transformers 5: {advice}" for name, advice in _REMOVED.items()},
     **dict.fromkeys(("hub_token", "push_to_hub_token", "token"), _TOKEN),
-    "generation_config": "does not reach a model with a prefix: use --num_beams, --do_sample, --top_p, --temperature "
-    "and --max_new_tokens",
+    "generation_config": "does not reach the model inside an adapter: use --num_beams, --do_sample, --top_p, "
+    "--temperature and --max_new_tokens",
     "generation_max_length": "would count the prompt too: use --max_new_tokens",
     "load_in_4bit": "is spelt --quantization_bit 4 here: use that",
     "load_in_8bit": "is spelt --quantization_bit 8 here: use that",

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from glm_peft.arguments.command_line import parse_command, split_words
+from glm_peft.arguments.command_line import parse_command
 from glm_peft.arguments.fields import option, require_at_least_one
+from glm_peft.arguments.settings import split_words
 from glm_peft.errors import UserError
 
 INSPECTION_WORDS = {
@@ -15,6 +16,7 @@ INSPECTION_WORDS = {
 }
 
 _MOST_ADAPTERS = 2
+_ROWS = ("test_file",)
 
 
 @dataclass
@@ -36,20 +38,33 @@ class InspectArguments:
         "Rows with answers, on which attention and loss are measured with --base (.json, .jsonl, .csv, .parquet).",
     )
     # Few: of a prefix of 128 each row takes 131 passes through the base.
-    max_predict_samples: int = option(16, "Use only so many rows; each takes a pass for every virtual token.")
-    prompt_column: str | None = option(None, "Column of the questions, as in training.")
-    response_column: str | None = option(None, "Column of the answers, as in training.")
-    history_column: str | None = option(None, "Column of earlier [question, answer] pairs, as in training.")
-    source_prefix: str | None = option(None, "Text before every question, as in training. None: nothing.")
-    max_source_length: int = option(1024, "Most tokens of a prompt, special ones counted; longer ones are cut.")
-    max_target_length: int = option(128, "Most tokens of an answer, its end token counted; longer ones are cut.")
+    max_predict_samples: int = option(
+        16, "Use only so many rows; each takes a pass for every virtual token.", needs=_ROWS
+    )
+    prompt_column: str | None = option(None, "Column of the questions, as in training.", needs=_ROWS)
+    response_column: str | None = option(None, "Column of the answers, as in training.", needs=_ROWS)
+    history_column: str | None = option(
+        None, "Column of earlier [question, answer] pairs, as in training.", needs=_ROWS
+    )
+    system_column: str | None = option(None, "Column of the system text of each row, as in training.", needs=_ROWS)
+    source_prefix: str | None = option(None, "Text before every question, as in training. None: nothing.", needs=_ROWS)
+    max_source_length: int = option(
+        1024, "Most tokens of a prompt, special ones counted; longer ones are cut.", needs=_ROWS
+    )
+    max_target_length: int = option(
+        128, "Most tokens of an answer, its end token counted; longer ones are cut.", needs=_ROWS
+    )
     chat_format: Literal["chatglm", "chatglm2", "chatglm3", "glm4", "plain"] | None = option(
         None, "Form of the prompts, and the generation where no file says it. None: what the adapter or base says."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Precision of the base; auto: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs."
+        "auto",
+        "Precision of the base; auto: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.",
+        needs=_ROWS,
     )
-    per_device_eval_batch_size: int = option(8, "Virtual tokens that are masked at a time, each in a copy of the row.")
+    per_device_eval_batch_size: int = option(
+        8, "Virtual tokens that are masked at a time, each in a copy of the row.", needs=_ROWS
+    )
     prune: int | None = option(
         None, "Write an adapter of so many virtual tokens, those that matter most, into --output_dir."
     )

@@ -11,6 +11,8 @@ from glm_peft.errors import UserError
 PREFIX_TUNING, LORA, P_TUNING, PROMPT_TUNING = "prefix_tuning", "lora", "p_tuning", "prompt_tuning"
 IA3, FULL = "ia3", "none"  # none: no adapter, the base itself is trained
 
+_FAR = 20  # times a method's learning rate, or a part of it: small models such as the demo's take as much
+
 
 @dataclass(frozen=True)
 class Method:
@@ -18,6 +20,10 @@ class Method:
 
     learning_rate: float
     title: str
+
+    def is_far(self, learning_rate: float) -> bool:
+        """Return whether a learning rate is far from that of the method, above or below it."""
+        return not 1 / _FAR <= learning_rate / self.learning_rate <= _FAR
 
 
 # A prefix at a quarter of the published 2e-2, which on narrow data makes a base forget everything else.

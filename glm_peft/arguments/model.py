@@ -25,7 +25,7 @@ class ModelArguments:
         UserError: no model is given, or a number is out of its range.
     """
 
-    _argument_group_name = "model and prefix"
+    _argument_group_name = "model and adapter"
 
     model_name_or_path: str = option(
         "", "Base model: a folder in a published layout or a Hub id, such as THUDM/chatglm3-6b. Must be given."
@@ -34,8 +34,8 @@ class ModelArguments:
     cache_dir: str | None = option(None, "Folder for downloaded models. None: the Hub's usual cache.", public="never")
     adapter_name_or_path: str | None = option(
         None,
-        "Adapter to go on from: a folder or a Hub id of a PEFT prefix, or a published P-Tuning v2 checkpoint. "
-        "None: a new prefix.",
+        "Adapter to go on from: a folder or a Hub id of a PEFT adapter, or a published P-Tuning v2 checkpoint. "
+        "None: a new one.",
         "ptuning_checkpoint",
         prediction="Adapter to answer with: a folder or a Hub id of a PEFT adapter, or a published P-Tuning v2 "
         "checkpoint. None: the base alone.",
@@ -45,7 +45,9 @@ class ModelArguments:
     )
     # Refused without it, as answers would be bad without any error.
     allow_other_base: bool = option(
-        False, "Use the adapter on a base with other weights than the one it was trained on, with a warning."
+        False,
+        "Use the adapter on a base with other weights than the one it was trained on, with a warning.",
+        needs=("adapter_name_or_path",),
     )
     chat_format: Literal["chatglm", "chatglm2", "chatglm3", "glm4", "plain"] | None = option(
         None,
@@ -105,7 +107,10 @@ class ModelArguments:
     )
     # 0.02 is the standard deviation that transformers initializes embeddings with.
     prefix_init_std: float = option(
-        0.02, "Standard deviation of --prefix_init normal; PEFT's own is 1.", **_START_OF_PREFIX
+        0.02,
+        "Standard deviation of --prefix_init normal; PEFT's own is 1.",
+        needs=("prefix_init=normal",),
+        **_START_OF_PREFIX,
     )
     prefix_dropout: float = option(
         0.0, "Share of the prefix's values dropped in training; published: 0.1.", **_START_OF_PREFIX
@@ -174,11 +179,13 @@ class ModelArguments:
         defaults = {own.name: own.default for own in fields(self)}
         # By value, as this also runs on copies that `changed` makes; false is how a resolved projection says no.
         given = (name for name in flags_with(self, "methods") if getattr(self, name) not in (defaults[name], False))
-        foreign = next((name for name in given if name not in flags_of(self.peft_type)), None)
+        foreign = [name for name in given if name not in flags_of(self.peft_type)]
         if foreign:
-            owners = " or ".join(method for method in METHODS if foreign in flags_of(method))
+            owners = " or ".join(method for method in METHODS if foreign[0] in flags_of(method))
+            likewise = "".join(f", --{name} likewise" for name in foreign[1:])
             raise UserError(
-                f"--{foreign} is for --peft_type {owners}, and this is {self.peft_type}: leave one of them out."
+                f"--{foreign[0]} is for --peft_type {owners}, and this is {self.peft_type}: leave one of them out"
+                f"{likewise}."
             )
         if self.peft_type == FULL and self.quantization_bit:
             raise UserError(

@@ -4,9 +4,11 @@ import sys
 from argparse import SUPPRESS
 from dataclasses import Field, dataclass, field, fields, make_dataclass
 
-from glm_peft.arguments.command_line import parse_command
+from glm_peft.arguments.command_line import names_of_fields, parse_command
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.effects import naming_places
 from glm_peft.arguments.fields import flags_with, option
+from glm_peft.arguments.former_options import REFUSED
 from glm_peft.arguments.generation import GenerationArguments
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
@@ -16,8 +18,11 @@ PREDICTION_WORDS = {
     "description": "Answers to a file or to one prompt, by a base alone or with an adapter. Flags win over the file.",
 }
 
+_MANY = ("!prompt",)  # needed by what is for the rows of a file
+_RENAMED = {"generation_num_beams": "num_beams"}
 
-def _for_prediction(kind: type) -> type:
+
+def for_prediction(kind: type) -> type:
     """Return the dataclass with its help texts for prediction; flags of training alone are hidden from the help."""
     # A subclass, so that the checks and the type stay those of training's arguments.
     changed = [
@@ -44,30 +49,42 @@ class PredictArguments(GenerationArguments):
 
     _argument_group_name = "prediction"
 
-    output_dir: str | None = option(None, "Folder for generated_predictions.jsonl and predict_results.json.")
+    output_dir: str | None = option(
+        None, "Folder for generated_predictions.jsonl and predict_results.json.", needs=_MANY
+    )
     prompt: str | None = option(None, "A question to answer on stdout, instead of --test_file.")
-    resume: bool = option(False, "Go on with the stopped run that left its answers in --output_dir.")
-    seed: int = option(42, "Seed of --do_sample; the same seed and batches give the same answers.")
+    resume: bool = option(False, "Go on with the stopped run that left its answers in --output_dir.", needs=_MANY)
+    seed: int = option(
+        42, "Seed of --do_sample; the same seed and batches give the same answers.", needs=("do_sample",)
+    )
     per_device_eval_batch_size: int | None = option(
         None,
         "Rows in a batch. None: 8 to 64, as many as have their keys and values in 1 GiB or 1/8 of the GPU's memory.",
+        needs=("!max_batch_tokens",),
+        outdoes=("max_batch_tokens",),
     )
     max_batch_tokens: int | None = option(
         None,
         "Instead of a number of rows, most tokens in a batch: rows * --num_beams * (longest prompt + "
         "--max_new_tokens). None: --per_device_eval_batch_size.",
+        needs=_MANY,
     )
 
     def __post_init__(self) -> None:
-        for name in ("top_p", "top_k", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not self.do_sample:
-                raise UserError(f"--{name} {value} has no effect without --do_sample: add that or leave it out.")
+        check_sampling(self)
+
+
+def check_sampling(arguments: GenerationArguments) -> None:
+    """Raise a `UserError` where an argument of sampling is given without `do_sample`."""
+    for name in ("top_p", "top_k", "temperature"):
+        value = getattr(arguments, name)
+        if value is not None and not arguments.do_sample:
+            raise UserError(f"--{name} {value} has no effect without --do_sample: add that or leave it out.")
 
 
 PREDICTION_TYPES = (
-    _for_prediction(ModelArguments),
-    _for_prediction(DataArguments),
+    for_prediction(ModelArguments),
+    for_prediction(DataArguments),
     PredictArguments,
 )
 """The dataclasses of `python -m glm_peft.predict`; flags of training alone are not in its help."""
@@ -85,17 +102,23 @@ def parse_predict_arguments(
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
+    from glm_peft.arguments.training import TrainingArguments  # slow, and the help has no time for it
+
     argv = sys.argv[1:] if argv is None else argv
+    of_training = names_of_fields([TrainingArguments]).keys() - names_of_fields(PREDICTION_TYPES).keys() - {*_RENAMED}
+    # A recipe of training is easily given to prediction, and the nearest names here would mislead.
+    refused = dict.fromkeys(of_training, "is for training: leave it out, as only flags of --help go with prediction")
     model_args, data_args, predict_args = parse_command(
-        argv, PREDICTION_TYPES, {"generation_num_beams": "num_beams"}, **PREDICTION_WORDS
+        argv, PREDICTION_TYPES, _RENAMED, refused | REFUSED, **PREDICTION_WORDS
     )
-    for arguments in (model_args, data_args):
-        _refuse_training(arguments)
-    _check_task(data_args, predict_args)
+    with naming_places(model_args.places):
+        for arguments in (model_args, data_args):
+            refuse_training(arguments)
+        _check_task(data_args, predict_args)
     return model_args, data_args, predict_args
 
 
-def _refuse_training(arguments: ModelArguments | DataArguments) -> None:
+def refuse_training(arguments: ModelArguments | DataArguments) -> None:
     """Refuse the flags of training alone that have another value than their default."""
     # At its default a flag may stand in a configuration file for both commands.
     for name in flags_with(arguments, "prediction", "refused"):

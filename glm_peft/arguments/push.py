@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from glm_peft.arguments.command_line import parse_command, split_words
+from glm_peft.arguments.command_line import parse_command
 from glm_peft.arguments.fields import option
+from glm_peft.arguments.settings import split_words
 from glm_peft.errors import UserError
 
 PUSH_WORDS = {

@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
-from glm_peft.arguments.command_line import Setting, names_of_fields, parse_command, read_config, read_flags
+from glm_peft.arguments.command_line import parse_command
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with, option, require_at_least_one
-from glm_peft.arguments.former_options import IGNORED, RENAMED
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.transformers_flags import (
     SHARED_BY_TRIALS,
@@ -47,6 +46,10 @@ class SearchArguments:
     metric: Literal["loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "exact_match"] = option(
         "loss", "What the end of a trial is judged by, on the validation rows: the loss, lower is better, or a score."
     )
+    trial_steps: int | None = option(
+        None,
+        "Steps of each trial, where training itself is to be longer. None: as many as --max_steps or its like say.",
+    )
     random_trials: int = option(
         5, "The first trials, which have random values and run to their end; later ones learn from those before."
     )
@@ -54,12 +57,14 @@ class SearchArguments:
         True, "End a trial that is behind the median of the others at one of its evaluations (--eval_strategy)."
     )
     sampler_seed: int = option(0, "Seed of the values that are tried; the seed of training is --seed in all trials.")
-    keep_checkpoints: bool = option(False, "Keep the checkpoints of every trial, as --save_strategy says.")
+    keep_checkpoints: bool = option(
+        False, "Keep the checkpoints of every trial, as --save_strategy says.", needs=("save_strategy!=no",)
+    )
 
     def __post_init__(self) -> None:
         if not self.space:
             raise UserError("--space is not given: name a YAML file such as configs/search_space.yaml.")
-        require_at_least_one(self, "n_trials", "random_trials")
+        require_at_least_one(self, "n_trials", "trial_steps", "random_trials")
 
     @property
     def direction(self) -> str:
@@ -72,7 +77,7 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
     Parse `python -m glm_peft.search [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
 
     Returns:
-        The arguments of the search, and the settings of training as they were given.
+        The arguments of the search, and the settings of training that are not the defaults.
 
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
@@ -81,7 +86,10 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
 
     argv = sys.argv[1:] if argv is None else argv
     types = (ModelArguments, DataArguments, TrainingArguments)
-    search_args, _, data_args, training_args = parse_command(argv, (SearchArguments, *types), **SEARCH_WORDS)
+    # Every trial trains and evaluates: what needs that has an effect.
+    words = [*argv, "--do_train", "--do_eval"]
+    search_args, *arguments = parse_command(words, (SearchArguments, *types), **SEARCH_WORDS)
+    _, data_args, training_args = arguments
     # Each of several processes would draw values of its own from Optuna.
     if training_args.world_size > 1 or training_args.deepspeed or training_args.fsdp:
         raise UserError(
@@ -96,7 +104,9 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
             f"--metric {search_args.metric} is a score of generated answers: give --predict_with_generate too, or "
             "leave it out to compare the loss."
         )
-    return search_args, read_training_settings(argv, (SearchArguments, *types))
+    # What was given and nothing else, as `best.yaml` is to hold no defaults.
+    given = {name: value for each in arguments for name, value in each.given.items()}
+    return search_args, {name: as_words(value) for name, value in given.items()}
 
 
 def is_searchable(name: str) -> bool:
@@ -114,16 +124,10 @@ def may_change(name: str) -> bool:
     return is_free or name in WITHOUT_INFLUENCE or name.startswith(WITHOUT_INFLUENCE_KINDS)
 
 
-def read_training_settings(argv: list[str], types: tuple[type, ...]) -> Settings:
-    """Return the words of a valid command line by the argument of training, without those of the search."""
-    # Words and not parsed values, which would not show what was given: `best.yaml` is to hold nothing else.
-    has_file = bool(argv) and not argv[0].startswith("-")
-    given = [*(read_config(argv[0]) if has_file else []), *read_flags(argv[1:] if has_file else argv)]
-    names = names_of_fields(types)
-    names |= {old: new for old, new in RENAMED.items() if new in names}
-    own = {field.name for field in fields(SearchArguments)}
-    settings = dict(_resolve(setting, names) for setting in given if setting.name not in IGNORED)
-    return {name: words for name, words in settings.items() if name not in own}
+def as_words(value: object) -> list[str]:
+    """Return a parsed value as the words that would follow its flag."""
+    values = value if isinstance(value, list) else [value]
+    return [str(each).lower() if isinstance(each, bool) else str(each) for each in values]
 
 
 def as_command_line(settings: Mapping[str, list[str]]) -> list[str]:
@@ -133,9 +137,3 @@ def as_command_line(settings: Mapping[str, list[str]]) -> list[str]:
         # One value is joined to its flag, as it may begin with a hyphen.
         words += [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
     return words
-
-
-def _resolve(setting: Setting, names: Mapping[str, str]) -> tuple[str, list[str]]:
-    name = names[setting.name]
-    # transformers' parser has a `--no_NAME` beside each flag that is true by default, and a bare flag means true.
-    return (name.removeprefix("no_"), ["false"]) if name.startswith("no_") else (name, setting.values or ["true"])

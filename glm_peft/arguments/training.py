@@ -13,6 +13,7 @@ from transformers import Seq2SeqTrainingArguments
 
 from glm_peft.arguments.command_line import parse_command, warn
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.effects import naming_places
 from glm_peft.arguments.fields import changed, require, require_at_least_one
 from glm_peft.arguments.methods import FULL, IN_EMBEDDINGS, METHODS, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments
@@ -135,11 +136,9 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             )
 
     def _drop_sampling(self) -> None:
-        # A warning, not an error: `--do_sample false` must be able to win over a recipe that samples.
+        # No error: `--do_sample false` must be able to win over a recipe that samples.
         for name in ("top_p", "top_k", "temperature"):
-            if getattr(self, name) is not None:
-                warn(f"--{name} has no effect without --do_sample.")
-                setattr(self, name, None)
+            setattr(self, name, None)
 
 
 @dataclass
@@ -172,6 +171,10 @@ class TrainArguments:
         Raises:
             UserError: a flag cannot be used with this method.
         """
+        with naming_places(getattr(self.data, "places", {})):
+            return self._resolve(model_args)
+
+    def _resolve(self, model_args: ModelArguments) -> "TrainArguments":
         method, data_args, training_args = model_args.peft_type, self.data, copy.copy(self.training)
         # Only now: the method may be that of the adapter to go on from.
         if not training_args.learning_rate_is_given:
@@ -203,10 +206,11 @@ def parse_train_arguments(argv: list[str] | None = None) -> TrainArguments:
     types = (ModelArguments, DataArguments, TrainingArguments)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, training_args = parse_command(argv, types, **TRAINING_WORDS)
-    _check_tasks(data_args, training_args)
-    is_best_wanted = training_args.load_best_model_at_end or training_args.save_strategy == "best"
-    if is_best_wanted or training_args.early_stopping_patience:
-        check_metric(training_args.metric_for_best_model, data_args.validation_file)
+    with naming_places(data_args.places):
+        _check_tasks(data_args, training_args)
+        is_best_wanted = training_args.load_best_model_at_end or training_args.save_strategy == "best"
+        if is_best_wanted or training_args.early_stopping_patience:
+            check_metric(training_args.metric_for_best_model, data_args.validation_file)
     training_args.max_new_tokens = training_args.max_new_tokens or data_args.val_max_target_length
     return TrainArguments(model_args, data_args, training_args)
 
@@ -220,6 +224,11 @@ def _check_tasks(data_args: DataArguments, training_args: TrainingArguments) -> 
     for task in wanted:
         if getattr(data_args, files[task]) is None and data_args.dataset_name is None:
             raise UserError(f"--{task} needs data: give --{files[task]} or --dataset_name.")
+    for task, file in files.items():
+        # A recipe may name the rows of other commands, too; but a validation that is not made is a mistake.
+        is_meant = file not in data_args.places or task == "do_eval"
+        if task not in wanted and getattr(data_args, file) and is_meant:
+            warn(f"{data_args.places.get(file, f'--{file}')} has no effect without --{task}.")
 
 
 def _require_json(name: str, value: Any) -> None:

@@ -46,6 +46,7 @@ class TrainingDefaults(GenerationArguments):
         None,
         "With --push_to_hub: the base's Hub id, which the adapter names there. None: --model_name_or_path.",
         public="never",
+        needs=("push_to_hub",),
     )
     early_stopping_patience: int | None = option(
         None, "End training after so many evaluations in a row without a better metric_for_best_model. None: never."
@@ -69,5 +70,7 @@ class TrainingDefaults(GenerationArguments):
         recipe="changed",
     )
     activation_checkpointing_kwargs: dict[str, Any] | str | None = option(
-        None, "Keyword arguments for activation checkpointing, as JSON. None: use_reentrant is false."
+        None,
+        "Keyword arguments for activation checkpointing, as JSON. None: use_reentrant is false.",
+        needs=("activation_checkpointing",),
     )

@@ -9,10 +9,11 @@ from transformers import PreTrainedConfig
 
 from glm_peft.adapters.base_checks import check_config, check_generation, check_model_type, read_origin
 from glm_peft.adapters.files import check_sizes, check_width, read_adapter_config, read_flat_prefix
-from glm_peft.adapters.published_checkpoints import is_published_checkpoint, read_published_prefix, rotate_prefix_keys
+from glm_peft.adapters.published_checkpoints import read_published_prefix, rotate_prefix_keys
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
-from glm_peft.models.loading import find_generation, load_config
+from glm_peft.models.folder_kind import A_BASE, A_CHECKPOINT, AN_ADAPTER, check_source
+from glm_peft.models.loading import find_generation, load_config, read_config
 
 KINDS = ("keys", "values")
 
@@ -59,8 +60,9 @@ def read_prefix(adapter: str, base: str | None = None, chat_format: str | None =
     Raises:
         UserError: there is no prefix, it cannot be read, it is another base's, or a published one needs the base.
     """
+    kind = check_source(adapter, "ADAPTER", AN_ADAPTER).kind
     config = _read_base_config(adapter, base, chat_format) if base else None
-    if is_published_checkpoint(adapter):
+    if kind in A_CHECKPOINT:
         return _read_published(adapter, config, chat_format)
     adapter_config = read_adapter_config(adapter)
     if adapter_config.peft_type != PeftType.PREFIX_TUNING:
@@ -73,6 +75,7 @@ def read_prefix(adapter: str, base: str | None = None, chat_format: str | None =
 
 def _read_base_config(adapter: str, base: str, chat_format: str | None) -> PreTrainedConfig:
     """Read the base's config, and compare it with what is recorded of the adapter's base."""
+    check_source(base, "--base", A_BASE)
     origin = read_origin(adapter)
     model_args = ModelArguments(base, chat_format=chat_format or origin.chat_format)
     config = load_config(model_args)
@@ -89,7 +92,7 @@ def _read_published(checkpoint: str, config: PreTrainedConfig | None, chat_forma
         # The published scripts write the base's config.json beside the prefix, so the folder can serve as its base.
         generation = chat_format or origin.generation
         try:
-            config = load_config(ModelArguments(checkpoint, chat_format=generation))
+            config = read_config(ModelArguments(checkpoint, chat_format=generation))
         except UserError as error:
             raise UserError(
                 f"{checkpoint} does not say of itself how many layers its prefix is for and how their positions are "

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
+from glm_peft.preprocessing.columns import describe_unread
 from glm_peft.preprocessing.conversations import Conversation, Split
 
 SHORTEST_ECHO = 4  # characters; a shorter question stands in many answers by right
@@ -44,6 +45,7 @@ _SUSPICIOUS = {
 }
 
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode categories: controls, formats, spaces, separators
+_READ_MORE = "what of them belongs to the prompt or the answer must stand in columns that are read"
 _REWRITE = "write what is meant, or remove the rows"
 
 
@@ -58,40 +60,54 @@ class Finding:
 
 def check_split(split: Split) -> list[Finding]:
     """Run every check of one split; a finding without rows is left out."""
-    checks = (find_duplicates, find_echoes, find_far_longer, find_invisible, find_suspicious_characters)
+    checks = (find_unread, find_duplicates, find_echoes, find_far_longer, find_invisible, find_suspicious_characters)
     findings = [finding for check in checks for finding in check(split)]
     return [finding for finding in findings if finding.rows]
 
 
+def find_unread(split: Split) -> list[Finding]:
+    """Find rows with columns that hold something and are not read."""
+    rows = _where(split, lambda conversation: bool(conversation.unread))
+    return [Finding(describe_unread(split.unread), rows, _READ_MORE)] if rows else []
+
+
 def find_duplicates(split: Split) -> list[Finding]:
     """Find rows that repeat an earlier row, and rows whose prompt stands earlier with another answer."""
-    same_pair, other_answer = [], []
+    same_row, same_pair, other_answer = [], [], []
+    first_of_row: dict[Hashable, str] = {}
     first_of_pair: dict[Hashable, str] = {}
     first_of_prompt: dict[Hashable, str] = {}
     for conversation in split:
         # The prompt with its history: the same question may have another answer after other turns.
         prompt, where = _prompt_key(conversation), conversation.where
         pair = (prompt, conversation.answer)
-        if pair in first_of_pair:
+        row = (pair, conversation.unread)
+        if row in first_of_row:
+            same_row.append(_as_before(where, first_of_row[row]))
+        elif pair in first_of_pair:
             same_pair.append(_as_before(where, first_of_pair[pair]))
         elif prompt in first_of_prompt:
             other_answer.append(_as_before(where, first_of_prompt[prompt]))
+        first_of_row.setdefault(row, where)
         first_of_pair.setdefault(pair, where)
         first_of_prompt.setdefault(prompt, where)
     return [
-        Finding("rows that repeat an earlier row, prompt and answer", same_pair, "remove them: they count twice"),
+        Finding("rows that repeat an earlier row, prompt and answer", same_row, "remove them: they count twice"),
+        Finding("rows that repeat an earlier row but for columns that are not read", same_pair, _READ_MORE),
         Finding("prompts that stand earlier with another answer", other_answer, "keep them only if both are right"),
     ]
 
 
 def find_overlap(split: Split, other: Split) -> Finding:
     """Find rows of `split` whose prompt, with its history, is that of a row of `other`."""
-    places: dict[Hashable, str] = {}
+    places: dict[Hashable, Conversation] = {}
     for conversation in other:
-        places.setdefault(_prompt_key(conversation), conversation.where)
-    shared = [(conversation, places.get(_prompt_key(conversation))) for conversation in split]
-    rows = [_as_before(conversation.where, place) for conversation, place in shared if place]
+        places.setdefault(_prompt_key(conversation), conversation)
+    shared = [(one, places[_prompt_key(one)]) for one in split if _prompt_key(one) in places]
+    rows = [_as_before(one.where, earlier.where) for one, earlier in shared]
     advice = f"remove them from {other.name}, or its scores measure memory"
+    if any(one.unread != earlier.unread for one, earlier in shared):
+        advice = f"columns that are not read may tell some apart: {_READ_MORE}; else {advice}"
     return Finding(f"{split.name} prompts that are in {other.name} too", rows, advice)
 
 

@@ -21,23 +21,19 @@ def plot_importance(importance: Importance, path: str | Path, kept: Collection[i
         path: where the PNG goes; folders are made.
         kept: the virtual tokens that pruning keeps, which have a colour of their own; empty without pruning.
     """
-    # Imported late, as it takes a second that most inspections do without; Agg needs no display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # late, as it takes a second that most inspections do without
 
     figure = Figure(_SIZE, layout="constrained")
-    FigureCanvasAgg(figure)
     attention, changes = figure.subplots(1, 2)
     _draw_bars(attention, [100 * share for share in importance.attention], "layer", "% of attention")
     attention.set_title("attention on the prefix (mean over heads and answer tokens)", fontsize=10)
     attention.set_ylim(0, 100)  # the same for every prefix, so that two pictures can be compared
     colours = [_KEPT if token in kept or not kept else _OTHER for token in range(len(importance.changes))]
-    _draw_bars(changes, importance.changes, "virtual token that is taken away", "nats per answer token", colours)
+    which = f"virtual token that is taken away{' (blue: kept, orange: left out)' if kept else ''}"
+    _draw_bars(changes, importance.changes, which, "nats per answer token", colours)
     changes.set_title(f"change of the loss, which is {importance.loss:.4f} with all", fontsize=10)
     changes.axhline(0, color="black", linewidth=0.8)  # below it the loss is lower without the token
     changes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
-    if kept:
-        _explain_colours(changes, len(kept))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")
@@ -45,22 +41,8 @@ def plot_importance(importance: Importance, path: str | Path, kept: Collection[i
 
 
 def _draw_bars(
-    axes: Any, heights: Sequence[float], x_label: str, y_label: str, colours: Sequence[str] | None = None
+    axes: Any, heights: Sequence[float], x_label: str, y_label: str, colours: Sequence[str] | str = _KEPT
 ) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.bar(range(len(heights)), heights, color=colours or _KEPT, width=0.8)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.set_xlim(-0.6, len(heights) - 0.4)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", alpha=0.3)
-
-
-def _explain_colours(axes: Any, number: int) -> None:
-    from matplotlib.patches import Patch
-
-    patches = [Patch(color=_KEPT, label=f"the {number} kept"), Patch(color=_OTHER, label="left out")]
-    # Below the axes, where it can cover no bar.
-    axes.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
+    axes.bar(range(len(heights)), heights, color=colours)
+    axes.set(xlabel=x_label, ylabel=y_label, xlim=(-0.6, len(heights) - 0.4))
+    axes.xaxis.get_major_locator().set_params(integer=True)

@@ -18,7 +18,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.glm.modeling_glm import eager_attention_forward
 
 from glm_peft.adapters.published_checkpoints import rotate_prefix_keys
-from glm_peft.errors import UserError
 from glm_peft.preprocessing.collators import IGNORED_LABEL
 
 _NAME = "eager_with_prefix_shares"
@@ -121,14 +120,7 @@ def measure_attention(model: PreTrainedModel, weight: torch.Tensor, rows: Sequen
 
 
 def prune_prefix(weight: torch.Tensor, kept: Sequence[int], config: PreTrainedConfig) -> torch.Tensor:
-    """
-    Return a prefix [N, layers * 2 * kv] of the virtual tokens `kept`, which works as if the others were masked.
-
-    Raises:
-        UserError: there are not more virtual tokens than are to be kept.
-    """
-    if len(kept) >= len(weight):
-        raise UserError(f"--prune {len(kept)} must be below the {len(weight)} virtual tokens that there are.")
+    """Return a prefix [N, layers * 2 * kv] of the virtual tokens `kept`, which works as if the others were masked."""
     # PEFT counts the text from N now instead of from P, so keys with rotary positions are turned back as far.
     return rotate_prefix_keys(weight[list(kept)], config, len(kept) - len(weight))
 

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PrefixTuningConfig, TaskType
-from peft.utils.other import _prepare_prompt_learning_config
+from peft import PeftConfig
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 
-from glm_peft.adapters.files import read_adapter_config
+from glm_peft.adapters.files import make_prefix_config, read_adapter_config
 from glm_peft.examination.adapter_statistics import Prefix
 from glm_peft.provenance.record import describe_weights, read_provenance, write_provenance
 
@@ -49,16 +48,8 @@ def describe_pruned(prefix: Prefix) -> dict[str, Any]:
 
 
 def _describe_adapter(prefix: Prefix, num_virtual_tokens: int, config: PreTrainedConfig) -> PeftConfig:
-    if not prefix.is_published:  # its own config, with whatever else its training put there
-        adapter = read_adapter_config(prefix.source)
-        adapter.num_virtual_tokens, adapter.inference_mode = num_virtual_tokens, True
-        return adapter
-    adapter = PrefixTuningConfig(
-        task_type=TaskType.CAUSAL_LM,
-        num_virtual_tokens=num_virtual_tokens,
-        base_model_name_or_path=config.name_or_path,
-        num_transformer_submodules=1,  # a decoder alone
-        inference_mode=True,
-    )
-    # Private in PEFT, but what it calls itself to fill in layers, heads and width from a base's config.
-    return _prepare_prompt_learning_config(adapter, config)
+    if prefix.is_published:
+        return make_prefix_config(num_virtual_tokens, config, config.name_or_path)
+    adapter = read_adapter_config(prefix.source)  # with whatever else its training put there
+    adapter.num_virtual_tokens, adapter.inference_mode = num_virtual_tokens, True
+    return adapter

@@ -24,21 +24,20 @@ def set_up_connection() -> None:
 class _Client(httpx2.Client):
     def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
         """Send a request; where it only asks for something, raise what makes huggingface_hub turn to its cache."""
-        is_listing = request.method == "GET" and request.url.path.startswith("/api/")
+        only_asks = request.method == "HEAD" or (request.method == "GET" and request.url.path.startswith("/api/"))
         try:
             return super().send(request, **kwargs)
         except httpx2.ConnectError as error:
-            if request.method != "HEAD" and not is_listing:
+            if not only_asks:
                 raise
             # A ConnectError is tried again for half a minute, for every file that a repository may have or not.
             raise OfflineModeIsEnabled(f"{request.url.host} cannot be reached: {error}") from error
         except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError) as error:
-            # huggingface_hub turns to its cache where it cannot connect, but not where the connection breaks later.
-            if request.method == "HEAD":
-                host = request.url.host
-                logger.warning("The connection to %s broke: using what is in the cache, if it is there.", host)
-            elif not is_listing:
+            if not only_asks:
                 raise
+            # huggingface_hub turns to its cache where it cannot connect, but not where the connection breaks later.
+            host = request.url.host
+            logger.warning("The connection to %s broke: using what is in the cache, if it is there.", host)
             raise httpx2.ConnectError(str(error), request=request) from error
 
 

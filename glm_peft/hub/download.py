@@ -1,16 +1,14 @@
 """Download one revision of an adapter from the Hub into the cache."""
 
-import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RevisionNotFoundError,
 )
 
@@ -21,9 +19,7 @@ from glm_peft.hub.rights import is_hub_id
 from glm_peft.hub.upload import with_retries
 from glm_peft.reporting.file_names import PROVENANCE_NAME
 
-logger = logging.getLogger(__name__)
-
-_CONFIG_NAME, _WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _TRIES = 4
 
 
@@ -48,62 +44,34 @@ def fetch_adapter(name_or_path: str, revision: str | None = None, cache_dir: str
             )
         return name_or_path
     set_up_connection()
-    place = (name_or_path, cache_dir)
     try:
-        folder = Path(_fetch(place, _CONFIG_NAME, revision)).parent
-        # By the commit, after which the cache names its folder: a push in between must not mix two revisions.
-        _fetch(place, _WEIGHTS_NAME, folder.name)
-    except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError, but of a Hub that could not be asked
-        raise _unreachable(name_or_path, error.__cause__ or error) from error
-    except EntryNotFoundError:
-        return name_or_path
-    except (Unsent, HfHubHTTPError) as error:
+        folder = with_retries(lambda: _download(name_or_path, revision, cache_dir), tries=_TRIES)
+    except (Unsent, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise _explain(error, name_or_path, revision) from error
-    _fetch_record(place, folder.name)
-    return str(folder)
+    return folder if all((Path(folder) / name).is_file() for name in _ADAPTER) else name_or_path
 
 
-def _fetch_record(place: tuple[str, str | None], commit: str) -> None:
+def _download(name: str, revision: str | None, cache_dir: str | None) -> str:
+    """Return the folder of the files in the cache; an `Unsent` says that the same may work later."""
+    files = [*_ADAPTER, PROVENANCE_NAME]  # of which stock PEFT writes no record, and works without it
     try:
-        _fetch(place, PROVENANCE_NAME, commit)
-    except LocalEntryNotFoundError:
-        logger.warning(
-            "%s of %s is not in the cache, and the Hub cannot be asked for it: nothing is known of the base that the "
-            "adapter was trained on.",
-            PROVENANCE_NAME,
-            place[0],
-        )
-    except (EntryNotFoundError, HfHubHTTPError, Unsent):
-        return  # stock PEFT writes none, and the adapter works without it
-
-
-def _fetch(place: tuple[str, str | None], filename: str, revision: str | None) -> str:
-    name, cache_dir = place
-    return with_retries(
-        _breakable(lambda: hf_hub_download(name, filename, revision=revision, cache_dir=cache_dir)), tries=_TRIES
-    )
-
-
-def _breakable(act: Callable[[], str]) -> Callable[[], str]:
-    """Wrap a download so that `with_retries` begins it anew where it broke off in the middle."""
-
-    def attempt() -> str:
-        try:
-            return act()
-        except httpx2.TransportError as error:
-            raise Unsent(f"{type(error).__name__} {error}".strip()) from error
-        except HfHubHTTPError as error:
-            if status_of(error) not in PASSING_STATUS:
-                raise
-            raise Unsent(f"the Hub answered {status_of(error)}") from error
-        except OSError as error:
-            # Only huggingface_hub's own check of sizes raises one without a number: a full disk has one. A network
-            # that asks to sign in first, for example, answers with a page of its own in the place of the file.
-            if error.errno or isinstance(error, LocalEntryNotFoundError):
-                raise
-            raise Unsent("what came is not of the size that the Hub named") from error
-
-    return attempt
+        return snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=files, max_workers=1)
+    except httpx2.TransportError as error:
+        raise Unsent(f"{type(error).__name__} {error}".strip()) from error
+    except HfHubHTTPError as error:
+        if status_of(error) not in PASSING_STATUS:
+            raise
+        raise Unsent(f"the Hub answered {status_of(error)}") from error
+    except LocalEntryNotFoundError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, OfflineModeIsEnabled):
+            raise
+        raise Unsent(str(error.__cause__)) from error
+    except (OSError, ValueError) as error:
+        # Only huggingface_hub's own check of sizes raises an OSError without a number: a full disk has one. A network
+        # that asks to sign in first, for example, answers with a page of its own in the place of the file.
+        if getattr(error, "errno", None):
+            raise
+        raise Unsent("what came is not what the Hub has") from error
 
 
 def _explain(error: Exception, name: str, revision: str | None) -> UserError:
@@ -117,11 +85,8 @@ def _explain(error: Exception, name: str, revision: str | None) -> UserError:
             f"--adapter_name_or_path {name} is no folder or Hub id that can be seen ({status_of(error)}): look at the "
             "name, or set HF_TOKEN to a token that may read it."
         )
-    return _unreachable(name, error)
-
-
-def _unreachable(name: str, error: BaseException) -> UserError:
-    reason = " ".join(str(error).split())[:200].rstrip(".")
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
+    reason = " ".join(str(cause or error).split())[:200].rstrip(".")
     return UserError(
         f"--adapter_name_or_path {name} is no folder or Hub id that is in the cache, and the Hub cannot be reached "
         f"({reason}): give the output folder of a training run, or try again later."

@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from glm_peft.errors import UserError
 from glm_peft.hub.connection import set_up_connection
-from glm_peft.hub.errors import LOGIN, PASSING_STATUS, explained, status_of
+from glm_peft.hub.errors import LOGIN, explained
 
 
 def check_rights(repo_id: str, flag: str = "--repo_id") -> str:
@@ -19,7 +18,7 @@ def check_rights(repo_id: str, flag: str = "--repo_id") -> str:
     Check, without changing anything there, that files can be sent, and return the full id of the repository.
 
     Returns:
-        `repo_id` with the user's own name before it, where it had none.
+        `repo_id` with the user's own name before it, where it had none, and under its new name where it was renamed.
 
     Raises:
         Unsent: the Hub cannot be asked now.
@@ -29,18 +28,18 @@ def check_rights(repo_id: str, flag: str = "--repo_id") -> str:
     set_up_connection()
     with explained(repo_id):
         api = HfApi()
-        account = _account(api)
-        repo_id = whole_id(api, repo_id, account)
-        # A namespace counts for new repositories alone: a fine-grained token may be for a single one that exists.
+        account = api.whoami()
+        repo_id = repo_id if "/" in repo_id else f"{account['name']}/{repo_id}"
+        _check_token(account, repo_id, flag)
         try:
             info = api.model_info(repo_id)
         except RepositoryNotFoundError:
+            # A namespace counts for new repositories alone: a token may be for a single one that exists.
             _check_namespace(account, repo_id, flag)
-            _check_other_kinds(api, repo_id, flag)
             return repo_id
         _check_content([file.rfilename for file in info.siblings or []], repo_id, flag)
-        _check_write(api, account, repo_id, flag)
-        return repo_id
+        api.auth_check(repo_id, write=True)
+        return info.id  # a repository that was renamed answers to its former name, but not to every request
 
 
 def is_hub_id(name: str) -> bool:
@@ -63,48 +62,15 @@ def check_name(repo_id: str, flag: str) -> None:
         ) from None
 
 
-def _account(api: HfApi) -> dict[str, Any]:
-    """Return the account that the token belongs to; empty where the server does not say it, such as a mirror."""
-    try:
-        return api.whoami()
-    except HfHubHTTPError as error:
-        if status_of(error) in (401, 403) or status_of(error) in PASSING_STATUS:
-            raise
-        return {}
-
-
-def whole_id(api: HfApi, repo_id: str, account: Mapping[str, Any] | None = None) -> str:
-    """Return the id with the user's own name before it, where it has none."""
-    if "/" in repo_id:
-        return repo_id
-    name = (api.whoami() if account is None else account).get("name")
-    return f"{name}/{repo_id}"
-
-
-def _check_namespace(account: Mapping[str, Any], repo_id: str, flag: str) -> None:
-    """Raise a `UserError` where the token can make no repository of this name."""
-    namespace = repo_id.partition("/")[0]
-    _check_role(account, (namespace, repo_id), flag)
-    organizations = {one.get("name"): one.get("roleInOrg") for one in account.get("orgs") or []}
-    # Of an account without a name nothing is known: the request itself will show whether it may.
-    if not account.get("name") or namespace == account["name"]:
-        return
-    if namespace not in organizations or organizations[namespace] in ("read", "no_access"):
-        may = "may only read there" if namespace in organizations else "is no member of it"
-        raise UserError(
-            f"{flag} {repo_id} cannot be made: {namespace} is not the token's user {account['name']}, who {may}; give "
-            f"{account['name']}/{repo_id.partition('/')[2]}, or {LOGIN} there."
-        )
-
-
-def _check_role(account: Mapping[str, Any], names: tuple[str, str], flag: str) -> None:
+def _check_token(account: Mapping[str, Any], repo_id: str, flag: str) -> None:
+    """Raise a `UserError` where the token can only read, or is for other repositories."""
     token = _part(account, "auth", "accessToken")
     scopes = _part(token, "fineGrained").get("scoped") or []
-    allowed = [scope for scope in scopes if "repo.write" in (scope.get("permissions") or [])]
+    writable = [_part(one, "entity").get("name") for one in scopes if "repo.write" in (one.get("permissions") or [])]
     # A fine-grained token without a list of scopes is one whose rights the server does not tell: it is tried.
-    may_write = any(_part(scope, "entity").get("name") in names for scope in allowed)
-    if token.get("role") == "read" or (token.get("role") == "fineGrained" and scopes and not may_write):
-        raise UserError(f"The token for the Hub may not write to {flag} {names[1]}: {LOGIN} there.")
+    is_for_others = bool(scopes) and not {repo_id, repo_id.partition("/")[0]} & set(writable)
+    if token.get("role") == "read" or (token.get("role") == "fineGrained" and is_for_others):
+        raise UserError(f"The token for the Hub may not write to {flag} {repo_id}: {LOGIN} there.")
 
 
 def _part(answer: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
@@ -114,22 +80,16 @@ def _part(answer: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     return answer
 
 
-def _check_write(api: HfApi, account: Mapping[str, Any], repo_id: str, flag: str) -> None:
-    _check_role(account, (repo_id.partition("/")[0], repo_id), flag)
-    try:
-        api.auth_check(repo_id, write=True)
-    except HfHubHTTPError as error:
-        if status_of(error) in (401, 403):
-            raise UserError(f"The token for the Hub may not write to {flag} {repo_id}: {LOGIN} there.") from error
-        if status_of(error) in PASSING_STATUS:
-            raise  # otherwise the server cannot say it
-
-
-def _check_other_kinds(api: HfApi, repo_id: str, flag: str) -> None:
-    for kind, word in (("dataset", "a data set"), ("space", "a Space")):
-        with suppress(HfHubHTTPError):  # 404, if all is well
-            api.repo_info(repo_id, repo_type=kind)
-            raise UserError(f"{flag} {repo_id} is {word} on the Hub: an adapter goes to a model's; give another name.")
+def _check_namespace(account: Mapping[str, Any], repo_id: str, flag: str) -> None:
+    """Raise a `UserError` where the token's user can make no repository of this name."""
+    namespace, _, name = repo_id.partition("/")
+    roles = {one.get("name"): one.get("roleInOrg") for one in account.get("orgs") or []}
+    if namespace != account["name"] and roles.get(namespace, "no_access") in ("read", "no_access"):
+        may = "may only read there" if namespace in roles else "is no member of it"
+        raise UserError(
+            f"{flag} {repo_id} cannot be made: {namespace} is not the token's user {account['name']}, who {may}; give "
+            f"{account['name']}/{name}, or {LOGIN} there."
+        )
 
 
 def _check_content(names: list[str], repo_id: str, flag: str) -> None:

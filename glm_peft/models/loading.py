@@ -1,11 +1,12 @@
 """Load the frozen base and its tokenizer, and check that they belong together."""
 
 import logging
-from collections.abc import Callable, Mapping
+import pickle
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -20,15 +21,13 @@ import glm_peft.models  # noqa: F401  (registers the generations)
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.hub.connection import set_up_connection
-from glm_peft.models.generations import CHATGLM, CHATGLM2, CHATGLM3, GLM4
+from glm_peft.models.folder_kind import A_BASE, PREFIX, Kind, check_source
+from glm_peft.models.generations import CHATGLM2, CHATGLM3, GLM4, generation_by_fields
 from glm_peft.models.quantization import keep_unpacked, quantization_config
 from glm_peft.models.tokenization_common import read_json_beside, recorded_generation
-
-_GLM4_VOCABULARY = 151552
+from glm_peft.models.weight_files import check_weight_files
 
 logger = logging.getLogger(__name__)
-
-_MODEL_TYPES = ("chatglm", "glm", "glm4")
 
 
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
@@ -64,16 +63,15 @@ def load_config(model_args: ModelArguments) -> PreTrainedConfig:
     Raises:
         UserError: there is no such folder or Hub id, or it is of no generation that glm_peft knows.
     """
+    check_source(model_args.model_name_or_path, "--model_name_or_path", A_BASE, **hub_arguments(model_args))
+    return read_config(model_args)
+
+
+def read_config(model_args: ModelArguments) -> PreTrainedConfig:
+    """Load the config of a base, or that which a published prefix has of its base; raise as `load_config` does."""
     # The networks of the later generations differ in one thing only: what rope_ratio means.
     chat_format = model_args.chat_format
     generation = {"generation": chat_format} if chat_format in (CHATGLM2, CHATGLM3, GLM4) else {}
-    model_type = _load(PreTrainedConfig.get_config_dict, model_args)[0].get("model_type")
-    if model_type not in _MODEL_TYPES:
-        found = f"is a model of type {model_type!r}" if model_type else "has no config.json with a model_type"
-        raise UserError(
-            f"--model_name_or_path {model_args.model_name_or_path} {found}, but glm_peft tunes ChatGLM-6B, "
-            "ChatGLM2-6B, ChatGLM3-6B, GLM-4-9B and GLM-4-0414: give one of their folders or Hub ids."
-        )
     return _load(AutoConfig.from_pretrained, model_args, **generation)
 
 
@@ -100,6 +98,7 @@ def load_base_model(
     if model_args.quantization_bit:
         kwargs["quantization_config"] = quantization_config(model_args.quantization_bit, dtype)
     config = load_config(model_args)
+    check_base_weights(model_args)
     try:
         model, info = _load(AutoModelForCausalLM.from_pretrained, model_args, config=config, **kwargs)
     except RuntimeError as error:
@@ -109,9 +108,25 @@ def load_base_model(
             f"The weights in {model_args.model_name_or_path} cannot be cut into the heads and groups of its "
             "config.json: take both from one repository and one revision of it."
         ) from error
-    _check_complete(info, model_args.model_name_or_path)
+    _check_complete(info, model_args)
     keep_unpacked(model)
     return model.eval().requires_grad_(False)
+
+
+def check_base_weights(model_args: ModelArguments) -> None:
+    """
+    Check the weight files of a base in a folder by their heads, and that a prefix inside them is not left out unsaid.
+
+    Raises:
+        UserError: a file is missing or broken, or the weights hold a prefix, and no adapter is named.
+    """
+    name = model_args.model_name_or_path
+    if not Path(name).is_dir():  # a Hub id, whose download checks its files itself
+        return
+    source = check_source(name, "--model_name_or_path", A_BASE)
+    check_weight_files(Path(name))
+    if source.kind == Kind.MODEL_WITH_PREFIX and model_args.adapter_name_or_path is None:
+        _tell_of_prefix(name, None)
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -148,19 +163,33 @@ def check_pair(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> 
     )
 
 
-def _check_complete(info: dict[str, Any], name: str) -> None:
+def _check_complete(info: dict[str, Any], model_args: ModelArguments) -> None:
+    name = model_args.model_name_or_path
     # transformers initialises both kinds at random and only logs it.
     for key, found, expected in info["mismatched_keys"]:
         raise UserError(
             f"The weights in {name} have {key} of shape {tuple(found)} where its config.json asks for "
             f"{tuple(expected)}: take both from one repository and one revision of it."
         )
+    if any(PREFIX in key for key in info["unexpected_keys"]):
+        _tell_of_prefix(name, model_args.adapter_name_or_path)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
             f"The weights in {name} lack {len(missing)} of the model's parameters, such as {missing[0]}: download its "
             "files again."
         )
+
+
+def _tell_of_prefix(name: str, adapter: str | None) -> None:
+    if adapter is None:
+        raise UserError(
+            f"--model_name_or_path {name} is a whole model with a P-Tuning v2 prefix inside, which would be left out: "
+            "give its folder as --adapter_name_or_path too, or make an adapter of the prefix with python -m "
+            "glm_peft.convert import, or for a new prefix give the base that this one was trained on."
+        )
+    if Path(adapter) != Path(name):
+        logger.warning("%s has a P-Tuning v2 prefix inside, which is left out: %s takes its place.", name, adapter)
 
 
 def hub_arguments(model_args: ModelArguments) -> dict[str, Any]:
@@ -178,11 +207,14 @@ def _load(read: Callable[..., Any], model_args: ModelArguments, **kwargs: Any) -
     except UserError:
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        # transformers takes a folder that does not exist for a Hub id, whose form the Hub's client refuses.
-        is_path = isinstance(error.__cause__, HFValidationError)
-        reason = "there is no such folder" if is_path else " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
             f"--model_name_or_path {model_args.model_name_or_path} cannot be loaded ({reason}): {_advice(error)}."
+        ) from error
+    except pickle.UnpicklingError as error:  # whose words advise to run what is in the file
+        raise UserError(
+            f"The weights in {model_args.model_name_or_path} are broken or no plain tensors, so they are not read: "
+            "download its files again."
         ) from error
 
 
@@ -209,14 +241,3 @@ def find_generation(model_args: ModelArguments) -> str | None:
         return None  # loading the base says what is wrong
     chat_format = model_args.chat_format
     return said or generation_by_fields(config) or (None if chat_format == "plain" else chat_format)
-
-
-def generation_by_fields(config: Mapping[str, Any]) -> str | None:
-    """Return the one generation that has such fields in its `config.json`, or `None` for ChatGLM2 and ChatGLM3."""
-    # Those two have the same fields.
-    if config.get("model_type") == "glm4" or _GLM4_VOCABULARY in (
-        config.get("padded_vocab_size"),
-        config.get("vocab_size"),
-    ):
-        return GLM4
-    return CHATGLM if {"position_encoding_2d", "inner_hidden_size"} & config.keys() else None

@@ -18,7 +18,7 @@ from glm_peft.data import GenerationFeatures
 from glm_peft.metrics import TEXT_SCORE_NAMES, compute_scores
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.generations import CHATGLM3, GLM4
-from glm_peft.prediction.generation import AnsweredBatch, generate_answers
+from glm_peft.prediction.generation import AnsweredBatch, decode_answer, generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import RESULTS_NAME, PartialPredictions, write_predictions
 from glm_peft.reporting.file_names import PREDICTIONS_NAME
@@ -38,6 +38,10 @@ class Answering:
     def generate(self, features: GenerationFeatures, settings: GenerationSettings, **options: Any) -> list[str]:
         """Generate an answer to every prompt, see `generate_answers`."""
         return generate_answers(self.model, self.tokenizer, self.chat_format, features, settings, **options)
+
+    def decode(self, ids: list[int]) -> str:
+        """Decode the generated ids of an answer."""
+        return self.chat_format.clean_answer(decode_answer(self.tokenizer, self.chat_format, ids))
 
 
 def choose_protocol(chat_format: ChatFormat, metric_protocol: str | None) -> str:

@@ -14,7 +14,14 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import ChatFormat
@@ -32,14 +39,7 @@ _one_at_a_time = RLock()
 
 @dataclass(frozen=True)
 class AnsweredBatch:
-    """
-    Answers of a batch.
-
-    Args:
-        rows: their numbers in the dataset.
-        answers: the texts, with the white space around them.
-        num_tokens: generated tokens of each, end tokens counted.
-    """
+    """Answers of a batch: row numbers in the dataset, texts as decoded, generated tokens (end tokens counted)."""
 
     rows: list[int]
     answers: list[str]
@@ -55,6 +55,7 @@ def generate_answers(
     on_batch: Callable[[AnsweredBatch], None] | None = None,
     known_answers: Mapping[int, str] | None = None,
     keep_white_space: bool = False,
+    watch: StoppingCriteria | None = None,
 ) -> list[str]:
     """
     Generate the model's answer to every prompt, without the prompt, special tokens and what follows the end.
@@ -68,6 +69,7 @@ def generate_answers(
         on_batch: is called with each batch as soon as it is answered, in the process that answered it.
         known_answers: answers of an earlier run by row number, which are not generated again.
         keep_white_space: return the answers with the white space around them.
+        watch: is called with the ids of a batch after each token, and may end its rows.
 
     Returns:
         One answer for each prompt, in the order of the prompts.
@@ -80,7 +82,7 @@ def generate_answers(
     lengths = [len(prompt) for prompt in prompts]
     settings = choose_batch_size(settings, model, lengths)
     mine, filler = _own_share(plan_batches(lengths, settings, answers))
-    generator = _Generator(model, tokenizer, chat_format, settings)
+    generator = _Generator(model, tokenizer, chat_format, settings, watch)
     with _one_at_a_time, _progress(mine, len(prompts)) as progress, _ready(model, generator.config):
         for batch in generator.run(mine, prompts):
             answers.update(zip(batch.rows, batch.answers, strict=True))
@@ -143,11 +145,14 @@ class _Generator:
         tokenizer: PreTrainedTokenizerBase,
         chat_format: ChatFormat,
         settings: GenerationSettings,
+        watch: StoppingCriteria | None,
     ) -> None:
         self.model, self.tokenizer, self.chat_format, self.settings = model, tokenizer, chat_format, settings
         self.config = build_generation_config(tokenizer, chat_format, settings)
         self.collate = GenerationCollator(tokenizer)
         self.decoding = _decoding(model, settings)
+        if watch is not None:
+            self.decoding["stopping_criteria"] = StoppingCriteriaList([watch])
         self.too_many_tokens = float("inf")
 
     def run(self, batches: list[list[int]], prompts: Sequence[list[int]]) -> Iterator[AnsweredBatch]:
@@ -186,12 +191,15 @@ class _Generator:
             sequences = self.model.generate(**inputs, generation_config=self.config, **self.decoding)
         generated = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         generated = [_until_end(ids, self.config.eos_token_id) for ids in generated]
-        return AnsweredBatch(rows, [self._text(ids) for ids in generated], [len(ids) for ids in generated])
+        answers = [decode_answer(self.tokenizer, self.chat_format, ids) for ids in generated]
+        return AnsweredBatch(rows, answers, [len(ids) for ids in generated])
 
-    def _text(self, ids: list[int]) -> str:
-        stops = self.config.eos_token_id
-        # skip_special_tokens would leave in what ends an answer without being special to the tokenizer.
-        return self.tokenizer.decode([id_ for id_ in ids if id_ not in stops], skip_special_tokens=True)
+
+def decode_answer(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, ids: list[int]) -> str:
+    """Decode the generated ids of an answer, with the white space around it, without special tokens and its end."""
+    stops = chat_format.stop_token_ids(tokenizer)
+    # skip_special_tokens would leave in what ends an answer without being special to the tokenizer.
+    return tokenizer.decode([id_ for id_ in ids if id_ not in stops], skip_special_tokens=True)
 
 
 def _batch_tokens(rows: int, prompt_length: int, settings: GenerationSettings) -> int:

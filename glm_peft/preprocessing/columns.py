@@ -1,8 +1,11 @@
-"""Find the columns of a file that hold the prompt, the answer, the history or the messages."""
+"""Find the columns of a file that hold the prompt, the answer, the history, the system text or the messages."""
 
 import difflib
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from glm_peft.arguments.data import DataArguments
 from glm_peft.errors import UserError
@@ -10,38 +13,144 @@ from glm_peft.preprocessing.records import Row, quoted
 
 logger = logging.getLogger(__name__)
 
-# The names of the published scripts: GLM-4's and ChatGLM3's; ADGEN's and the chat data of ChatGLM-6B and ChatGLM2.
+# The names of the published scripts come first: GLM-4's and ChatGLM3's; ADGEN's and the chat data of ChatGLM-6B and
+# ChatGLM2. Then Alpaca's, and those of other well-known data.
 _MESSAGE_COLUMNS = ("messages", "conversations")
-_PAIR_COLUMNS = (("content", "summary"), ("prompt", "response"))
+_PAIR_COLUMNS = (
+    ("content", "summary"),
+    ("prompt", "response"),
+    ("instruction", "output"),
+    ("question", "answer"),
+    ("prompt", "completion"),
+    ("instruction", "response"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("input", "output"),
+)
+_HISTORY, _SYSTEM = "history", ("system", "system_prompt")
+_ALPACA_PROMPT, _ALPACA_INPUT = "instruction", "input"
+_UNREAD = ("tools", "functions", "tool_calls", "chosen", "rejected", "context", "knowledge", "background", "documents")
+_UNREAD += ("document", "passage", "image", "images", "audio", "audios", "video", "videos", "weight", "loss")
+_UNREAD += ("choices", "options", "reasoning", "reasoning_content", "thinking")
+# What reads a column that carries meaning, for the remark that it is not read.
+_READERS = {
+    **dict.fromkeys(_MESSAGE_COLUMNS, "read where --prompt_column is left out"),
+    **dict.fromkeys((prompt for prompt, _ in _PAIR_COLUMNS), "--prompt_column reads it"),
+    **dict.fromkeys((response for _, response in _PAIR_COLUMNS), "--response_column reads it"),
+    _HISTORY: "--history_column reads it beside a --prompt_column",
+    **dict.fromkeys(_SYSTEM, "--system_column reads it"),
+    **dict.fromkeys(_UNREAD, "no flag reads it"),
+}
+IN_MESSAGES = "[]."  # between the name of a column of messages and that of a key in them
+_MOST_NAMED = 8  # columns in one remark
+_EMPTY = (None, "", [], {}, "[]", "{}")  # the last two as CSV files and ShareGPT's tools have them
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read: `messages` alone, or `prompt` with `response` and `history`."""
+    """Names of the columns to read: `messages`, or `prompt` with the others; `required` are those of flags."""
 
     messages: str | None = None
     prompt: str | None = None
     response: str | None = None
     history: str | None = None
-    history_required: bool = False  # a flag names it, so a row without it is an error
+    system: str | None = None
+    input: str | None = None  # Alpaca's: what the instruction is about
+    required: tuple[str | None, ...] = ()
+
+    @property
+    def named(self) -> set[str]:
+        """Return all names."""
+        names = (self.messages, self.prompt, self.response, self.history, self.system, self.input)
+        return {name for name in names if name}
+
+    def unread(self, row: Row) -> list[str]:
+        """Return the columns of a row that hold something and are not read."""
+        read = self.named
+        names = [name for name, value in row.values.items() if name not in read and holds_something(value)]
+        return names if self.reads_history(row) else [*names, self.history]
+
+    def reads_history(self, row: Row) -> bool:
+        """Whether the history of the row is read; a text under its name that no flag gives is something else."""
+        history = row.values.get(self.history)
+        is_text = isinstance(history, str) and history.lstrip()[:1] not in ("[", "")
+        return not is_text or self.history in self.required
 
 
 def find_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> Columns:
     """
     Find the columns to read: those of the flags, else the well-known names that the file's first row has.
 
+    History, system text and Alpaca's input are read wherever they have their well-known names.
+
     Raises:
         UserError: a column of the flags is missing (with the nearest name), or the row has no well-known name.
     """
-    flags = (data_args.prompt_column, data_args.response_column)
-    columns = _flagged_columns(row, data_args, needs_answer) if any(flags) else _known_columns(row, needs_answer)
-    if data_args.history_column and columns.prompt:
-        _require_column(row, data_args.history_column, "--history_column")
-        columns = Columns(None, columns.prompt, columns.response, data_args.history_column, history_required=True)
+    given = {
+        "history": data_args.history_column,
+        "system": data_args.system_column,
+    }
+    for name, column in given.items():
+        if column:
+            _require_column(row, column, f"--{name}_column; rows that have none may hold it empty")
+    if data_args.prompt_column or data_args.response_column:
+        main = _flagged_columns(row, data_args, needs_answer)
+    else:
+        main = _known_columns(row, needs_answer)
+    if data_args.history_column and "messages" in main:
+        raise UserError(
+            f"{row.where}: --history_column {data_args.history_column} needs a prompt, but the column read is "
+            f"{main['messages']!r}, whose conversations hold their earlier turns; leave the flag out, or give "
+            "--prompt_column."
+        )
+    known = {
+        "history": _HISTORY if "prompt" in main else None,
+        "system": next((name for name in _SYSTEM if name in row.values), _SYSTEM[0]),
+        "input": _ALPACA_INPUT if main.get("prompt") == _ALPACA_PROMPT else None,
+    }
+    taken = main.values()
+    others = {role: given.get(role) or (name if name not in taken else None) for role, name in known.items()}
+    columns = Columns(**main, **others, required=tuple(filter(None, given.values())))
+    logger.info("%s: reading the columns %s.", row.file, quoted(name for name in row.values if name in columns.named))
     return columns
 
 
-def _flagged_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> Columns:
+def holds_something(value: Any) -> bool:
+    """Whether the value of a column or of a message's key is not empty."""
+    return value not in _EMPTY
+
+
+def describe_unread(unread: Counter[str]) -> str | None:
+    """
+    Write which columns that hold something were not read, those that are known to carry meaning first.
+
+    Args:
+        unread: the number of rows in which each holds something.
+
+    Returns:
+        `None` where every column was read.
+    """
+    names = sorted(unread, key=lambda name: not _reader(name))
+    shown = [f"{name!r} ({_rows(unread[name])}{_reader(name)})" for name in names[:_MOST_NAMED]]
+    more = [f"{len(names) - _MOST_NAMED} more"] if len(names) > _MOST_NAMED else []
+    return f"not read: {', '.join(shown + more)}" if names else None
+
+
+def carries_meaning(names: Iterable[str]) -> bool:
+    """Whether one of the columns is known to carry meaning."""
+    return any(_reader(name) for name in names)
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'s' if number > 1 else ''}"
+
+
+def _reader(name: str) -> str:
+    key = name.rpartition(IN_MESSAGES)[2].lower()
+    return f"; {_READERS[key]}" if key in _READERS else ""
+
+
+def _flagged_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> dict[str, Any]:
     prompt, response = data_args.prompt_column, data_args.response_column
     if not prompt or (needs_answer and not response):
         missing = "--response_column" if prompt else "--prompt_column"
@@ -49,24 +158,23 @@ def _flagged_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> 
     _require_column(row, prompt, "--prompt_column")
     if needs_answer:
         _require_column(row, response, "--response_column")
-    return Columns(prompt=prompt, response=response)
+    return {"prompt": prompt, "response": response}
 
 
-def _known_columns(row: Row, needs_answer: bool) -> Columns:
+def _known_columns(row: Row, needs_answer: bool) -> dict[str, Any]:
     for name in _MESSAGE_COLUMNS:
         if name in row.values:
-            logger.info("%s: reading the conversations of the column %r.", row.file, name)
-            return Columns(messages=name)
-    for prompt, response in _PAIR_COLUMNS:
-        # Rows to predict need no answer; one that they have is the reference.
-        if prompt in row.values and (response in row.values or not needs_answer):
-            history = "history" if prompt == "prompt" else None
-            names = quoted(filter(None, (prompt, response, history)))
-            logger.info("%s: no --prompt_column given; reading the well-known columns %s.", row.file, names)
-            return Columns(prompt=prompt, response=response, history=history)
+            return {"messages": name}
+    pairs = [(prompt, response) for prompt, response in _PAIR_COLUMNS if prompt in row.values]
+    whole = [(prompt, response) for prompt, response in pairs if response in row.values]
+    # Rows to predict need no answer; one that they have is the reference.
+    found = whole or ([] if needs_answer else pairs)
+    if found:
+        return dict(zip(("prompt", "response"), found[0], strict=True))
     raise UserError(
         f"{row.where}: the columns found are {quoted(row.values)}; name yours with --prompt_column and "
-        "--response_column, or use content and summary, prompt and response, messages, or conversations."
+        "--response_column, or use content and summary, prompt and response, instruction and output, question and "
+        "answer, messages, or conversations."
     )
 
 

@@ -2,6 +2,8 @@
 
 import gc
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,14 +13,27 @@ from typing import Any
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.splits import expand_splits, file_of
 from glm_peft.errors import UserError
-from glm_peft.preprocessing.columns import Columns, describe_missing_column, find_columns
+from glm_peft.preprocessing.columns import (
+    IN_MESSAGES,
+    Columns,
+    carries_meaning,
+    describe_missing_column,
+    describe_unread,
+    find_columns,
+    holds_something,
+)
 from glm_peft.preprocessing.records import BadRow, Row, describe_value, quoted, read_hub_rows, read_rows
+
+logger = logging.getLogger(__name__)
 
 Message = dict[str, str]
 
 # ShareGPT's names stand beside the published ones.
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _MESSAGE_KEYS = (("role", "content"), ("from", "value"))
+_OF_TOOLS = ("tool", "tool_call", "tool_response", "observation", "function", "function_call", "function_response")
+_OF_TOOLS += ("ipython",)
+_CALLS = ("tool_calls", "function_call", "tool_call_id")  # keys of a message
 _LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
 
 
@@ -33,6 +48,7 @@ class Conversation:
     messages: list[Message]
     where: str
     is_chat: bool  # a row of messages, where every assistant turn may be trained on, not one of columns
+    unread: str = ""  # what the row holds in columns that are not read, as JSON
 
     @property
     def prompt(self) -> list[Message]:
@@ -47,13 +63,18 @@ class Conversation:
 
 @dataclass
 class Split:
-    """Conversations of one split, with the rows that were left out and the limit that stopped the reading."""
+    """
+    Conversations of one split, with the rows that were left out and the limit that stopped the reading.
+
+    `unread` has the number of rows in which each column that was not read holds something.
+    """
 
     name: str
     source: str
     conversations: list[Conversation] = field(default_factory=list)
     left_out: list[BadRow] = field(default_factory=list)
     limit: str | None = None
+    unread: Counter[str] = field(default_factory=Counter)
 
     @property
     def kind(self) -> str:
@@ -116,6 +137,9 @@ def _load_split(data_args: DataArguments, name: str) -> Split:
         split.limit = f"--{_LIMITS[split.kind]} {limit}"
     if not split.conversations:
         raise UserError(_nothing_left(split))
+    if split.unread:
+        level = logging.WARNING if carries_meaning(split.unread) else logging.INFO
+        logger.log(level, "%s: %s.", split.source, describe_unread(split.unread))
     return split
 
 
@@ -128,7 +152,7 @@ def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) 
             # By the first row that can be read; a later one without these columns is an error of that row.
             if columns is None:
                 columns = find_columns(row, data_args, needs_answer)
-            yield read_conversation(row, columns, needs_answer)
+            yield read_conversation(row, columns, needs_answer, split.unread)
         except BadRow as bad_row:
             if not data_args.skip_bad_rows:
                 raise UserError(f"{bad_row}; correct it, or leave such rows out with --skip_bad_rows.") from None
@@ -141,12 +165,15 @@ def _nothing_left(split: Split) -> str:
     return f"{split.source}: none of the {len(split.left_out)} rows can be used; the first: {split.left_out[0]}."
 
 
-def read_conversation(row: Row, columns: Columns, needs_answer: bool) -> Conversation:
+def read_conversation(
+    row: Row, columns: Columns, needs_answer: bool, unread: Counter[str] | None = None
+) -> Conversation:
     """
     Read a row as a conversation.
 
     Args:
         needs_answer: whether the row must end with an answer; if not, an empty or absent one counts as none.
+        unread: counts the columns that hold something and are not read.
 
     Raises:
         BadRow: a column is missing, a value has the wrong type or is empty, or the roles do not take turns.
@@ -155,10 +182,49 @@ def read_conversation(row: Row, columns: Columns, needs_answer: bool) -> Convers
         messages = _read_messages(row, columns.messages, needs_answer)
     else:
         messages = _read_history(row, columns)
-        messages.append({"role": "user", "content": _text(row, columns.prompt, _value(row, columns.prompt), "prompt")})
+        messages.append({"role": "user", "content": _read_prompt(row, columns)})
         answer = _read_answer(row, columns.response, needs_answer)
         messages += [{"role": "assistant", "content": answer}] if answer is not None else []
-    return Conversation(messages, row.where, is_chat=bool(columns.messages))
+    messages = _with_system(row, columns, messages)
+    left = _unread_values(row, columns)
+    if unread is not None:
+        unread.update(left.keys())
+    as_json = json.dumps(left, default=str) if left else ""
+    return Conversation(messages, row.where, is_chat=bool(columns.messages), unread=as_json)
+
+
+def _unread_values(row: Row, columns: Columns) -> dict[str, Any]:
+    """Return what the row holds that is not read: columns, and keys of its messages."""
+    left = {name: row.values[name] for name in columns.unread(row)}
+    if columns.messages:
+        messages = _list(row, columns.messages, row.values[columns.messages], "conversation")
+        known = {key for keys in _MESSAGE_KEYS for key in keys}
+        for number, item in enumerate(messages):
+            for key in filter(lambda key: key not in known and holds_something(item[key]), item):
+                left.setdefault(f"{columns.messages}{IN_MESSAGES}{key}", {})[number] = item[key]
+    return left
+
+
+def _read_prompt(row: Row, columns: Columns) -> str:
+    prompt = _text(row, columns.prompt, _value(row, columns.prompt), "prompt", may_be_empty=True)
+    given = row.values.get(columns.input)
+    if given not in (None, ""):  # joined as Alpaca's readers do
+        prompt = "\n".join(filter(None, (prompt, _text(row, columns.input, given, "input", may_be_empty=True))))
+    return _text(row, columns.prompt, prompt, "prompt")
+
+
+def _with_system(row: Row, columns: Columns, messages: list[Message]) -> list[Message]:
+    """Put the system text of the row's column before its messages."""
+    system = _value(row, columns.system) if columns.system in columns.required else row.values.get(columns.system)
+    if system in (None, ""):
+        return messages
+    text = _text(row, columns.system, system, "system text", may_be_empty=True)
+    if messages[0]["role"] == "system":
+        if messages[0]["content"] not in ("", text):
+            problem = "the conversation has another system message; keep one of the two"
+            raise BadRow(row, f"column {columns.system!r}: {problem}", "two system texts")
+        messages = messages[1:]
+    return [{"role": "system", "content": text}, *messages]
 
 
 def _value(row: Row, column: str) -> Any:
@@ -195,8 +261,8 @@ def _read_answer(row: Row, column: str | None, needs_answer: bool) -> str | None
 
 def _read_history(row: Row, columns: Columns) -> list[Message]:
     column = columns.history
-    history = _value(row, column) if columns.history_required else row.values.get(column)
-    if history is None or history == "":
+    history = _value(row, column) if column in columns.required else row.values.get(column)
+    if history is None or history == "" or not columns.reads_history(row):
         return []
     messages = []
     for number, pair in enumerate(_list(row, column, history, "history"), 1):
@@ -239,6 +305,13 @@ def _read_messages(row: Row, column: str, needs_answer: bool) -> list[Message]:
 
 
 def _read_message(row: Row, column: str, number: int, item: Any) -> Message:
+    # Exports give every message the keys of a call, null where there is none.
+    if isinstance(item, dict) and (
+        any(holds_something(item.get(key)) for key in _CALLS)
+        or any(item.get(keys[0]) in _OF_TOOLS for keys in _MESSAGE_KEYS)
+    ):
+        problem = f"message {number} calls a tool or is a tool's answer, and conversations with tools are not read yet"
+        raise BadRow(row, f"column {column!r}: {problem}", "tool call")
     keys = isinstance(item, dict) and next(
         (keys for keys in _MESSAGE_KEYS if keys[0] in item and keys[1] in item), None
     )

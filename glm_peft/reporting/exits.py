@@ -1,5 +1,6 @@
 """How a command ends: a mistake of the user becomes one sentence and an exit code."""
 
+import io
 import os
 import select
 import stat
@@ -25,6 +26,9 @@ def exit_with_user_errors() -> Iterator[None]:
         SystemExit: with 2 after a `UserError`, with 130 (a shell's number for it) after Ctrl-C, with 141 where the
             reader of stdout or stderr, such as `head`, has read enough, with 1 or 143 where another process ended.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # As Python does for stderr: an answer is not lost because the console has no emoji, or no Chinese.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             with heed_launcher():

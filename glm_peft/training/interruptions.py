@@ -114,5 +114,6 @@ def _follow_launcher() -> None:
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):
-        if b"accelerate" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes():
+        launcher = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+        if b"accelerate" in launcher or b"glm-peft" in launcher:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -55,7 +55,7 @@ class Resumption(TrainerCallback):
             _check_backend(self.checkpoint, record, self.trainer.args)
         if record and record["processes"] != processes:
             logger.warning(
-                "%s was written by %d process(es), and this run has %d: it goes on with the same prefix, optimizer "
+                "%s was written by %d process(es), and this run has %d: it goes on with the same weights, optimizer "
                 "and schedule, and where a step has as many examples as before with the same ones, but with other "
                 "random numbers, so not bit for bit.",
                 *(checkpoint, record["processes"], processes),

@@ -9,7 +9,7 @@ Extend `Seq2SeqTrainer` by what transformers cannot do with a prefix on a frozen
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader, Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Seq2SeqTrainer, Trainer
+from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from glm_peft.adapters.assembly import attach_for_training
@@ -30,7 +31,6 @@ from glm_peft.errors import UserError
 from glm_peft.models.unwrapping import base_of
 from glm_peft.preprocessing.batching import GROUPING, Batching, LengthGroupedSampler, row_sizes
 from glm_peft.training.checkpoint_writer import CheckpointWriter
-from glm_peft.training.embedding_noise import EmbeddingNoise
 from glm_peft.training.interruptions import Interruption, StoppedAtOnce
 from glm_peft.training.parallel.last_step import LastStep
 from glm_peft.training.parallel.sharded_optimizer import load_sharded
@@ -84,15 +84,9 @@ class PrefixTrainer(Seq2SeqTrainer):
         self.resumption = Resumption(self)
         self.checkpoints = CheckpointWriter(self, self.resumption)
         self.watch = Watch(self, self.interruption)
-        self._add_own_callbacks()
-
-    def _add_own_callbacks(self) -> None:
-        args, alpha = self.args, self.neftune_noise_alpha
-        if args.early_stopping_patience:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
-        if alpha is not None:
-            self.neftune_noise_alpha = None  # or the Trainer would add noise, too
-            self.add_callback(EmbeddingNoise(base_of(self.model), alpha))
+        patience = self.args.early_stopping_patience
+        if patience:
+            self.add_callback(EarlyStoppingCallback(patience, self.args.early_stopping_threshold))
         self.add_callback(self.watch)
         self.add_callback(self.resumption)
 
@@ -107,8 +101,21 @@ class PrefixTrainer(Seq2SeqTrainer):
         self.resumption.begin(resume_from_checkpoint)
         # Added last: other callbacks have pushed the checkpoint to the Hub by the time that this one ends the run.
         self.add_callback(EndAfterSignal(self, self.interruption, self.checkpoints))
-        with self.interruption:
+        with self.interruption, self._noise_on_embeddings():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    @contextmanager
+    def _noise_on_embeddings(self) -> Iterator[None]:
+        """Add NEFTune's noise, of `--neftune_noise_alpha`, to the embeddings within this context."""
+        base, alpha = base_of(self.model), self.args.neftune_noise_alpha
+        # The Trainer would look for them in `base_model.model`, which ChatGLM-6B does not have.
+        self.neftune_noise_alpha = None
+        handle = None if alpha is None else activate_neftune(base, alpha)
+        try:
+            yield
+        finally:
+            if handle:
+                deactivate_neftune(base, handle)
 
     # Batches
 

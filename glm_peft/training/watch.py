@@ -82,18 +82,16 @@ class EndAfterSignal(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Leave, where this is the checkpoint that the signal asked for."""
-        if self.interruption.is_due and self.checkpoints.saved_step == state.global_step:
-            self._leave()
-
-    def _leave(self) -> None:
+        if not self.interruption.is_due or self.checkpoints.saved_step != state.global_step:
+            return
         trainer = self.trainer
         # What the Trainer does at the end, such as drawing the curves, as the exit skips it.
-        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        trainer.callback_handler.on_train_end(args, state, control)
         PartialState().destroy_process_group()
         if trainer.is_world_process_zero():
-            checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{self.checkpoints.saved_step}"
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             print(
-                f"stopped by {self.interruption.name} at step {self.checkpoints.saved_step}; the same command with "
+                f"stopped by {self.interruption.name} at step {state.global_step}; the same command with "
                 f"--resume_from_checkpoint last goes on from {checkpoint}",
                 file=sys.stderr,
             )

@@ -3,16 +3,15 @@
 import re
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import optuna
 import pandas
 import yaml
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
 from glm_peft.arguments.search import Settings
 from glm_peft.reporting.files import write_atomically
@@ -22,8 +21,7 @@ BEST_NAME, CSV_NAME = "best.yaml", "trials.csv"
 HISTORY_NAME, PARAMETERS_NAME = "history.png", "parameters.png"
 
 _ATTRIBUTES = ("number", "state", "value", "params", "intermediate_values", "user_attrs", "duration")
-_STATES = {"COMPLETE": "complete", "PRUNED": "ended early", "FAIL": "failed"}
-_FAR = 2.0  # times the distance from the best to the median of the others: what is farther is drawn at the edge
+STATES = {"COMPLETE": "complete", "PRUNED": "ended early", "FAIL": "failed"}
 _DOTS_PER_INCH = 120
 _WIDEST = 24  # characters of a value in the table
 # Without exponents: YAML takes 1e-4 for text, and so it is written as text, which training reads as a number.
@@ -42,45 +40,36 @@ def tabulate_trials(study: optuna.Study) -> pandas.DataFrame:
     # A trial that was stopped is done again under a new number: it is no row.
     table = table[table["number"].isin([trial.number for trial in counted_trials(study)])]
     table.columns = [name.removeprefix("params_").removeprefix("user_attrs_") for name in table.columns]
-    table["state"], table["duration"] = table["state"].map(_STATES), table["duration"].dt.total_seconds()
+    table["state"], table["duration"] = table["state"].map(STATES), table["duration"].dt.total_seconds()
     return table
 
 
-def rank_trials(table: pandas.DataFrame, minimize: bool) -> pandas.DataFrame:
-    """Return the complete trials, the best first and the earlier first of equal ones, and then the others."""
-    # By the alphabet: complete, ended early, failed.
-    return table.sort_values(["state", "value", "number"], ascending=[True, minimize, True])
-
-
-def find_best(study: optuna.Study, ranked: pandas.DataFrame) -> FrozenTrial | None:
-    """Return the best of the complete trials, if there are any."""
-    is_there = len(ranked) > 0 and ranked["state"].iloc[0] == _STATES["COMPLETE"]
-    return study.trials[int(ranked["number"].iloc[0])] if is_there else None
-
-
-def format_trials(ranked: pandas.DataFrame, metric: str, names: Sequence[str]) -> str:
+def format_trials(table: pandas.DataFrame, metric: str, names: Sequence[str], minimize: bool) -> str:
     """
-    Format a table with one trial in a line, and the reasons of failures.
+    Format a table with one trial in a line, the best first, and the reasons of failures.
 
     Args:
-        ranked: the trials, in the order of the lines.
+        table: the trials.
         metric: heading of the results that trials are compared by.
         names: of the arguments that are searched.
+        minimize: whether lower results are better.
     """
+    # The states by the alphabet: complete, ended early, failed.
+    ranked = table.sort_values(["state", "value", "number"], ascending=[True, minimize, True])
     shown = ranked[["number", "value", *(name for name in names if name in ranked), "state"]]
     shown = shown.rename(columns={"number": "trial", "value": metric, "state": "end"})
     # A failed trial has no result, and its cell stays empty.
     shown[metric] = shown[metric].map("{:.4f}".format, na_action="ignore")
     with pandas.option_context("display.unicode.east_asian_width", True):  # a Chinese character takes two columns
-        table = shown.to_string(index=False, na_rep="", float_format="{:.4g}".format, max_colwidth=_WIDEST)
+        lines = [shown.to_string(index=False, na_rep="", float_format="{:.4g}".format, max_colwidth=_WIDEST)]
     failed = ranked.dropna(subset=[REASON]) if REASON in ranked else ranked[:0]
-    reasons = [f"trial {trial.number} failed: {trial.reason}" for trial in failed.itertuples()]
-    return "\n".join([table, *reasons])
+    lines += [f"trial {trial.number} failed: {trial.reason}" for trial in failed.itertuples()]
+    return "\n".join(lines)
 
 
 def plot_search(study: optuna.Study, metric: str, folder: Path) -> list[Path]:
     """
-    Draw the results of the complete trials, by their number and by the value of each argument.
+    Draw Optuna's plots of the complete trials, by their number and by the value of each argument.
 
     Args:
         study: with at least one complete trial.
@@ -93,31 +82,19 @@ def plot_search(study: optuna.Study, metric: str, folder: Path) -> list[Path]:
     from matplotlib import pyplot
     from optuna.visualization.matplotlib import plot_optimization_history, plot_slice
 
-    limits = _find_limits(study)
-    plots = {
-        HISTORY_NAME: partial(plot_optimization_history, study),
-        PARAMETERS_NAME: partial(plot_slice, study, target=lambda trial: float(np.clip(trial.value, *limits))),
-    }
+    plots = {HISTORY_NAME: plot_optimization_history, PARAMETERS_NAME: plot_slice}
     with warnings.catch_warnings(), pyplot.rc_context():
         # These plots are experimental by Optuna's word, and fonts may lack the characters of a choice.
         warnings.simplefilter("ignore")
         for name, plot in plots.items():
             # One axis of the history, and of the other plot one for each argument, which share the vertical axis.
-            axes = np.ravel(plot(target_name=metric))
-            margin = 0.05 * (limits[1] - limits[0] or 1.0)
-            axes[0].set_ylim(limits[0] - margin, limits[1] + margin)
+            axes = np.ravel(plot(study, target_name=metric))
+            if study.direction == StudyDirection.MINIMIZE:
+                axes[0].set_yscale("log")  # or a loss that is far off would press the others together
             axes[0].figure.set_size_inches(max(8, 3.6 * len(axes)), 4)
             axes[0].figure.savefig(folder / name, bbox_inches="tight", dpi=_DOTS_PER_INCH)
             pyplot.close(axes[0].figure)
     return [folder / name for name in plots]
-
-
-def _find_limits(study: optuna.Study) -> tuple[float, float]:
-    """Return the lowest and highest result drawn at its place; one far off would press the others together."""
-    values = [trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))]
-    best = study.best_value
-    far = best + _FAR * (median({*values} - {best} or {best}) - best)
-    return min(best, max(far, min(values))), max(best, min(far, max(values)))
 
 
 def write_best(folder: Path, best: FrozenTrial, metric: str, settings: Settings, command: str) -> None:
@@ -137,14 +114,9 @@ def write_best(folder: Path, best: FrozenTrial, metric: str, settings: Settings,
 
 def describe_values(trial: FrozenTrial | optuna.Trial, names: Sequence[str]) -> str:
     """Return such as `learning_rate 0.01, num_virtual_tokens 16`."""
-    return ", ".join(f"{name} {_format_value(trial.params[name])}" for name in names if name in trial.params)
-
-
-def _format_value(value: Any) -> str:
-    if value is None:
-        return "not given"
-    return (
-        str(value).lower() if isinstance(value, bool) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    values = {name: trial.params[name] for name in names if name in trial.params}
+    return ", ".join(
+        f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in values.items()
     )
 
 

@@ -1,12 +1,19 @@
-"""Describe the space of a search: which arguments of training take which values, and when each has an effect."""
+"""
+Read the space of a search, and draw settings of training from it.
+
+The file has lines such as `num_virtual_tokens: [16, 64, 128]` for values to choose from, or
+`learning_rate: {low: 1e-4, high: 1e-1, log: true}` for a range.
+"""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import BaseTrial, FixedTrial
 
@@ -14,7 +21,8 @@ from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.methods import METHODS, P_TUNING, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments, flags_of
-from glm_peft.arguments.search import SWITCHES, Settings, is_searchable
+from glm_peft.arguments.search import SWITCHES, Settings, as_words, is_searchable
+from glm_peft.arguments.settings import Setting, read_config
 from glm_peft.errors import UserError
 
 Value = bool | int | float | str | None
@@ -50,23 +58,57 @@ class Parameter:
         values = self.distribution
         return values.choices if isinstance(values, CategoricalDistribution) else (values.low, values.high)
 
-    def describe(self) -> Any:
-        """Return the values as JSON, which must be the same where a search is continued."""
-        if isinstance(self.distribution, CategoricalDistribution):
-            return list(self.distribution.choices)
-        return {
-            name: value for name, value in vars(self.distribution).items() if value is not None and value is not False
-        }
+
+def read_space(file: str) -> list[Parameter]:
+    """
+    Read the arguments to search, and their values.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no list of values and no range.
+    """
+    settings = read_config(file)
+    # Once more, as `read_config` leaves out what has no value, which in a space is a mistake.
+    named = yaml.safe_load(Path(file).read_text(encoding="utf-8-sig")) or {}
+    empty = [name for name, values in named.items() if values is None]
+    if empty or not settings:
+        what = f"{empty[0]} has no values" if empty else "there is nothing to search"
+        raise UserError(f"{file}: {what}: write lines such as `num_virtual_tokens: [16, 64, 128]`.")
+    return [Parameter(setting.name, setting.where, _read_distribution(setting)) for setting in settings]
 
 
-@cache
-def argument_kinds() -> dict[str, set[type]]:
-    """Return the types that each argument of training may have."""
-    from glm_peft.arguments.training import TrainingArguments
+def _read_distribution(setting: Setting) -> Distribution:
+    words, kinds = setting.values, _kinds_of(setting.name)
+    try:
+        if len(words) == 1 and words[0].startswith("{"):
+            return _read_range(json.loads(words[0]), kinds)
+        return CategoricalDistribution([_read_value(word, kinds) for word in words])
+    except (TypeError, ValueError) as error:  # Python and Optuna say what does not go together, with the values
+        raise UserError(
+            f"{setting.where} is neither a list of values nor a range such as {{low: 1e-4, high: 1e-1, log: true}}: "
+            f"{str(error).rstrip('.')}."
+        ) from error
 
-    types = (ModelArguments, DataArguments, TrainingArguments)
-    hints = {name: hint for kind in types for name, hint in get_type_hints(kind).items()}
-    return {name: set(get_args(hint)) or {hint} for name, hint in hints.items()}
+
+def _read_range(given: dict[str, Any], kinds: set[type]) -> Distribution:
+    # An argument that may be both is a float: a range of integers would leave out what lies between.
+    kind, make = (float, FloatDistribution) if float in kinds else (int, IntDistribution)
+    # By way of text, as YAML takes 1e-4 for one.
+    return make(**{name: value if name == "log" else kind(str(value)) for name, value in given.items()})
+
+
+def _read_value(word: str, kinds: set[type]) -> Value:
+    """Return a word of the file in the argument's type; what does not fit is left to the parser of training."""
+    if word in ("null", "~"):
+        return None
+    if bool in kinds and word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(word)
+            except ValueError:
+                continue
+    return " ".join(map(str, json.loads(word))) if word.startswith("[") else word
 
 
 def draw_settings(space: Sequence[Parameter], fixed: Settings, trial: BaseTrial) -> Settings:
@@ -80,9 +122,11 @@ def draw_settings(space: Sequence[Parameter], fixed: Settings, trial: BaseTrial)
     # The switches first, as they decide what else is drawn; `sorted` leaves all others in the order of the file.
     for parameter in sorted(space, key=lambda each: (*SWITCHES, each.name).index(each.name)):
         if has_effect(parameter.name, settings):
-            words = _as_words(parameter, parameter.suggest(trial))
-            settings = {name: value for name, value in settings.items() if name != parameter.name}
-            settings |= {} if words is None else {parameter.name: words}
+            value = parameter.suggest(trial)
+            settings.pop(parameter.name, None)
+            # A choice that is a list is one text with spaces for Optuna.
+            has_list = list[str] in _kinds_of(parameter.name) and value is not None
+            settings |= {} if value is None else {parameter.name: as_words(value.split() if has_list else value)}
     if any(parameter.name in SWITCHES for parameter in space):
         settings = {name: words for name, words in settings.items() if has_effect(name, settings)}
     return settings
@@ -119,32 +163,25 @@ def check_space(space: Sequence[Parameter], fixed: Settings, metric: str, check:
         UserError: an argument is none of training's, belongs to what all trials share, or never has an effect; or a
             value is refused.
     """
+    first = {parameter.name: parameter.samples[0] for parameter in space}
+    switches = {parameter.name: parameter.samples for parameter in space if parameter.name in SWITCHES}
+    combinations = [dict(zip(switches, values, strict=True)) for values in product(*switches.values())]
+    checked: list[Settings] = []  # a check takes some hundredths of a second
     for parameter in space:
         _check_name(parameter, fixed, metric)
-    checked: dict[str, set[str]] = {parameter.name: set() for parameter in space}
-    for parameter, values in _combinations(space):
-        trial, value = FixedTrial(values), values[parameter.name]
-        settings = draw_settings(space, fixed, trial)
-        # Switches are checked beside each other, everything else once: a check takes some hundredths of a second.
-        # By `repr`, as 1, 1.0 and True are equal in a set.
-        is_new = parameter.name in SWITCHES or repr(value) not in checked[parameter.name]
-        if parameter.name in trial.params and is_new:
-            _check_value(parameter, value, settings, check)
-            checked[parameter.name].add(repr(value))
-    for parameter in space:
-        if not checked[parameter.name]:
-            raise UserError(f"{parameter.where} has no effect in any trial: leave it out, or search what it is for.")
-
-
-def _combinations(space: Sequence[Parameter]) -> Iterator[tuple[Parameter, dict[str, Value]]]:
-    """Yield each value of each parameter, beside all combinations of switches and the first values of the others."""
-    switches = [parameter for parameter in space if parameter.name in SWITCHES]
-    first = {parameter.name: parameter.samples[0] for parameter in space}
-    for chosen in product(*(switch.samples for switch in switches)):
-        beside = first | dict(zip((switch.name for switch in switches), chosen, strict=True))
-        for parameter in space:
-            for value in (beside[parameter.name],) if parameter in switches else parameter.samples:
-                yield parameter, beside | {parameter.name: value}
+        for value in parameter.samples:
+            trials = [FixedTrial(first | switched | {parameter.name: value}) for switched in combinations]
+            drawn = [(draw_settings(space, fixed, trial), trial) for trial in trials]
+            tried = [settings for settings, trial in drawn if parameter.name in trial.params]
+            if not tried:
+                raise UserError(
+                    f"{parameter.where} has no effect in any trial: leave it out, or search what it is for."
+                )
+            # Switches are checked beside each other, and every other value once.
+            for settings in tried if parameter.name in SWITCHES else tried[:1]:
+                if settings not in checked:
+                    _check_value(parameter, value, settings, check)
+                    checked.append(settings)
 
 
 def _check_value(parameter: Parameter, value: Value, settings: Settings, check: Callable[[Settings], object]) -> None:
@@ -152,7 +189,7 @@ def _check_value(parameter: Parameter, value: Value, settings: Settings, check: 
         check(settings)
     except UserError as error:
         raise UserError(
-            f"{parameter.where}: the value {_text(value)} cannot be tried, as training would stop with: {error}"
+            f"{parameter.where}: the value {value} cannot be tried, as training would stop with: {error}"
         ) from error
 
 
@@ -174,13 +211,15 @@ def _check_name(parameter: Parameter, fixed: Settings, metric: str) -> None:
         )
 
 
-def _as_words(parameter: Parameter, value: Value) -> list[str] | None:
-    """Return the words after the flag; `None` where the argument is not given."""
-    if value is None:
-        return None
-    text = _text(value)
-    return text.split() if list[str] in argument_kinds()[parameter.name] else [text]
+def _kinds_of(name: str) -> set[type]:
+    """Return the types that an argument of training may have; none where there is no such argument."""
+    hint = _hints().get(name)
+    return set(get_args(hint)) or {hint}
 
 
-def _text(value: Value) -> str:
-    return json.dumps(value) if isinstance(value, bool) or value is None else str(value)
+@cache
+def _hints() -> dict[str, Any]:
+    from glm_peft.arguments.training import TrainingArguments
+
+    types = (ModelArguments, DataArguments, TrainingArguments)
+    return {name: hint for kind in types for name, hint in get_type_hints(kind).items()}

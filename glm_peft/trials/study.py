@@ -42,7 +42,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 def open_study(folder: Path, direction: str, search: Mapping[str, Any]) -> optuna.Study:
     """
-    Open the study in a folder, or create it, and end trials that a kill left running.
+    Open the study in a folder, or create it, and set trials that a kill left running to failed.
 
     Args:
         folder: held by `hold_folder`.
@@ -52,10 +52,10 @@ def open_study(folder: Path, direction: str, search: Mapping[str, Any]) -> optun
     Raises:
         UserError: the file is of another search, or is no file of a search.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search itself tells of each trial
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # at lower levels it logs a traceback for Ctrl-C
     path = folder / DATABASE_NAME
+    names = {"storage": f"sqlite:///{path.absolute()}", "study_name": STUDY_NAME}
     try:
-        names = {"storage": optuna.storages.get_storage(f"sqlite:///{path.absolute()}"), "study_name": STUDY_NAME}
         study = optuna.create_study(direction=direction, load_if_exists=True, **names)
         if not counted_trials(study):  # what it was begun with may have been a mistake
             optuna.delete_study(**names)
@@ -67,20 +67,15 @@ def open_study(folder: Path, direction: str, search: Mapping[str, Any]) -> optun
             "give another --output_dir."
         ) from error
     _check_same(path, study.user_attrs["search"], search)
-    fail_running_trials(study)
-    return study
-
-
-def fail_running_trials(study: optuna.Study) -> None:
-    """Set the trials that a kill or a signal left running to failed."""
     # Optuna's heartbeat would do so after a minute at the earliest; who holds the folder knows that none is running.
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
+    return study
 
 
 def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that ended by themselves, without those that were stopped and are to be done again."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    trials = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     return [trial for trial in trials if trial.state != TrialState.FAIL or REASON in trial.user_attrs]
 
 
@@ -100,15 +95,12 @@ def reseed(study: optuna.Study, seed: int, random_trials: int) -> None:
 
 
 def _check_same(path: Path, begun: Mapping[str, Any], search: Mapping[str, Any]) -> None:
-    # As JSON has both: a tuple comes back as a list.
-    before, now = (json.loads(json.dumps(each)) for each in (begun, search))
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
+    for name in sorted(begun.keys() | search.keys()):
+        before, now = (
+            json.dumps(each[name], ensure_ascii=False) if name in each else "not given" for each in (begun, search)
+        )
+        if before != now:
             raise UserError(
-                f"{path} is of another search, with {name} {_shown(before.get(name))} where this one has "
-                f"{_shown(now.get(name))}: go on with the same space and settings, or give another --output_dir."
+                f"{path} is of another search, with {name} {before} where this one has {now}: go on with the same "
+                "space and settings, or give another --output_dir."
             )
-
-
-def _shown(value: Any) -> str:
-    return "not given" if value is None else json.dumps(value, ensure_ascii=False)

@@ -5,6 +5,7 @@ With the same settings both give the same losses, bit for bit on a CPU.
 """
 
 import copy
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import optuna
 import transformers
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState
 
 from glm_peft.adapters.assembly import check_trainable, open_base, put_trainable_adapter_on
@@ -33,7 +33,8 @@ from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.training.trainer import PrefixTrainer
-from glm_peft.trials.stopping import raise_at_signals
+
+logger = logging.getLogger(__name__)
 
 _SHARED_STATES = ("state", "quant_state")  # of bitsandbytes' layers: tensors outside parameters and buffers
 
@@ -145,21 +146,11 @@ class EvaluationReport(TrainerCallback):
         trial: Optuna's.
         metric: by which trials are compared, such as `loss`.
         number_of_sets: number of validation sets.
-        progress: the bar of the search, which also shows the step of the trial.
     """
 
-    def __init__(self, trial: optuna.Trial, metric: str, number_of_sets: int, progress: tqdm) -> None:
-        self.trial, self.metric, self.number_of_sets, self.progress = trial, metric, number_of_sets, progress
+    def __init__(self, trial: optuna.Trial, metric: str, number_of_sets: int) -> None:
+        self.trial, self.metric, self.number_of_sets = trial, metric, number_of_sets
         self.step, self.metrics = -1, {}
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Take the signals back from the trainer, which would write a checkpoint of a trial that is done again."""
-        raise_at_signals()
-
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Show how far the trial is."""
-        self.progress.set_postfix_str(f"step {state.global_step} of {state.max_steps}", refresh=False)
-        self.progress.update(0)  # draws it as often as tqdm finds right
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float], **kwargs: Any
@@ -174,14 +165,21 @@ class EvaluationReport(TrainerCallback):
         self.metrics = metrics if state.global_step != self.step else self.metrics | metrics
         self.step = state.global_step
         if sum(name.endswith("_loss") for name in self.metrics) == self.number_of_sets:
-            self.trial.report(compute_objective(self.metrics, self.metric), self.step)
+            value = compute_objective(self.metrics, self.metric)
+            logger.info(
+                "Trial %d, step %d of %d: eval_%s %.4f",
+                self.trial.number,
+                self.step,
+                state.max_steps,
+                self.metric,
+                value,
+            )
+            self.trial.report(value, self.step)
             if self.trial.should_prune():
                 raise optuna.TrialPruned
 
 
-def run_trial(
-    workbench: Workbench, arguments: TrainArguments, trial: optuna.Trial, metric: str, progress: tqdm
-) -> dict[str, float]:
+def run_trial(workbench: Workbench, arguments: TrainArguments, trial: optuna.Trial, metric: str) -> dict[str, float]:
     """
     Train and evaluate as `glm_peft/train.py` does.
 
@@ -189,7 +187,6 @@ def run_trial(
         arguments: of this trial, resolved.
         trial: Optuna's, to which evaluations on the way are reported.
         metric: that is reported.
-        progress: the bar of the search.
 
     Returns:
         The metrics of what was trained.
@@ -199,8 +196,9 @@ def run_trial(
         optuna.TrialPruned: it is behind the others.
     """
     trainer = workbench.make_trainer(arguments)
+    trainer.interruption.signals = ()  # a trial that was stopped is done again, and needs no checkpoint
     sets = len(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else 1
-    report = EvaluationReport(trial, metric, sets, progress)
+    report = EvaluationReport(trial, metric, sets)
     trainer.add_callback(report)
     trainer.train()
     trainer.remove_callback(report)  # a trial that came to its end is not ended early any more

@@ -95,7 +95,7 @@ def _are_alone(training_args: TrainingArguments) -> bool:
 def _check_fsdp(version: int, model_args: ModelArguments, training_args: TrainingArguments) -> None:
     if version == 1:
         raise UserError(
-            "FSDP version 1 flattens trained and frozen parameters into one tensor, from which no prefix can be "
+            "FSDP version 1 flattens trained and frozen parameters into one tensor, from which no adapter can be "
             "saved: set fsdp_version: 2, as accelerate_configs/fsdp2.yaml has it."
         )
     if not training_args.do_train:
@@ -104,7 +104,7 @@ def _check_fsdp(version: int, model_args: ModelArguments, training_args: Trainin
             f"{_UNSHARDED_CONFIG}, or predict with python -m glm_peft.predict."
         )
     if training_args.optim == "adafactor":
-        raise UserError("--optim adafactor cannot work on a sharded prefix, as FSDP2 has it: use adamw_torch or sgd.")
+        raise UserError("--optim adafactor cannot work on a sharded adapter, as FSDP2 has it: use adamw_torch or sgd.")
     if model_args.quantization_bit:
         raise UserError(
             f"--quantization_bit {model_args.quantization_bit} and FSDP do not go together: what a quantized base "
