@@ -28,13 +28,15 @@ class GenerationFeatures:
     Prompts to generate from, with the texts, in the same order, that batches do not carry.
 
     `dataset` has `input_ids` and `length`; `prompts` are the last questions as the file has them; `references` are
-    the answers of the file, `None` where there is none; `rows` have the number of the row in the file and its
-    conversation up to the question, without the source prefix.
+    the answers of the file, `None` where there is none; `decoded_references` are what the published scripts of
+    ChatGLM-6B and ChatGLM2-6B compare with: the answers encoded, cut to `val_max_target_length` tokens, and decoded.
+    `rows` have the number of the row in the file and its conversation up to the question, without the source prefix.
     """
 
     dataset: Dataset
     prompts: list[str]
     references: list[str | None]
+    decoded_references: list[str | None]
     rows: list[dict[str, Any]]
     report: LengthReport
 
@@ -81,7 +83,20 @@ def build_generation_features(
     prompts = [conversation.prompt[-1]["content"] for conversation in split]
     asked = [with_system(conversation.prompt, data_args.system_text) for conversation in split]
     rows = [{"row": own.number, "messages": messages} for own, messages in zip(split, asked, strict=True)]
-    return GenerationFeatures(dataset, prompts, [conversation.answer for conversation in split], rows, report)
+    references = [conversation.answer for conversation in split]
+    limit = data_args.val_max_target_length or data_args.max_target_length
+    decoded = [_decode_again(tokenizer, answer, limit) for answer in references]
+    return GenerationFeatures(dataset, prompts, references, decoded, rows, report)
+
+
+def _decode_again(tokenizer: PreTrainedTokenizerBase, answer: str | None, max_length: int) -> str | None:
+    """Return an answer as the published scripts score it: of `max_length` tokens, special ones counted, decoded."""
+    if answer is None:
+        return None
+    # As in encoding with special tokens, which are skipped in decoding, but the tokenizer need not have room for them.
+    room = max(max_length - tokenizer.num_special_tokens_to_add(), 0)
+    ids = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"][:room]
+    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @dataclass(frozen=True)

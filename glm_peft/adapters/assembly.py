@@ -114,9 +114,17 @@ def put_trainable_adapter_on(
     if has_prefix(adapted):
         # Before the hooks of the prefix, as a start from a text runs the bare base.
         initialize_prefix(adapted, base.tokenizer, base.model_args)
-        attach_prefix_attention(adapted, base.model_args.prefix_dropout)
-    # In chunks and at labels alone: full logits over a real vocabulary are most of a step's time and memory.
-    attach_loss(adapted, training_args.label_smoothing_factor)
-    if training_args.layer_compiler is not None:
-        compile_layers(base_of(adapted), **training_args.layer_compiler)
+    attach_for_training(adapted, training_args, base.model_args.prefix_dropout)
     return adapted
+
+
+def attach_for_training(
+    model: PreTrainedModel | PeftModel, training_args: TrainingArguments, prefix_dropout: float = 0.0
+) -> None:
+    """Let the attention carry the prefix, compute the loss in chunks, and compile the layers by `--torch_compile`."""
+    if has_prefix(model):
+        attach_prefix_attention(model, prefix_dropout)
+    # In chunks and at labels alone: full logits over a real vocabulary are most of a step's time and memory.
+    attach_loss(model, training_args.label_smoothing_factor)
+    if training_args.layer_compiler is not None:
+        compile_layers(base_of(model), **training_args.layer_compiler)

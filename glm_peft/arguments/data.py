@@ -150,7 +150,8 @@ class DataArguments:
     )
     metric_protocol: Literal["thudm", "chatglm3"] | None = option(
         None,
-        "How BLEU-4 is taken: over characters, times 100, or over words. None: as published for the chat format.",
+        "How scores are taken. thudm: BLEU-4 over characters, times 100, against answers encoded, cut to "
+        "--max_target_length tokens and decoded; chatglm3: over words. None: as published for the chat format.",
         needs=("predict_with_generate", "do_predict", "!prompt"),
     )
 

@@ -21,7 +21,7 @@ from glm_peft.reporting.file_names import CURVES_NAME, PREDICTIONS_NAME, PROVENA
 from glm_peft.reporting.results import format_bytes
 
 _FILE, _LINK = re.compile(r"[\w.-]+"), re.compile(r"https?://[^\s()<>]+")
-_TEXTS = ("prompt", "labels", "predict")
+_TEXTS = ("prompt", "labels", "predict", "scored_labels", "scored_predict")
 _EXAMPLES = 3  # of adapters of earlier versions, where nobody said how many
 _ORIGINS = ("continued_from", "pruned_from", "converted_from")
 
