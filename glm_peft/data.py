@@ -28,12 +28,16 @@ class GenerationFeatures:
     Prompts to generate from, with the texts, in the same order, that batches do not carry.
 
     `dataset` has `input_ids` and `length`; `prompts` are the last questions as the file has them; `references` are
-    the answers of the file, `None` where there is none.
+    the answers of the file, `None` where there is none; `decoded_references` are what the published scripts of
+    ChatGLM-6B and ChatGLM2-6B compare with: the answers encoded, cut to `val_max_target_length` tokens, and decoded.
+    `rows` have the number of the row in the file and its conversation up to the question, without the source prefix.
     """
 
     dataset: Dataset
     prompts: list[str]
     references: list[str | None]
+    decoded_references: list[str | None]
+    rows: list[dict[str, Any]]
     report: LengthReport
 
 
@@ -77,7 +81,22 @@ def build_generation_features(
         _encode(rows, encoder, _PROMPT_FEATURES, data_args, f"{split.name} prompts"), split, data_args, None
     )
     prompts = [conversation.prompt[-1]["content"] for conversation in split]
-    return GenerationFeatures(dataset, prompts, [conversation.answer for conversation in split], report)
+    asked = [with_system(conversation.prompt, data_args.system_text) for conversation in split]
+    rows = [{"row": own.number, "messages": messages} for own, messages in zip(split, asked, strict=True)]
+    references = [conversation.answer for conversation in split]
+    limit = data_args.val_max_target_length or data_args.max_target_length
+    decoded = [_decode_again(tokenizer, answer, limit) for answer in references]
+    return GenerationFeatures(dataset, prompts, references, decoded, rows, report)
+
+
+def _decode_again(tokenizer: PreTrainedTokenizerBase, answer: str | None, max_length: int) -> str | None:
+    """Return an answer as the published scripts score it: of `max_length` tokens, special ones counted, decoded."""
+    if answer is None:
+        return None
+    # As in encoding with special tokens, which are skipped in decoding, but the tokenizer need not have room for them.
+    room = max(max_length - tokenizer.num_special_tokens_to_add(), 0)
+    ids = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"][:room]
+    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @dataclass(frozen=True)
@@ -173,13 +192,26 @@ def _as_rows(
     with paused_collection():
         for conversation in split:
             for prompt, answer in turns_of(conversation):
-                columns["messages"].append(_with_prefix(prompt, data_args.source_prefix))
+                columns["messages"].append(shape_prompt(prompt, data_args))
                 columns["answer"].append(answer)
                 columns["where"].append(conversation.where)
         return Dataset.from_dict(columns)
 
 
-def _with_prefix(messages: list[Message], source_prefix: str | None) -> list[Message]:
+def shape_prompt(messages: list[Message], data_args: DataArguments) -> list[Message]:
+    """Return a conversation as the model is asked it: with the system text, and the prefix before the question."""
+    return with_source_prefix(with_system(messages, data_args.system_text), data_args.source_prefix)
+
+
+def with_system(messages: list[Message], system_text: str | None) -> list[Message]:
+    """Return a conversation with a system text where it has none."""
+    if not system_text or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system_text}, *messages]
+
+
+def with_source_prefix(messages: list[Message], source_prefix: str | None) -> list[Message]:
+    """Return a conversation with a text before its last question."""
     if not source_prefix:
         return messages
     question = messages[-1]

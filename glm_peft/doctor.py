@@ -108,9 +108,10 @@ class Examination:
     def examine_model(self) -> None:
         """Check that tokenizer, config and adapter can be read and belong together, as training checks it."""
         try:
-            self.base = open_base(self.model_args, is_trainable=True)
+            self.base = open_base(self.model_args, self.data_args, is_trainable=True)
             arguments = TrainArguments(self.model_args, self.data_args, self.training_args)
-            self.model_args, self.data_args, self.training_args = arguments.resolve(self.base.model_args)
+            arguments = arguments.resolve(self.base.model_args, self.base.data_args)
+            self.model_args, self.data_args, self.training_args = arguments
         except UserError as error:
             self.report("Model", [str(error)])
             return  # rows can be examined without a tokenizer, their lengths and the memory cannot

@@ -37,7 +37,7 @@ from glm_peft.examination.prefix_pruning import write_pruned_adapter
 from glm_peft.models.loading import find_generation
 from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.provenance.recipe import public_name
-from glm_peft.provenance.record import describe_base, read_provenance
+from glm_peft.provenance.record import describe_base, describe_prompt, read_provenance
 from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.files import digest_file, make_output_dir, write_atomically
 from glm_peft.reporting.log import set_up_logging
@@ -95,25 +95,27 @@ class Trial:
 
     def __init__(self, prefix: Prefix, arguments: InspectArguments) -> None:
         self.prefix, self.arguments = prefix, arguments
+        # As a validation split, whose rows need answers; those of a test split do not.
+        data_args = DataArguments(
+            validation_file=arguments.test_file,
+            max_eval_samples=arguments.max_predict_samples,
+            **{name: getattr(arguments, name) for name in _shared_flags(arguments)},
+        )
         self.base = open_base(
             ModelArguments(
                 model_name_or_path=arguments.base,
                 adapter_name_or_path=prefix.source,
                 chat_format=arguments.chat_format,
                 dtype=arguments.dtype,
-            )
+            ),
+            data_args,
         )
         self.rows = self.load_rows()  # before the weights, so that a bad row is told at once
         self.model = self.load_model()
 
     def load_rows(self) -> list[Row]:
         """Read and encode the rows as training would."""
-        # As a validation split, whose rows need answers; those of a test split do not.
-        data_args = DataArguments(
-            validation_file=self.arguments.test_file,
-            max_eval_samples=self.arguments.max_predict_samples,
-            **{name: getattr(self.arguments, name) for name in _shared_flags(self.arguments)},
-        )
+        data_args = self.base.data_args
         split = load_splits(data_args, ["validation"])["validation"]
         dataset, _ = build_training_features(split, self.base.chat_format, self.base.tokenizer, data_args)
         return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in dataset]
@@ -171,6 +173,7 @@ class Trial:
                 self.model.config, find_generation(self.base.model_args), self.base.tokenizer, self.model
             ),
             "chat_format": self.base.chat_format.name,
+            "prompt": describe_prompt(self.base.data_args),
             "kept_virtual_tokens": kept,
             "pruned_on": {"file": Path(file).name, "sha256": digest_file(file), "examples": len(self.rows)},
         }

@@ -6,9 +6,10 @@ row) and BLEU-4 as NLTK's `sentence_bleu` with smoothing method 3. They differ i
 
 - `thudm` (ChatGLM-6B, ChatGLM2-6B): characters; times 100, rounded to 4 digits a row.
 - `chatglm3` (ChatGLM3-6B, GLM-4): jieba words; 0 to 1, not rounded. The published scripts leave special tokens in the
-  text that they score; what is scored here is the text that is given.
+  text that they score.
 
-The score of a file is the plain mean over its rows.
+The score of a file is the plain mean over its rows. Scored are the texts that are given; the published scripts of
+`thudm` give others than the file's, and so does `glm_peft.prediction.evaluation.score_answers`.
 """
 
 import logging
@@ -31,6 +32,8 @@ jieba.setLogLevel(logging.WARNING)  # it reports the loading of its dictionary o
 PROTOCOLS = ("thudm", "chatglm3")
 SCORE_NAMES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 COUNT_NAMES = ("empty_predictions", "empty_references")
+TEXT_SCORE_NAMES = {name: f"text-{name}" for name in (*SCORE_NAMES, "exact_match")}
+"""Names of the scores against the text of the file, where those of the protocol compare with another."""
 PAIRS_WITHOUT_PROGRESS_BAR = 300  # scored sooner than anyone would look for a bar
 _KEPT_PAIRS = 1 << 14
 

@@ -16,9 +16,8 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from glm_peft.adapters.assembly import OpenedBase, open_base, put_adapter_on
-from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.prediction import parse_predict_arguments
-from glm_peft.data import GenerationFeatures, build_generation_features, describe_example
+from glm_peft.data import GenerationFeatures, build_generation_features, describe_example, shape_prompt
 from glm_peft.models.loading import check_base_weights
 from glm_peft.models.quantization import allow_packing
 from glm_peft.prediction.evaluation import Answering, choose_protocol, predict
@@ -40,21 +39,23 @@ logger = logging.getLogger("glm_peft.predict")
 def main() -> None:
     """Answer the rows of a file or one prompt, as the arguments ask."""
     model_args, data_args, predict_args = parse_predict_arguments()
-    settings = GenerationSettings.from_arguments(predict_args, data_args)
+    GenerationSettings.from_arguments(predict_args, data_args)  # told before anything is read, if they are wrong
     processes = join_processes()
     set_up_logging(is_main_process=processes.is_main_process)
     if predict_args.prompt is not None:
-        base = open_base(model_args)
+        base = open_base(model_args, data_args)
     else:
         with new_output_dir(predict_args.output_dir):
             check_resumable(predict_args.output_dir, predict_args.resume)
-            base = open_base(model_args)
+            base = open_base(model_args, data_args)
             weights = claim_folder(predict_args.output_dir, base.model_args)
     check_base_weights(base.model_args)
+    data_args = base.data_args
+    settings = GenerationSettings.from_arguments(predict_args, data_args)
 
     # One prompt
     if predict_args.prompt is not None:
-        features = {"input_ids": [encode_prompt(predict_args.prompt, base, data_args)]}
+        features = {"input_ids": [encode_prompt(predict_args.prompt, base)]}
         (answer,) = load_answering(base).generate(features, settings)
         if processes.is_main_process:
             print(answer)
@@ -79,12 +80,13 @@ def main() -> None:
     logger.info("Predictions and scores: %s", predict_args.output_dir)
 
 
-def encode_prompt(prompt: str, base: OpenedBase, data_args: DataArguments) -> list[int]:
+def encode_prompt(prompt: str, base: OpenedBase) -> list[int]:
     """Encode one question as a row of a file with that question would be."""
-    messages = [{"role": "user", "content": (data_args.source_prefix or "") + prompt}]
-    encoded = base.chat_format.encode_prompt(base.tokenizer, messages, data_args.max_source_length)
+    messages, length = [{"role": "user", "content": prompt}], base.data_args.max_source_length
+    messages = shape_prompt(messages, base.data_args)
+    encoded = base.chat_format.encode_prompt(base.tokenizer, messages, length)
     if encoded.truncated:
-        logger.warning("The end of --prompt is cut off to fit --max_source_length %d.", data_args.max_source_length)
+        logger.warning("The end of --prompt is cut off to fit --max_source_length %d.", length)
     return encoded.ids
 
 

@@ -52,8 +52,8 @@ def main() -> None:
     set_up_logging(choose_level(arguments.training), is_main_process=arguments.training.process_index == 0)
     transformers.set_seed(arguments.training.seed)
     output_dir = make_output_dir(arguments.training.output_dir)
-    base = open_base(arguments.model, is_trainable=True)
-    arguments = arguments.resolve(base.model_args)
+    base = open_base(arguments.model, arguments.data, is_trainable=True)
+    arguments = arguments.resolve(base.model_args, base.data_args)
     model_args, data_args, training_args = arguments
     check_base_weights(model_args)
     pusher = prepare_push(model_args, training_args)

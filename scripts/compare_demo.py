@@ -63,14 +63,14 @@ class Demo:
         """The scores of the model's answers to the test lines, or to these prompts in their place."""
         prompts = prompts or self.prompts.dataset["input_ids"][:]
         answering = (model, self.tokenizer, self.chat_format)
-        answers = generate_answers(*answering, {"input_ids": prompts}, self.settings)
-        return score_answers(self.prompts.references, answers, self.protocol)
+        answers = generate_answers(*answering, {"input_ids": prompts}, self.settings, keep_white_space=True)
+        return score_answers(self.prompts, answers, self.protocol)
 
     def score_rewriting(self, seed: int) -> tuple[int, Scores]:
         """What the script that wrote the lines gets when it writes them again, with other wordings: about the best."""
         chooser = random.Random(seed)
         answers = [write_summary(read_content(prompt), WANTED_MANNER, chooser) for prompt in self.prompts.prompts]
-        return 0, score_answers(self.prompts.references, answers, self.protocol)
+        return 0, score_answers(self.prompts, answers, self.protocol)
 
     def score_base(self, seed: int) -> tuple[int, Scores]:
         """The base alone, which no seed changes."""

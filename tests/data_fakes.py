@@ -18,6 +18,7 @@ DEFAULTS = {
     "history_column": None,
     "system_column": None,
     "source_prefix": None,
+    "system_text": None,
     "max_source_length": 1024,
     "max_target_length": 128,
     "val_max_target_length": None,
@@ -42,6 +43,15 @@ class CharacterTokenizer:
 
     pad_token_id = 0
     padding_side = "left"
+
+    def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(character) for character in text]}
+
+    def num_special_tokens_to_add(self) -> int:
+        return 2
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(map(chr, ids))
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         return [{0: "<pad>", 1: "<end>"}.get(id_, chr(id_)) for id_ in ids]

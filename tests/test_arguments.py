@@ -30,6 +30,7 @@ from glm_peft.arguments.transformers_flags import FACTS
 from glm_peft.errors import UserError
 from glm_peft.metrics import PROTOCOLS
 from glm_peft.models.chat_formats import CHAT_FORMATS
+from glm_peft.prediction.generation_settings import GenerationSettings
 
 ROOT = Path(__file__).parents[1]
 NEEDED = {"model_name_or_path": "base", "output_dir": "out", "do_train": "true", "train_file": "train.json"}
@@ -402,7 +403,8 @@ def test_every_published_argument_is_accepted_and_those_without_effect_are_told(
         model_args, data_args, training_args = parse(**PUBLISHED)
     assert (model_args.adapter_name_or_path, model_args.num_virtual_tokens) == ("adapter", 64)
     assert (model_args.model_revision, data_args.dataset_config_name) == ("v1", "default")
-    assert (data_args.source_prefix, training_args.num_beams, training_args.max_new_tokens) == ("问：", 2, 32)
+    assert (data_args.source_prefix, training_args.num_beams) == ("问：", 2)
+    assert GenerationSettings.from_arguments(training_args, data_args).max_new_tokens == 32
     told = {record.getMessage().split()[0].removeprefix("--") for record in caplog.records}
     without_task = {"validation_file", "max_eval_samples", "val_max_target_length", "num_beams"}
     assert told == {*IGNORED, *without_task, "test_file", "max_predict_samples"}
@@ -524,8 +526,13 @@ def test_a_data_set_stands_for_every_file():
 
 def test_lengths_of_answers_default_to_those_of_training():
     _, data_args, training_args = parse(max_target_length="77")
-    assert (data_args.val_max_target_length, training_args.max_new_tokens) == (77, 77)
-    assert parse(val_max_target_length="5", max_new_tokens="9").training.max_new_tokens == 9
+    assert (
+        data_args.val_max_target_length
+        == GenerationSettings.from_arguments(training_args, data_args).max_new_tokens
+        == 77
+    )
+    _, data_args, training_args = parse(val_max_target_length="5", max_new_tokens="9")
+    assert GenerationSettings.from_arguments(training_args, data_args).max_new_tokens == 9
 
 
 def test_defaults_are_those_of_a_prefix():

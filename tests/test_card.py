@@ -114,10 +114,10 @@ def copy_of(folder: Path, target: Path, **record: Any) -> Path:
     return target
 
 
-def with_predictions(folder: Path, target: Path, *texts: str | None) -> Path:
-    """A copy of an adapter with one row of predictions: prompt, reference and answer."""
-    copy_of(folder, target)
-    row = dict(zip(("prompt", "labels", "predict"), texts, strict=True))
+def with_predictions(folder: Path, target: Path, *texts: str | None, **more: Any) -> Path:
+    """A copy of an adapter without a source prefix, with one row of predictions: prompt, reference and answer."""
+    copy_of(folder, target, prompt={"source_prefix": None} | more.pop("prompt", {}))
+    row = dict(zip(("prompt", "labels", "predict"), texts, strict=True)) | more
     (target / "generated_predictions.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     return target
 
@@ -354,8 +354,38 @@ def test_the_examples_are_the_first_predictions(adapter):
     rows = [json.loads(line) for line in lines]
     (head, *found) = next(tables(build_card(adapter)))
     assert head == ["prompt", "reference", "answer"]
-    assert found == [[row["prompt"], row["labels"], row["predict"].strip()] for row in rows[:3]]
+    assert found == [["写一段：" + row["prompt"], row["labels"], row["predict"].strip()] for row in rows[:3]]
     assert "The first 3 of 5 rows of `test.json`" in build_card(adapter)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_as_many_examples_stand_in_the_card_as_are_asked_for(language, adapter, tmp_path):
+    assert len(next(tables(build_card(adapter, language=language, examples=1)))) == 2
+    card = build_card(copy_of(adapter, tmp_path / "folder", card_examples=0), language=language)
+    assert "`--card_examples 0`" in card and not any(row["content"] in card for row in ROWS)
+    assert all('"content": "写一段：你好"' in code for code in blocks(card, "python"))
+
+
+def test_a_conversation_is_asked_with_its_system_text_and_earlier_turns(adapter, tmp_path):
+    turns = [("system", "短\n答"), ("user", "一"), ("assistant", "二"), ("user", "三")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    asked = [*messages[:3], {"role": "user", "content": "问：三"}]
+    for number, (shown, sent) in enumerate(((messages, asked), (messages[:1] + messages[3:], asked[:1] + asked[3:]))):
+        folder = tmp_path / str(number)
+        prompt = {"source_prefix": "问：", "system_text": "别的"}
+        card = build_card(with_predictions(adapter, folder, "三", "四", "五", messages=shown, prompt=prompt))
+        cell = "\n".join(f"{message['role']}: {message['content']}" for message in sent)
+        assert list(tables(card))[0][1] == [cell, "四", "五"]
+        assert all(f"messages = {json.dumps(sent, ensure_ascii=False)}\n" in code for code in blocks(card, "python"))
+        written, _, command = blocks(card, "bash")[0].rpartition("python -m glm_peft.predict")
+        words = shlex.split(command.replace("\\\n", " "))
+        _, data_args, predict_args = parse_predict_arguments(words)
+        assert data_args.source_prefix == "问："
+        if number == 0:  # more than a question does not fit into --prompt
+            printf, form, row, arrow, file = shlex.split(written)
+            assert (json.loads(row), file) == ({"messages": shown}, data_args.test_file)
+        else:
+            assert (written, predict_args.prompt, data_args.system_text) == ("", "三", "短\n答")
 
 
 NASTY = [

@@ -1,6 +1,8 @@
 """Chat: who answers, what of a conversation goes into a prompt, the commands, and what is streamed."""
 
 import subprocess
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,14 @@ def test_a_chat_goes_on_from_its_history(session, answerers, capsys):
     assert session.dialogue.messages == []
     session.take("/undo")
     assert "nothing to take back" in capsys.readouterr().err
+
+
+def test_an_adapter_is_asked_as_it_was_trained(answerers):
+    asked = {**answerers.asked, "ads": DataArguments(system_text="你是店员。", source_prefix="问：")}
+    encode = partial(replace(answerers, asked=asked).encode, "ads")
+    messages = [{"role": "system", "content": "你是店员。"}, {"role": "user", "content": "问：你好"}]
+    assert encode([{"role": "user", "content": "你好"}]) == answerers.encode("ads", messages)
+    assert answerers.encode("base", messages[1:]) == prompt_of(answerers.by_name["base"], "问：你好")
 
 
 def test_compare_shows_base_and_adapter_and_keeps_the_conversation(session, answerers, capsys):

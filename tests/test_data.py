@@ -95,15 +95,18 @@ def test_training_and_prediction_have_the_same_prompt_ids(training_features, gen
         assert prompt == asked[0]["input_ids"]
 
 
-def test_the_source_prefix_stands_before_the_last_question(training_features):
-    dataset, _ = training_features([{"messages": CHAT}], source_prefix="P:")
-    assert [text_of(ids) for ids in dataset["input_ids"]] == ["s!P:q1>a1.", "s!q1>a1;P:q2>a2."]
+def test_the_source_prefix_stands_before_the_last_question_and_a_system_text_where_there_is_none(training_features):
+    for rows, prompts in (([{"messages": CHAT}], ["s!P:q1>a1.", "s!q1>a1;P:q2>a2."]), (pairs("q=a"), ["S!P:q>a."])):
+        dataset, _ = training_features(rows, source_prefix="P:", system_text="S")
+        assert [text_of(ids) for ids in dataset["input_ids"]] == prompts
 
 
 def test_references_and_prompts_stay_outside_the_batch_in_order(generation_features):
-    features = generation_features([*pairs("q1=a1", "q2="), {"content": "q3"}], source_prefix="P:")
+    features = generation_features([*pairs("q1=a1", "q2="), {"content": "q3"}], source_prefix="P:", system_text="S")
     assert features.dataset.column_names == ["input_ids", "length"]
-    assert [text_of(ids) for ids in features.dataset["input_ids"]] == ["P:q1>", "P:q2>", "P:q3>"]
+    assert [text_of(ids) for ids in features.dataset["input_ids"]] == ["S!P:q1>", "S!P:q2>", "S!P:q3>"]
+    system, question = {"role": "system", "content": "S"}, {"role": "user", "content": "q3"}
+    assert features.rows[2] == {"row": 3, "messages": [system, question]}
     assert features.prompts == ["q1", "q2", "q3"]
     assert features.references == ["a1", None, None]
     assert "test: 3 rows read from" in str(features.report)

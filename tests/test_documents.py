@@ -1,8 +1,10 @@
 """The documents hold: links resolve, commands and flags exist, examples run, quoted sentences are the toolkit's."""
 
 import ast
+import builtins
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -20,7 +22,7 @@ import pytest
 import torch
 import train_demo_model
 from accelerate.commands.launch import launch_command_parser
-from peft import PeftModel, PrefixTuningConfig, get_peft_model
+from peft import PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from scaling_table import Assumptions
 from tiny_options import ModelOptions
 from transformers import (
@@ -34,6 +36,8 @@ from transformers import (
 )
 
 from glm_peft import predict, train
+from glm_peft.adapters.files import read_flat_prefix
+from glm_peft.adapters.loading import load_adapter
 from glm_peft.arguments.chat import ChatArguments, parse_chat_arguments
 from glm_peft.arguments.command_line import names_of_fields
 from glm_peft.arguments.conversion import parse_convert_arguments
@@ -53,6 +57,7 @@ from glm_peft.examination.memory_estimate import BaseSize, Settings, estimate_me
 from glm_peft.models import ChatGLMConfig
 from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.training.trainer import PrefixTrainer
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
@@ -328,13 +333,66 @@ def workplace(tmp_path, tiny_model_dirs, reference_models, monkeypatch) -> dict[
     return models
 
 
-@pytest.mark.parametrize(("language", "code"), blocks_of("python"))
-def test_examples_in_python_run(language, code, workplace):
+def run_example(code: str, workplace: dict[str, Path], names: dict[str, Any]) -> None:
     for name, folder in workplace.items():
         code = code.replace(name, str(folder))
-    exec(compile(code, "example", "exec"), {})
+    exec(compile(code, "example", "exec"), names)
     for written in re.findall(r'(?:save_pretrained|to_parquet)\("(.+?)"\)', code):
         assert Path(written).exists()
+
+
+ALONE = [document for document in DOCUMENTS if document != "docs/from_python.md"]
+
+
+@pytest.mark.parametrize(("language", "code"), blocks_of("python", documents=ALONE))
+def test_examples_in_python_run(language, code, workplace):
+    run_example(code, workplace, {})
+
+
+def test_the_page_from_python_runs_from_its_top_to_its_end(workplace):
+    shutil.copytree("output/adgen_chatglm3", "output/poet")
+    names: dict[str, Any] = {}
+    for language, code in blocks("docs/from_python.md"):
+        assert language == "python"
+        run_example(re.sub(r"\b(512|128)\b", "8", code), workplace, names)
+    assert len(names["answers"]) == 3 and len(names["history"]) == 4
+    assert {"adapter_model.safetensors", "prefix_encoder.safetensors"} <= set(os.listdir("output/continued"))
+    own, continued = (
+        read_flat_prefix(f"output/{name}", PeftConfig.from_pretrained(f"output/{name}"))
+        for name in ("own_trainer", "continued")
+    )
+    with pytest.raises(UserError, match="give it glm_peft.TrainingArguments"):
+        PrefixTrainer(names["model"], Seq2SeqTrainingArguments("output/stock", use_cpu=True))
+    assert 0 < (own - continued).abs().max() < 0.01
+
+
+def test_generate_cannot_do_with_a_prefix_what_the_page_says(workplace):
+    tokenizer = AutoTokenizer.from_pretrained(workplace["THUDM/chatglm3-6b"])
+    base, draft = (AutoModelForCausalLM.from_pretrained(workplace["THUDM/chatglm3-6b"]).eval() for _ in range(2))
+    model = load_adapter(base, "output/adgen_chatglm3").eval()
+    prompt = (
+        get_chat_format(tokenizer)
+        .encode_prompt(tokenizer, [{"role": "user", "content": "类型#上衣*颜色#白色*风格#简约"}])
+        .ids
+    )
+    ids = torch.tensor([prompt])
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    always = {
+        "prefix_allowed_tokens_fn": lambda *_: prompt[-2:-1]
+    }  # so that a candidate is found, as in a longer text
+    expected = model.generate(input_ids=ids, **options)
+    earlier = model.generate(input_ids=ids[:, :5], max_new_tokens=1, return_dict_in_generate=True).past_key_values
+    names = {"draft": draft, "earlier": earlier, "embeddings": base.get_input_embeddings()(ids)}
+    for asked, seen, _ in rows_of_table("docs/from_python.md", "What generate cannot do with a prefix"):
+        given = eval(f"dict({asked.strip('`')})", names) | (always if "lookup" in asked else {})
+        inputs = {} if "inputs_embeds" in given else {"input_ids": ids}
+        error = re.match(r"(\w+Error): (sizes of tensors)?", seen)
+        if error:
+            with pytest.raises(getattr(builtins, error[1]), match="(?i)sizes of tensors" if error[2] else ""):
+                model.generate(**inputs, **options | given)
+        else:
+            answer = model.generate(**inputs, **options | given)
+            assert torch.equal(answer, expected) == seen.startswith("no effect")
 
 
 @pytest.mark.parametrize(("language", "rows"), blocks_of("json", "jsonl", "csv", documents=["docs/data_formats.md"]))

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -238,6 +239,22 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(setup: Setup) -> Non
     known = dict(zip(batches[0].rows, batches[0].answers, strict=True))
     known[batches[1].rows[0]] = batches[1].answers[0]
     assert setup.answer(settings=drawn, known_answers=known) == answers
+
+
+def test_threads_wait_for_each_other(setup: Setup) -> None:
+    """PEFT's `generate` is not safe in threads: of two calls at once, one loses its prefix."""
+    expected, answers = setup.answer(), []
+    other = Thread(target=lambda: answers.append(setup.answer()))
+
+    def start_other(batch: AnsweredBatch) -> None:
+        if not other.ident:
+            other.start()
+        other.join(0.3)
+        assert not answers
+
+    assert setup.answer(on_batch=start_other) == expected
+    other.join()
+    assert answers == [expected]
 
 
 @pytest.fixture

@@ -442,8 +442,8 @@ def test_what_chatglm_6b_cannot_do_is_refused_before_anything_is_loaded(
 
 def settled(method: str, packing: bool | None = None, **training: Any) -> tuple[DataArguments, TrainingArguments]:
     training_args = TrainingArguments(output_dir="out", use_cpu=True, **training)
-    model_args = ModelArguments("base", peft_type=method)
-    resolved = TrainArguments(model_args, DataArguments(packing=packing), training_args).resolve(model_args)
+    model_args, data_args = ModelArguments("base", peft_type=method), DataArguments(packing=packing)
+    resolved = TrainArguments(model_args, data_args, training_args).resolve(model_args, data_args)
     return resolved.data, resolved.training
 
 

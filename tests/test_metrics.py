@@ -2,15 +2,24 @@
 
 import json
 import random
+from pathlib import Path
+from types import SimpleNamespace
 
 import evaluate
 import jieba
 import pytest
 from rouge_chinese import Rouge
+from transformers import AutoTokenizer
 
 from glm_peft import metrics
+from glm_peft.arguments.data import DataArguments
+from glm_peft.data import build_generation_features
 from glm_peft.errors import UserError
 from glm_peft.metrics import ChineseGenerationMetric, compute_scores, longest_common_subsequence, score_pair
+from glm_peft.models.chat_formats import get_chat_format
+from glm_peft.prediction.evaluation import predict
+from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.publishing.card.scores import Split, read_scores
 
 BLEU_COLUMN = {"thudm": "bleu-4 characters", "chatglm3": "bleu-4 words"}
 
@@ -144,3 +153,55 @@ def test_the_evaluate_metric_refuses_an_unknown_protocol():
 def test_many_pairs_show_a_progress_bar(capsys, pairs, shown):
     compute_scores([""] * pairs, ["好"] * pairs)
     assert ("Scoring" in capsys.readouterr().err) == shown
+
+
+# What the published scripts of ChatGLM-6B and ChatGLM2-6B compare with
+
+ASSETS = Path(metrics.__file__).parent / "assets"
+LONG, LIMIT = "这条裤子是白色的，很好看！适合春天穿，也适合秋天穿。", 12
+
+
+def features_of(tokenizer_dir, folder):
+    """A row whose answer is cut, one whose answer is not, and one without an answer."""
+    rows = [{"content": "裤", "summary": LONG}, {"content": "裙", "summary": "很好看"}, {"content": "上衣"}]
+    (folder / "test.json").write_text("\n".join(map(json.dumps, rows)))
+    data_args = DataArguments(test_file=str(folder / "test.json"), max_target_length=LIMIT)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    split = load_splits(data_args, ["test"])["test"]
+    return tokenizer, build_generation_features(split, get_chat_format(tokenizer), tokenizer, data_args)
+
+
+@pytest.mark.parametrize("name", ["chatglm-6b", "chatglm2-6b"])
+def test_references_are_encoded_cut_and_decoded_by_the_published_tokenizers(reference_tokenizers, tmp_path, name):
+    tokenizer, features = features_of(reference_tokenizers / name, tmp_path)
+    published = tokenizer(LONG, max_length=LIMIT, truncation=True)["input_ids"]
+    assert len(published) == LIMIT
+    decoded = tokenizer.decode(published, skip_special_tokens=True)
+    assert features.decoded_references == [decoded, "很好看", None] and 0 < len(decoded) < len(LONG)
+    assert ("," in decoded) == (name == "chatglm-6b")
+
+
+@pytest.mark.parametrize("protocol", metrics.PROTOCOLS)
+def test_thudm_compares_as_published_and_with_the_file_beside(tmp_path, caplog, protocol):
+    """What is compared is in the predictions too, so that the card's rows give the same scores."""
+    caplog.set_level("INFO", "glm_peft.prediction.evaluation")
+    tokenizer, features = features_of(ASSETS, tmp_path)
+    cut = features.decoded_references[0]
+    answers = [f"\n{cut}", "好看", " 白色"]
+    answering = SimpleNamespace(generate=lambda *_, **__: answers, chat_format=get_chat_format(tokenizer))
+    results = predict(answering, features, None, protocol, tmp_path)
+
+    texts = compute_scores([cut, "好看"], [LONG, "很好看"], protocol)
+    compared = compute_scores(answers[:2], [cut, "很好看"], protocol) if protocol == "thudm" else texts
+    assert {name: results[f"predict_{name}"] for name in compared} == compared
+    beside = {name: results.get(f"predict_text-{name}") for name in (*metrics.SCORE_NAMES, "exact_match")}
+    assert beside == ({name: texts[name] for name in beside} if protocol == "thudm" else dict.fromkeys(beside))
+    assert ("1 of 3 answers of the file are compared" in caplog.text) == (protocol == "thudm")
+
+    rows = [json.loads(line) for line in (tmp_path / "generated_predictions.jsonl").read_text().splitlines()]
+    assert [row["predict"] for row in rows] == [cut, "好看", "白色"] and rows[0]["labels"] == LONG
+    scored = {"scored_labels": cut, "scored_predict": answers[0]} if protocol == "thudm" else {}
+    assert rows[0] == {"prompt": "裤", "labels": LONG, "predict": cut} | scored
+    padded = [{"scored_labels": None, "scored_predict": None} | row for row in rows]
+    (told,) = read_scores(results, {"test": Split("test")}, padded, protocol)
+    assert told.examples == 2 and ("text-bleu-4" in told.intervals) == (protocol == "thudm")

@@ -19,6 +19,9 @@ from warm_starts import warm_python
 import glm_peft.prediction.generation
 from glm_peft import predict
 from glm_peft.adapters import assembly
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import PARTIAL_NAME
 from glm_peft.provenance.ownership import digest_weights
 from glm_peft.reporting.exits import exit_with_user_errors
@@ -91,7 +94,8 @@ def test_the_command_writes_predictions_in_order_and_results(
     rows = read_rows(tmp_path / "out")
     assert [row["prompt"] for row in rows] == list(QUESTIONS)
     assert [row["labels"] for row in rows] == ["白色的", None] * 5
-    assert all(list(row) == ["prompt", "labels", "predict"] for row in rows) and any(row["predict"] for row in rows)
+    assert [row["row"] for row in rows] == list(range(1, 11)) and any(row["predict"] for row in rows)
+    assert [row["messages"] for row in rows] == [[{"role": "user", "content": question}] for question in QUESTIONS]
     results = json.loads((tmp_path / "out" / "predict_results.json").read_text())
     assert results["predict_samples"] == 10 and results["predict_metric_protocol"] == "chatglm3"
     assert results["predict_reference_length"] == 3 and results["predict_rouge-1"] >= 0
@@ -168,6 +172,39 @@ def test_a_prompt_prints_the_answer_alone(
     run(monkeypatch, workplace.on_file(tmp_path))
     assert out == f"{read_rows(tmp_path)[0]['predict']}\n"
     assert f"Base {workplace.base} on " in err and f"adapter {workplace.adapter}" in err
+
+
+def test_an_adapter_is_asked_as_it_was_trained_unless_something_else_is_given(
+    workplace: Workplace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter, lengths = tmp_path / "adapter", {"max_source_length": 60, "max_target_length": 9}
+    shutil.copytree(workplace.adapter, adapter)
+
+    def opened(record: dict[str, object], **given: object) -> assembly.OpenedBase:
+        caplog.clear()
+        (adapter / "provenance.json").write_text(json.dumps({"base": {}} | record))
+        model_args = ModelArguments(str(workplace.base), adapter_name_or_path=str(adapter))
+        with caplog.at_level("INFO", "glm_peft"):
+            return assembly.open_base(model_args, DataArguments(**given))
+
+    prompt = lengths | {"source_prefix": "写：", "system_text": "短", "val_max_target_length": 7}
+    base = opened({"prompt": prompt})
+    asked = [{"role": "system", "content": "短"}, {"role": "user", "content": "写：你好"}]
+    assert predict.encode_prompt("你好", base) == base.chat_format.encode_prompt(base.tokenizer, asked).ids
+    assert GenerationSettings.from_arguments(base.data_args).max_new_tokens == 7
+    assert f"As {adapter} was trained: --source_prefix '写：', --system_text '短', --max_source_len" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+    found = opened({"prompt": prompt}, source_prefix="", max_source_length=1024, max_target_length=9).data_args
+    assert (found.source_prefix, found.system_text, found.max_source_length) == ("", "短", 1024)
+    assert found.val_max_target_length == 9  # of the length that is given, and not of the one that is not
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (
+        "--source_prefix '写：', --max_source_length 60, and no --source_prefix, --max_source_length 1024" in warning
+    )
+    # Adapters of earlier versions have the recipe alone; what is nothing that these flags take is left out.
+    assert opened({"recipe": lengths}).data_args.max_source_length == 60
+    assert opened({"prompt": {"max_source_length": "x", "source_prefix": 3}}).data_args == DataArguments()
 
 
 def test_a_killed_command_goes_on_where_it_was(

@@ -32,10 +32,10 @@ def stopped_run(folder: Path, run: dict[str, Any] | None = None) -> Path:
 
 def test_predictions_are_one_object_a_line_in_order_with_null_for_no_reference(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
-    write_predictions(path, ["问\n题", "b"], ["答案", None], ["好", ""])
+    write_predictions(path, ["问\n题", "b"], ["答案", None], ["好", ""], [{}, {"row": 3}])
     lines = path.read_bytes().decode().split("\n")
     assert lines[0] == '{"prompt": "问\\n题", "labels": "答案", "predict": "好"}'
-    assert json.loads(lines[1]) == {"prompt": "b", "labels": None, "predict": ""}
+    assert json.loads(lines[1]) == {"prompt": "b", "labels": None, "predict": "", "row": 3}
     assert lines[2:] == [""]
 
 

@@ -102,16 +102,22 @@ def refusal(capsys: pytest.CaptureFixture[str], act: Callable[[], Any]) -> str:
     return lines[0]
 
 
-def test_a_push_sends_the_named_files_in_one_commit_that_names_the_scores(hub: HubStandIn, adapter: Path):
+def test_a_push_sends_the_named_files_in_one_commit_that_names_the_scores(hub: HubStandIn, adapter: Path, caplog):
     before = sorted(path.name for path in adapter.iterdir())
-    type_push(adapter, *PUSH, "--tags", "v1", "best")
+    rows = [{"prompt": f"问{number}", "labels": "答", "predict": "答"} for number in range(5)]
+    (adapter / "generated_predictions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with caplog.at_level("INFO"):
+        type_push(adapter, *PUSH, "--tags", "v1", "best", "--card_examples", "2")
+    (said,) = [line for line in caplog.messages if line.startswith("To mia/adapter, for all to read")]
+    assert all(name in said for name in SENT) and "in the card stand 2 rows of data" in said
     sent = hub.files("mia/adapter")
     assert sorted(sent) == SENT
     assert hub.titles("mia/adapter") == [f"Adapter for {BASE}: rouge-l 31.25, bleu-4 8.5 (eval)"]
     assert sent["adapter_model.safetensors"] == (adapter / "adapter_model.safetensors").read_bytes()
     assert json.loads(sent["adapter_config.json"])["base_model_name_or_path"] == BASE
     assert json.loads(sent["provenance.json"])["base"]["name"] == BASE
-    assert f"base_model: {BASE}" in sent["README.md"].decode()
+    card = sent["README.md"].decode()
+    assert f"base_model: {BASE}" in card and "| 问1 |" in card and "问2" not in card
     repository = hub.repositories["model", "mia/adapter"]
     assert repository.tags == dict.fromkeys(("v1", "best"), repository.branches["main"])
     assert sorted(path.name for path in adapter.iterdir()) == before
@@ -384,9 +390,11 @@ STEPS = [f"Step {step} of an adapter for {BASE}" for step in (1, 2, 3)]
 
 # every_save, as it is by itself, is in the run of two processes below.
 @pytest.mark.parametrize(("strategy", "steps"), [("checkpoint", STEPS), ("end", [])])
-def test_training_sends_what_it_saves(hub, tiny_model_dirs, tmp_path, strategy: str, steps: list[str]):
+def test_training_sends_what_it_saves(hub, tiny_model_dirs, tmp_path, caplog, strategy: str, steps: list[str]):
     words = training_words(tiny_model_dirs, tmp_path, "--hub_strategy", strategy, "--hub_private_repo")
-    short_runs.run(words)
+    with caplog.at_level("INFO"):
+        short_runs.run(words)
+    assert "To mia/adapter, for all to read unless that is private, go " in caplog.text
     titles = hub.titles("mia/adapter")
     assert re.fullmatch(rf"Adapter for {BASE}: loss [\d.]+ \(train\)", titles[-1])
     assert [title.partition(":")[0] for title in titles[:-1]] == steps

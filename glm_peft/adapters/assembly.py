@@ -13,7 +13,8 @@ from glm_peft.adapters.loading import create_adapter, load_adapter
 from glm_peft.adapters.other_methods import attach_loss
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
 from glm_peft.adapters.prefix_initialization import initialize_prefix
-from glm_peft.adapters.saved_adapter import SavedAdapter, resolve_adapter
+from glm_peft.adapters.saved_adapter import SavedAdapter, resolve_adapter, resolve_prompt
+from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.effects import naming_places
 from glm_peft.arguments.methods import PREFIX_TUNING, check_generation_of_method
 from glm_peft.arguments.model import ModelArguments
@@ -30,6 +31,7 @@ class OpenedBase:
 
     Args:
         model_args: the arguments, where the adapter's files have filled in what was not given.
+        data_args: those of the data, in the same way.
         adapter: what the adapter's files say; `None` where none is named.
         config: of the base.
         tokenizer: of the base, which pads on the left.
@@ -37,6 +39,7 @@ class OpenedBase:
     """
 
     model_args: ModelArguments
+    data_args: DataArguments
     adapter: SavedAdapter | None
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -49,11 +52,14 @@ class OpenedBase:
         return load_base_model(self.model_args, device, runs_on)
 
 
-def open_base(model_args: ModelArguments, is_trainable: bool = False) -> OpenedBase:
+def open_base(
+    model_args: ModelArguments, data_args: DataArguments | None = None, is_trainable: bool = False
+) -> OpenedBase:
     """
     Read the small files of a base and its adapter, and check that they fit together, before any weight is loaded.
 
     Args:
+        data_args: the arguments of the data; `None` to ask as the adapter was trained.
         is_trainable: whether the adapter is to be trained.
 
     Raises:
@@ -69,7 +75,9 @@ def open_base(model_args: ModelArguments, is_trainable: bool = False) -> OpenedB
         check_tokenizer(adapter.origin, tokenizer)
     if is_trainable:
         check_trainable(model_args, config)
-    return OpenedBase(model_args, adapter, config, tokenizer, get_chat_format(tokenizer, model_args.chat_format))
+    chat_format = get_chat_format(tokenizer, model_args.chat_format)
+    data_args = resolve_prompt(data_args or DataArguments(), adapter)
+    return OpenedBase(model_args, data_args, adapter, config, tokenizer, chat_format)
 
 
 def check_trainable(model_args: ModelArguments, config: PreTrainedConfig) -> None:
@@ -106,9 +114,17 @@ def put_trainable_adapter_on(
     if has_prefix(adapted):
         # Before the hooks of the prefix, as a start from a text runs the bare base.
         initialize_prefix(adapted, base.tokenizer, base.model_args)
-        attach_prefix_attention(adapted, base.model_args.prefix_dropout)
-    # In chunks and at labels alone: full logits over a real vocabulary are most of a step's time and memory.
-    attach_loss(adapted, training_args.label_smoothing_factor)
-    if training_args.layer_compiler is not None:
-        compile_layers(base_of(adapted), **training_args.layer_compiler)
+    attach_for_training(adapted, training_args, base.model_args.prefix_dropout)
     return adapted
+
+
+def attach_for_training(
+    model: PreTrainedModel | PeftModel, training_args: TrainingArguments, prefix_dropout: float = 0.0
+) -> None:
+    """Let the attention carry the prefix, compute the loss in chunks, and compile the layers by `--torch_compile`."""
+    if has_prefix(model):
+        attach_prefix_attention(model, prefix_dropout)
+    # In chunks and at labels alone: full logits over a real vocabulary are most of a step's time and memory.
+    attach_loss(model, training_args.label_smoothing_factor)
+    if training_args.layer_compiler is not None:
+        compile_layers(base_of(model), **training_args.layer_compiler)

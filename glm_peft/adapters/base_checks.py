@@ -35,6 +35,7 @@ class Origin:
         is_recorded: whether `provenance.json` tells the generation; otherwise it is guessed from the base's name.
         tokenizer: sha256 of the tokenizer, see `digest_tokenizer`.
         weights: some values of the weights by parameter, see `sample_weights`.
+        prompt: what shaped the prompts, by flag, see `describe_prompt`.
     """
 
     adapter: str
@@ -45,6 +46,7 @@ class Origin:
     tokenizer: str | None = None
     weights: Mapping[str, Any] = field(default_factory=dict)
     chat_format: str | None = None
+    prompt: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sentence(self) -> str:
@@ -67,6 +69,7 @@ def read_origin(adapter_name_or_path: str) -> Origin:
         tokenizer=_text(base.get("tokenizer_sha256")),
         weights=as_mapping(base.get("weights_sample")),
         chat_format=_text(record.get("chat_format")),
+        prompt=as_mapping(record.get("prompt", record.get("recipe"))),  # earlier versions have the recipe alone
     )
 
 

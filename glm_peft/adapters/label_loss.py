@@ -53,6 +53,11 @@ def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0, calle
     caller.register_forward_hook(end, always_call=True)  # after an error, too, or the next call would lack its logits
 
 
+def has_label_loss(base: PreTrainedModel) -> bool:
+    """Whether `attach_label_loss` was called on the base."""
+    return getattr(base.loss_function, "__module__", None) == __name__
+
+
 @torch.compiler.disable  # a loop over chunks whose number follows the labels; its products need no compiler
 def label_loss(
     hidden_states: torch.Tensor,

@@ -35,6 +35,8 @@ def attach_prefix_attention(model: PeftModel, dropout: float = 0.0) -> None:
 
     Loss and gradients stay the same bit for bit; activation checkpointing, which drops a cache, works.
 
+    Nothing changes where the base has it already, for this prefix or another.
+
     Args:
         dropout: share of the prefix's parameters that each row loses while the base is in training mode.
 
@@ -43,6 +45,8 @@ def attach_prefix_attention(model: PeftModel, dropout: float = 0.0) -> None:
     """
     base = model.get_base_model()
     implementation = base.config._attn_implementation
+    if implementation.startswith(_NAME.format("")):
+        return
     if implementation not in (*_SUPPORTED, *(_ON_GPU if torch.cuda.is_available() else ())):
         raise UserError(
             f"--attn_implementation {implementation} cannot carry a prefix in training: use sdpa or eager."

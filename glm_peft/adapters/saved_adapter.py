@@ -1,5 +1,7 @@
 """Read what the files of a saved adapter say of it, once, and resolve the arguments of a command by it."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,8 @@ from glm_peft.adapters.base_checks import (
 )
 from glm_peft.adapters.files import check_sizes, check_width, read_adapter_config
 from glm_peft.adapters.published_checkpoints import read_published_sizes
-from glm_peft.arguments.fields import changed, require
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.fields import changed, flags_with, require
 from glm_peft.arguments.methods import CONTINUED, FULL, LORA, METHODS, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments, flags_of
 from glm_peft.errors import UserError
@@ -23,6 +26,8 @@ from glm_peft.hub.connection import set_up_connection
 from glm_peft.hub.download import fetch_adapter
 from glm_peft.models.folder_kind import A_CHECKPOINT, AN_ADAPTER, check_source
 from glm_peft.models.loading import find_generation, load_config
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,53 @@ def resolve_adapter(model_args: ModelArguments, is_trainable: bool) -> tuple[Mod
     sizes = _read_sizes(adapter, config, is_trainable)
     _check_given_sizes(adapter, model_args, sizes)
     return changed(model_args, **sizes), adapter
+
+
+def resolve_prompt(data_args: DataArguments, adapter: SavedAdapter | None) -> DataArguments:
+    """
+    Resolve what shapes the prompt and is not given as the adapter was trained; warn of what is given and differs.
+
+    Returns:
+        The resolved arguments; as they are where no adapter is named, or nothing is recorded of its training.
+    """
+    recorded = _read_prompt(adapter.origin.prompt) if adapter else {}
+    if not recorded:
+        return data_args
+    left_open = data_args.left_open
+    taken = {name: value for name, value in recorded.items() if name in left_open}
+    # What is left open follows what is now decided, and a length of evaluation that of training where it is given.
+    taken |= dict.fromkeys(left_open - taken.keys())
+    if "max_target_length" not in left_open and "val_max_target_length" in left_open:
+        taken["val_max_target_length"] = None
+    told = {name: value for name, value in taken.items() if value not in (None, getattr(data_args, name))}
+    if told:
+        logger.info("As %s was trained: %s", adapter.source, _as_flags(told))
+    _warn_of_other_prompt(data_args, adapter.source, recorded)
+    return changed(data_args, **taken)
+
+
+def _warn_of_other_prompt(data_args: DataArguments, source: str, recorded: Mapping[str, Any]) -> None:
+    given = {name: getattr(data_args, name) or None for name in recorded.keys() - data_args.left_open}
+    differing = [name for name in recorded if name in given and given[name] != recorded[name]]
+    if differing:
+        there, here = ({name: values[name] for name in differing} for values in (recorded, given))
+        logger.warning(
+            f"{source} was trained with {_as_flags(there)}, and {_as_flags(here)} is given: leave it out, or expect "
+            "answers worse than its scores."
+        )
+
+
+def _read_prompt(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is recorded of the flags that shape the prompt; what has another form counts as not recorded."""
+    unset = DataArguments()
+    kinds = {name: type(getattr(unset, name) or "") for name in flags_with(unset, "shapes_prompt")}
+    known = {name: recorded[name] or None for name in kinds if name in recorded}
+    return {name: value for name, value in known.items() if value is None or isinstance(value, kinds[name])}
+
+
+def _as_flags(values: Mapping[str, Any]) -> str:
+    """Return flags as they are told in one line, long texts cut."""
+    return ", ".join(f"--{name} {value!r:.80}" if value else f"no --{name}" for name, value in values.items())
 
 
 def _resolve_method(adapter: SavedAdapter, model_args: ModelArguments) -> str:

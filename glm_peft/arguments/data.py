@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from glm_peft.arguments.fields import option, require_at_least_one
+from glm_peft.arguments.fields import flags_with, option, require_at_least_one
 from glm_peft.arguments.transformers_flags import EVALUATION
 
 # Facts that several flags share, see `option`.
 _COLUMN = {"recipe": "changed", "public": "text", "reads": True, "needs": ("!prompt",)}
-_LENGTH = {"recipe": "always", "encodes": True, "search": "varied"}
+_LENGTH = {"recipe": "always", "encodes": True, "search": "varied", "shapes_prompt": True}
+_TEXT = {"recipe": "changed", "public": "text", "encodes": True, "search": "varied", "shapes_prompt": True}
+
+_MAX_SOURCE_LENGTH, _MAX_TARGET_LENGTH = 1024, 128  # those of the published scripts
 
 
 @dataclass(frozen=True)
@@ -64,28 +67,34 @@ class DataArguments:
     system_column: str | None = option(
         None, "Column of the system text of each row. None: system or system_prompt, where there is one.", **_COLUMN
     )
+    # None in these until it is resolved, so that the adapter to load decides where nothing is given.
     source_prefix: str | None = option(
+        None, "Text before every question. None: that of --adapter_name_or_path, or nothing.", **_TEXT
+    )
+    system_text: str | None = option(
         None,
-        "Text before every question. None: nothing.",
-        recipe="changed",
-        public="text",
-        encodes=True,
-        search="varied",
+        "System text of rows that have none of their own. None: that of --adapter_name_or_path, or nothing.",
+        **_TEXT,
     )
-    # The lengths' defaults are those of the published scripts.
-    max_source_length: int = option(
-        1024, "Most tokens of a prompt, special ones counted; longer ones are cut.", **_LENGTH
+    max_source_length: int | None = option(
+        None,
+        "Most tokens of a prompt, special ones counted; longer ones are cut. None: as --adapter_name_or_path was "
+        "trained, or 1024.",
+        **_LENGTH,
     )
-    max_target_length: int = option(
-        128,
-        "Most tokens of an answer, its end token counted; longer ones are cut.",
-        prediction="Most tokens of an answer where --max_new_tokens and --val_max_target_length are not given.",
+    max_target_length: int | None = option(
+        None,
+        "Most tokens of an answer, its end token counted; longer ones are cut. None: as --adapter_name_or_path was "
+        "trained, or 128.",
+        prediction="Most tokens of an answer where --max_new_tokens and --val_max_target_length are not given. "
+        "None: as --adapter_name_or_path was trained, or 128.",
         **_LENGTH,
     )
     val_max_target_length: int | None = option(
         None,
         "The same in evaluation. None: --max_target_length.",
         encodes=True,
+        shapes_prompt=True,
         needs=EVALUATION,
         outdoes=("max_new_tokens",),
         prediction="Another name for --max_new_tokens. None: --max_target_length.",
@@ -141,13 +150,17 @@ class DataArguments:
     )
     metric_protocol: Literal["thudm", "chatglm3"] | None = option(
         None,
-        "How BLEU-4 is taken: over characters, times 100, or over words. None: as published for the chat format.",
+        "How scores are taken. thudm: BLEU-4 over characters, times 100, against answers encoded, cut to "
+        "--max_target_length tokens and decoded; chatglm3: over words. None: as published for the chat format.",
         needs=("predict_with_generate", "do_predict", "!prompt"),
     )
 
     def __post_init__(self) -> None:
-        if self.val_max_target_length is None:  # as in the published scripts
-            object.__setattr__(self, "val_max_target_length", self.max_target_length)
+        left_open = {name for name in flags_with(self, "shapes_prompt") if getattr(self, name) is None}
+        object.__setattr__(self, "left_open", left_open)  # for an adapter to decide, see `resolve_prompt`
+        self._fill_in("max_source_length", _MAX_SOURCE_LENGTH)
+        self._fill_in("max_target_length", _MAX_TARGET_LENGTH)
+        self._fill_in("val_max_target_length", self.max_target_length)
         require_at_least_one(
             self,
             "max_source_length",
@@ -159,3 +172,7 @@ class DataArguments:
             "max_predict_samples",
             "preprocessing_num_workers",
         )
+
+    def _fill_in(self, name: str, value: int) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)  # a frozen dataclass; called from __post_init__ alone

@@ -27,6 +27,7 @@ def option(default: Any, help: str, *aliases: str, **facts: Any) -> Any:
             prediction: what `glm_peft.predict` makes of it: "ignored", "refused", or the help text that it has there.
             reads: whether it says which column of a row is read.
             encodes: whether the token ids of a row depend on it.
+            shapes_prompt: whether it is recorded with an adapter, which decides it later on where it is not given.
             needs: the flags without which it has no effect, of which one is enough: "NAME" is on, "!NAME" is off,
                 "NAME=PATTERN" has a value that the regular expression matches, "NAME!=PATTERN" another one; none at
                 all where it never has an effect.

@@ -47,12 +47,15 @@ class InspectArguments:
         None, "Column of earlier [question, answer] pairs, as in training.", needs=_ROWS
     )
     system_column: str | None = option(None, "Column of the system text of each row, as in training.", needs=_ROWS)
-    source_prefix: str | None = option(None, "Text before every question, as in training. None: nothing.", needs=_ROWS)
-    max_source_length: int = option(
-        1024, "Most tokens of a prompt, special ones counted; longer ones are cut.", needs=_ROWS
+    source_prefix: str | None = option(None, "Text before every question. None: as ADAPTER was trained.", needs=_ROWS)
+    system_text: str | None = option(
+        None, "System text of rows that have none. None: as ADAPTER was trained.", needs=_ROWS
     )
-    max_target_length: int = option(
-        128, "Most tokens of an answer, its end token counted; longer ones are cut.", needs=_ROWS
+    max_source_length: int | None = option(
+        None, "Most tokens of a prompt; longer ones are cut. None: as ADAPTER was trained, or 1024.", needs=_ROWS
+    )
+    max_target_length: int | None = option(
+        None, "Most tokens of an answer; longer ones are cut. None: as ADAPTER was trained, or 128.", needs=_ROWS
     )
     chat_format: Literal["chatglm", "chatglm2", "chatglm3", "glm4", "plain"] | None = option(
         None, "Form of the prompts, and the generation where no file says it. None: what the adapter or base says."

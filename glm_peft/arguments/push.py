@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from glm_peft.arguments.command_line import parse_command
-from glm_peft.arguments.fields import option
+from glm_peft.arguments.fields import option, require
 from glm_peft.arguments.settings import split_words
 from glm_peft.errors import UserError
 
@@ -35,6 +35,9 @@ class PushArguments:
     )
     commit_message: str | None = option(None, "Title of the commit. None: what the adapter is, and its scores.")
     card_language: Literal["en", "zh"] | None = option(None, "Language of the model card. None: as in the training.")
+    card_examples: int | None = option(
+        None, "Rows of data that the model card shows with their answers; 0 for none. None: as in the training, or 3."
+    )
     dry_run: bool = option(False, "Send nothing: list the files with their sizes, and show the card.")
 
 
@@ -47,6 +50,8 @@ def parse_push_arguments(argv: list[str] | None = None) -> tuple[str, PushArgume
     """
     adapters, flags = split_words(argv)  # the shared parser knows flags and configuration files alone
     (arguments,) = parse_command(flags, (PushArguments,), **PUSH_WORDS)
+    examples = arguments.card_examples
+    require(examples is None or examples >= 0, "--card_examples must be 0 or more", examples)
     if len(adapters) != 1:
         raise UserError(f"One adapter stands before the flags, found {len(adapters)}: name the folder ADAPTER.")
     if not (arguments.repo_id or arguments.dry_run):

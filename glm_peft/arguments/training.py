@@ -116,6 +116,7 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             "gradient_accumulation_steps",
         )
         require(self.learning_rate > 0, "--learning_rate must be above 0", self.learning_rate)
+        require(self.card_examples >= 0, "--card_examples must be 0 or more", self.card_examples)
         self._check_early_stopping()
         if not self.do_sample:
             self._drop_sampling()
@@ -161,21 +162,22 @@ class TrainArguments:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.data, self.training))
 
-    def resolve(self, model_args: ModelArguments) -> "TrainArguments":
+    def resolve(self, model_args: ModelArguments, data_args: DataArguments) -> "TrainArguments":
         """
         Return the arguments with the learning rate and the packing that the method decides where none were given.
 
         Args:
             model_args: the arguments of the model, resolved by the adapter that training goes on from.
+            data_args: those of the data, resolved by it, too.
 
         Raises:
             UserError: a flag cannot be used with this method.
         """
-        with naming_places(getattr(self.data, "places", {})):
-            return self._resolve(model_args)
+        with naming_places(getattr(data_args, "places", {})):
+            return self._resolve(model_args, data_args)
 
-    def _resolve(self, model_args: ModelArguments) -> "TrainArguments":
-        method, data_args, training_args = model_args.peft_type, self.data, copy.copy(self.training)
+    def _resolve(self, model_args: ModelArguments, data_args: DataArguments) -> "TrainArguments":
+        method, training_args = model_args.peft_type, copy.copy(self.training)
         # Only now: the method may be that of the adapter to go on from.
         if not training_args.learning_rate_is_given:
             training_args.learning_rate = METHODS[method].learning_rate
@@ -211,7 +213,6 @@ def parse_train_arguments(argv: list[str] | None = None) -> TrainArguments:
         is_best_wanted = training_args.load_best_model_at_end or training_args.save_strategy == "best"
         if is_best_wanted or training_args.early_stopping_patience:
             check_metric(training_args.metric_for_best_model, data_args.validation_file)
-    training_args.max_new_tokens = training_args.max_new_tokens or data_args.val_max_target_length
     return TrainArguments(model_args, data_args, training_args)
 
 

@@ -42,6 +42,9 @@ class TrainingDefaults(GenerationArguments):
         public="never",
     )
     card_language: Literal["en", "zh"] = option("en", "Language of the model card, README.md in output_dir.")
+    card_examples: int = option(
+        3, "Rows of --test_file that the model card shows with their answers, on the Hub, too; 0 for none."
+    )
     base_model_id: str | None = option(
         None,
         "With --push_to_hub: the base's Hub id, which the adapter names there. None: --model_name_or_path.",

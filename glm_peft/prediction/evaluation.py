@@ -1,5 +1,6 @@
 """Generate answers and score them, during training and after it."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glm_peft.data import GenerationFeatures
-from glm_peft.metrics import compute_scores
+from glm_peft.metrics import TEXT_SCORE_NAMES, compute_scores
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.generations import CHATGLM3, GLM4
 from glm_peft.prediction.generation import AnsweredBatch, decode_answer, generate_answers
@@ -21,6 +22,8 @@ from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import PartialPredictions, write_predictions
 from glm_peft.reporting.file_names import PREDICT_RESULTS_NAME, PREDICTIONS_NAME
 from glm_peft.reporting.results import save_results
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Answering:
 
     def decode(self, ids: list[int]) -> str:
         """Decode the generated ids of an answer."""
-        return decode_answer(self.tokenizer, self.chat_format, ids)
+        return self.chat_format.clean_answer(decode_answer(self.tokenizer, self.chat_format, ids))
 
 
 def choose_protocol(chat_format: ChatFormat, metric_protocol: str | None) -> str:
@@ -45,22 +48,34 @@ def choose_protocol(chat_format: ChatFormat, metric_protocol: str | None) -> str
     return metric_protocol or ("chatglm3" if chat_format.name in (CHATGLM3, GLM4) else "thudm")
 
 
-def score_answers(references: Sequence[str | None], answers: Sequence[str], protocol: str) -> dict[str, float]:
-    """Score the rows that have a reference; return no scores where none has."""
-    pairs = [
-        (answer, reference) for answer, reference in zip(answers, references, strict=True) if reference is not None
-    ]
-    if not pairs:
+def score_answers(features: GenerationFeatures, answers: Sequence[str], protocol: str) -> dict[str, float]:
+    """
+    Score the rows that have a reference; return no scores where none has.
+
+    By `thudm` the texts are those of the published scripts: `decoded_references`, and answers with the white space
+    around them. The scores against the text of the file then stand beside, under names that begin with `text-`.
+
+    Args:
+        answers: with the white space around them, as `generate_answers(keep_white_space=True)` returns them.
+    """
+    rows = zip(answers, features.references, features.decoded_references, strict=True)
+    rows = [row for row in rows if row[1] is not None]
+    if not rows:
         return {}
-    predictions, labels = zip(*pairs, strict=True)
-    return compute_scores(list(predictions), list(labels), protocol)
+    answers, references, decoded = zip(*rows, strict=True)
+    scores = compute_scores([answer.strip() for answer in answers], references, protocol)
+    if protocol != "thudm":
+        return scores
+    return compute_scores(answers, decoded, protocol) | {
+        text_name: scores[name] for name, text_name in TEXT_SCORE_NAMES.items()
+    }
 
 
 def evaluate_answers(
     answering: Answering, features: GenerationFeatures, settings: GenerationSettings, protocol: str
 ) -> dict[str, float]:
     """Generate an answer to every prompt and score the answers."""
-    return score_answers(features.references, answering.generate(features, settings), protocol)
+    return score_answers(features, answering.generate(features, settings, keep_white_space=True), protocol)
 
 
 def make_scorers(
@@ -104,17 +119,41 @@ def predict(
             partial.add(batch.rows, batch.answers)
 
     start = time.perf_counter()
-    answers = answering.generate(features, settings, on_batch=keep, known_answers=known)
+    answers = answering.generate(features, settings, on_batch=keep, known_answers=known, keep_white_space=True)
     speed = _measure_speed(len(answers), len(known), num_tokens, time.perf_counter() - start)
-    scores = score_answers(features.references, answers, protocol)
+    scores = score_answers(features, answers, protocol)
     results = {"metric_protocol": protocol, **scores} if scores else {}
     results = {f"predict_{name}": value for name, value in (results | speed).items()}
     if PartialState().is_main_process:
         folder = Path(output_dir)
+        texts = [answering.chat_format.clean_answer(answer) for answer in answers]
+        rows = features.rows
+        if protocol == "thudm":
+            rows = [row | more for row, more in zip(rows, _scored_texts(features, answers), strict=True)]
         (folder / PREDICT_RESULTS_NAME).unlink(missing_ok=True)  # or it would tell of answers that were replaced
-        write_predictions(folder / PREDICTIONS_NAME, features.prompts, features.references, answers)
+        write_predictions(folder / PREDICTIONS_NAME, features.prompts, features.references, texts, rows)
         save_results(results, folder / PREDICT_RESULTS_NAME, origin or {})
     return results
+
+
+def _scored_texts(features: GenerationFeatures, answers: Sequence[str]) -> list[dict[str, str | None]]:
+    """Return for each row the texts that `thudm` compares, where they are not those that the file shows."""
+    scored: list[dict[str, str | None]] = []
+    for reference, decoded, answer in zip(features.references, features.decoded_references, answers, strict=True):
+        scored.append({"scored_labels": decoded} if decoded != reference else {})
+        if answer != answer.strip():
+            scored[-1]["scored_predict"] = answer
+    changed = sum("scored_labels" in texts for texts in scored)
+    if changed:
+        logger.info(
+            "As published, %d of %d answers of the file are compared otherwise than they stand there: encoded, cut to "
+            "--max_target_length (--val_max_target_length) tokens and decoded, see scored_labels in %s. The scores "
+            "that begin with text- are against the file.",
+            changed,
+            len(scored),
+            PREDICTIONS_NAME,
+        )
+    return scored
 
 
 def _measure_speed(rows: int, known: int, num_tokens: list[int], seconds: float) -> dict[str, float]:

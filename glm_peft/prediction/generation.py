@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
@@ -32,10 +33,13 @@ from glm_peft.preprocessing.collators import GenerationCollator
 
 logger = logging.getLogger(__name__)
 
+# PEFT's `generate` changes the base and puts it back: in two threads at once, answers lose their prefix in silence.
+_one_at_a_time = RLock()
+
 
 @dataclass(frozen=True)
 class AnsweredBatch:
-    """Answers of a batch: their row numbers in the dataset, texts, and generated tokens (end tokens counted)."""
+    """Answers of a batch: row numbers in the dataset, texts as decoded, generated tokens (end tokens counted)."""
 
     rows: list[int]
     answers: list[str]
@@ -50,18 +54,21 @@ def generate_answers(
     settings: GenerationSettings,
     on_batch: Callable[[AnsweredBatch], None] | None = None,
     known_answers: Mapping[int, str] | None = None,
+    keep_white_space: bool = False,
     watch: StoppingCriteria | None = None,
 ) -> list[str]:
     """
     Generate the model's answer to every prompt, without the prompt, special tokens and what follows the end.
 
     The model is in evaluation mode meanwhile, and afterwards as it was, as is the state of the random generators. A
-    batch that does not fit into the memory of the GPU is cut in halves. Several processes share the batches.
+    batch that does not fit into the memory of the GPU is cut in halves. Several processes share the batches; several
+    threads wait for each other.
 
     Args:
         features: `GenerationFeatures`, or anything with a column `input_ids` of prompts, such as a dataset.
         on_batch: is called with each batch as soon as it is answered, in the process that answered it.
         known_answers: answers of an earlier run by row number, which are not generated again.
+        keep_white_space: return the answers with the white space around them.
         watch: is called with the ids of a batch after each token, and may end its rows.
 
     Returns:
@@ -76,7 +83,7 @@ def generate_answers(
     settings = choose_batch_size(settings, model, lengths)
     mine, filler = _own_share(plan_batches(lengths, settings, answers))
     generator = _Generator(model, tokenizer, chat_format, settings, watch)
-    with _progress(mine, len(prompts)) as progress, _ready(model, generator.config):
+    with _one_at_a_time, _progress(mine, len(prompts)) as progress, _ready(model, generator.config):
         for batch in generator.run(mine, prompts):
             answers.update(zip(batch.rows, batch.answers, strict=True))
             progress.update(len(batch.rows))
@@ -86,7 +93,8 @@ def generate_answers(
             pass
     # By row number, so that nothing depends on who answered what, or on how often.
     answers = dict(gather_object(list(answers.items())))
-    return [answers[row] for row in range(len(prompts))]
+    ordered = [answers[row] for row in range(len(prompts))]
+    return ordered if keep_white_space else [chat_format.clean_answer(answer) for answer in ordered]
 
 
 def plan_batches(
@@ -188,11 +196,10 @@ class _Generator:
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, ids: list[int]) -> str:
-    """Decode the generated ids of an answer, without special tokens and what ends it."""
+    """Decode the generated ids of an answer, with the white space around it, without special tokens and its end."""
     stops = chat_format.stop_token_ids(tokenizer)
     # skip_special_tokens would leave in what ends an answer without being special to the tokenizer.
-    text = tokenizer.decode([id_ for id_ in ids if id_ not in stops], skip_special_tokens=True)
-    return chat_format.clean_answer(text)
+    return tokenizer.decode([id_ for id_ in ids if id_ not in stops], skip_special_tokens=True)
 
 
 def _batch_tokens(rows: int, prompt_length: int, settings: GenerationSettings) -> int:

@@ -22,16 +22,20 @@ OTHER_RUN_NAME = PARTIAL_NAME.replace("partial", "other_run")
 
 
 def write_predictions(
-    path: str | Path, prompts: Sequence[str], references: Sequence[str | None], answers: Sequence[str]
+    path: str | Path,
+    prompts: Sequence[str],
+    references: Sequence[str | None],
+    answers: Sequence[str],
+    rows: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """
-    Write one JSON object a row: `prompt`, `labels` (null where there is none) and `predict`.
+    Write one JSON object a row: `prompt`, `labels` (null where there is none), `predict`, and what `rows` add.
 
     A reader sees the file that was there before or the complete new one, never a part.
     """
-    rows = zip(prompts, references, answers, strict=True)
-    names = ("prompt", "labels", "predict")
-    write_atomically(path, "".join(_json_line(dict(zip(names, row, strict=True))) for row in rows))
+    lines = zip(prompts, references, answers, rows or [{}] * len(answers), strict=True)
+    objects = ({"prompt": prompt, "labels": labels, "predict": answer, **row} for prompt, labels, answer, row in lines)
+    write_atomically(path, "".join(map(_json_line, objects)))
 
 
 def check_resumable(folder: str | Path, resume: bool) -> None:

@@ -48,12 +48,18 @@ class Conversation:
     messages: list[Message]
     where: str
     is_chat: bool  # a row of messages, where every assistant turn may be trained on, not one of columns
+    number: int = 0  # of the line of the file on which it begins, or of the row where there are no lines; from 1
     unread: str = ""  # what the row holds in columns that are not read, as JSON
 
     @property
     def prompt(self) -> list[Message]:
         """Return the messages up to and including the last question."""
         return self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
+
+    @property
+    def system(self) -> str | None:
+        """Return the system text, or `None` where the row has none."""
+        return self.messages[0]["content"] if self.messages[0]["role"] == "system" else None
 
     @property
     def answer(self) -> str | None:
@@ -190,7 +196,7 @@ def read_conversation(
     if unread is not None:
         unread.update(left.keys())
     as_json = json.dumps(left, default=str) if left else ""
-    return Conversation(messages, row.where, is_chat=bool(columns.messages), unread=as_json)
+    return Conversation(messages, row.where, is_chat=bool(columns.messages), unread=as_json, number=row.number)
 
 
 def _unread_values(row: Row, columns: Columns) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import logging
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import cached_file
 
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.splits import file_of
 from glm_peft.arguments.training import TrainArguments
@@ -30,7 +31,7 @@ from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.loading import find_generation, hub_arguments
 from glm_peft.models.tokenization_common import read_json_beside
 from glm_peft.models.unwrapping import base_of
-from glm_peft.preprocessing.conversations import Split
+from glm_peft.preprocessing.conversations import Conversation, Split
 from glm_peft.provenance.fingerprints import (
     describe_config,
     digest_config,
@@ -73,10 +74,11 @@ def describe_origin(
     """
     if not PartialState().is_main_process:
         return {}
-    model_args, _, training_args = arguments
+    model_args, data_args, training_args = arguments
     record = {
         "base": describe_base(base_of(model).config, find_generation(model_args), tokenizer, model),
         "chat_format": chat_format.name,
+        "prompt": describe_prompt(data_args, splits.get("train", ())),
         "metric_protocol": protocol,
         "recipe": describe_recipe(arguments),
         "flags": describe_flags(*arguments),
@@ -84,6 +86,7 @@ def describe_origin(
         "languages": find_languages(splits),
         "hardware": describe_hardware(training_args),
         "card_language": training_args.card_language,
+        "card_examples": training_args.card_examples,
     }
     # Left out where they are unknown, which is not the same as none.
     licence, hub_id = read_licence(model_args), training_args.base_model_id
@@ -115,6 +118,19 @@ def describe_base(
     if model is not None:
         base["weights_sample"] = sample_weights(model)
     return base
+
+
+def describe_prompt(data_args: DataArguments, conversations: Iterable[Conversation] = ()) -> dict[str, Any]:
+    """
+    Return what shapes the prompts beside the chat format, by flag.
+
+    Args:
+        data_args: the resolved arguments.
+        conversations: the rows of training; a system text that all of them have is told as that of `--system_text`.
+    """
+    prompt = {name: getattr(data_args, name) for name in flags_with(data_args, "shapes_prompt")}
+    texts = {conversation.system for conversation in conversations}
+    return prompt | ({"system_text": texts.pop()} if len(texts) == 1 and None not in texts else {})
 
 
 def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,15 @@ from glm_peft.errors import UserError
 from glm_peft.hub.errors import Unsent
 from glm_peft.hub.rights import check_name, check_rights
 from glm_peft.hub.upload import Target, send, with_retries
-from glm_peft.publishing.files import CONFIG_NAME, WEIGHTS_NAME, collect_files, describe_commit, resolve_base_id
+from glm_peft.publishing.files import (
+    CONFIG_NAME,
+    SENT_NAMES,
+    WEIGHTS_NAME,
+    collect_files,
+    describe_commit,
+    describe_sending,
+    resolve_base_id,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +56,7 @@ def prepare_push(model_args: ModelArguments, training_args: TrainingArguments) -
                 repo_id,
                 unsent,
             )
+    logger.info("%s", describe_sending(SENT_NAMES, repo_id, training_args.card_examples * training_args.do_predict))
     target = Target(repo_id, training_args.hub_private_repo, training_args.hub_revision)
     return HubPush(target, base, training_args)
 

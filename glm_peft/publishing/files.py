@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,11 @@ def resolve_base_id(base: str, base_model_id: str | None = None) -> str:
 
 
 def collect_files(
-    folder: str | Path, base: str, repo_id: str | None = None, language: str | None = None
+    folder: str | Path,
+    base: str,
+    repo_id: str | None = None,
+    language: str | None = None,
+    examples: int | None = None,
 ) -> dict[str, bytes]:
     """
     Return the files to send, by their names in the repository.
@@ -81,6 +86,7 @@ def collect_files(
         base: the Hub id of the base.
         repo_id: the repository that they go to; `None` where that is not known.
         language: of the card; `None` for the one that training was given.
+        examples: the most rows of data in the card; `None` for what training was given.
 
     Raises:
         UserError: there is no adapter, or a file holds a path of this machine or a token.
@@ -92,12 +98,27 @@ def collect_files(
     own = [name for name in SENT_NAMES if name not in foreign and (folder / name).is_file()]
     files = {name: (folder / name).read_bytes() for name in own}
     # Built anew, as the card that training wrote knows no Hub ids of the adapter and of a base from a folder.
-    files[CARD_NAME] = build_card(folder, base, language, adapter_id).encode()
+    files[CARD_NAME] = build_card(folder, base, language, adapter_id, examples).encode()
     for name in (CONFIG_NAME, PROVENANCE_NAME):
         if name in files:
             files[name] = _name_base(name, files[name], base)
     _check_private(files, folder)
     return {name: files[name] for name in SENT_NAMES if name in files}
+
+
+def describe_sending(names: Iterable[str], repo_id: str | None, rows: int) -> str:
+    """
+    Return the sentence that says what a push makes public, before anything is sent.
+
+    Args:
+        names: of the files.
+        rows: of data in the card.
+    """
+    shown = f"{rows} row{'s' if rows > 1 else ''} of data with answers (--card_examples 0 leaves them out)"
+    return (
+        f"To {repo_id or 'the Hub'}, for all to read unless that is private, go {', '.join(names)}: in the card stand "
+        f"{shown if rows else 'no rows of data'}, and in the record the flags, the source prefix and the system text."
+    )
 
 
 def describe_commit(folder: str | Path, base: str, what: str = "Adapter") -> str:

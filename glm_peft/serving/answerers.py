@@ -10,10 +10,13 @@ from transformers import PreTrainedModel, StoppingCriteria
 
 from glm_peft.adapters.assembly import OpenedBase, open_base, put_adapter_on
 from glm_peft.adapters.loading import check_base
+from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import changed
 from glm_peft.arguments.model import ModelArguments
+from glm_peft.data import shape_prompt
 from glm_peft.errors import UserError
 from glm_peft.models.quantization import allow_packing
+from glm_peft.models.shortening import Message
 from glm_peft.prediction.evaluation import Answering
 from glm_peft.prediction.generation_settings import GenerationSettings
 
@@ -27,13 +30,20 @@ class Answerers:
 
     Args:
         by_name: what answers under each name.
+        asked: what shapes the prompts of each.
         tuner: the model into whose layers adapters such as LoRA were put; `None` where there are none.
         tuned: the names that PEFT has for those adapters, by ours.
     """
 
     by_name: dict[str, Answering]
+    asked: dict[str, DataArguments]
     tuner: PeftModel | None = None
     tuned: dict[str, str] = field(default_factory=dict)
+
+    def encode(self, name: str, messages: list[Message]) -> list[int]:
+        """Encode a conversation as the named one was trained to be asked: with its system text and source prefix."""
+        answering = self.by_name[name]
+        return answering.chat_format.encode_prompt(answering.tokenizer, shape_prompt(messages, self.asked[name])).ids
 
     def answer(
         self, name: str, prompt: list[int], settings: GenerationSettings, watch: StoppingCriteria | None = None
@@ -85,7 +95,9 @@ def open_answerers(model_args: ModelArguments, adapters: Mapping[str, str]) -> A
     tuner, tuned = _put_in_layers(model, in_layers)
     models |= dict.fromkeys(in_layers, tuner)
     by_name = {name: Answering(models[name], base.tokenizer, base.chat_format) for name, base in opened.items()}
-    return Answerers({BASE: Answering(model, first.tokenizer, first.chat_format), **by_name}, tuner, tuned)
+    by_name = {BASE: Answering(model, first.tokenizer, first.chat_format), **by_name}
+    asked = {BASE: DataArguments(), **{name: base.data_args for name, base in opened.items()}}
+    return Answerers(by_name, asked, tuner, tuned)
 
 
 def _is_in_layers(base: OpenedBase) -> bool:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from glm_peft.errors import UserError
@@ -132,7 +133,7 @@ class ChatSession:
         """Stream an answer to the conversation; Ctrl-C ends it, and what was shown of it counts."""
         answering = self.answerers.by_name[name]
         before = self.dialogue.forgotten
-        prompt = self.dialogue.encode(answering, self._longest_prompt(name))
+        prompt = self.dialogue.encode(partial(self.answerers.encode, name), self._longest_prompt(name))
         if self.dialogue.forgotten > before:
             self.remark(f"The oldest {self.dialogue.forgotten} messages no longer fit into the prompt.")
         stream = TextStream(answering, lambda text: print(text, end="", flush=True))

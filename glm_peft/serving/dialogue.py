@@ -1,12 +1,12 @@
 """A conversation that goes on: its turns, and the prompt that the next answer is generated from."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from glm_peft.errors import UserError
 from glm_peft.models.shortening import Message
-from glm_peft.prediction.evaluation import Answering
 
 
 @dataclass
@@ -45,23 +45,24 @@ class Dialogue:
         """Return all messages, the system text first."""
         return self._with_system(0)
 
-    def encode(self, answering: Answering, max_length: int) -> list[int]:
+    def encode(self, encode: Callable[[list[Message]], list[int]], max_length: int) -> list[int]:
         """
         Encode the prompt for the next answer, without the oldest turns where all of them are too long.
 
         Args:
-            max_length: the most tokens that it may have.
+            encode: returns the token ids of a conversation.
+            max_length: the most tokens that the prompt may have.
 
         Raises:
             UserError: the last question alone is too long; it is not cut.
         """
         for start in range(self.forgotten, len(self.messages), 2):
-            encoded = answering.chat_format.encode_prompt(answering.tokenizer, self._with_system(start))
-            if len(encoded.ids) <= max_length:
+            ids = encode(self._with_system(start))
+            if len(ids) <= max_length:
                 self.forgotten = start
-                return encoded.ids
+                return ids
         raise UserError(
-            f"This question takes {len(encoded.ids)} tokens with the system text, and {max_length} find room beside "
+            f"This question takes {len(ids)} tokens with the system text, and {max_length} find room beside "
             "an answer: ask a shorter one, or give a smaller --max_new_tokens."
         )
 

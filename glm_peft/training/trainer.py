@@ -16,13 +16,17 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, Seq2SeqTrainer, Trainer
 from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from glm_peft.adapters.assembly import attach_for_training
+from glm_peft.adapters.label_loss import has_label_loss
 from glm_peft.adapters.trained_state import gather_trained, load_trained_state, save_trained_state, save_weights
 from glm_peft.arguments.splits import VALIDATION, split_of
+from glm_peft.arguments.training import TrainingArguments
 from glm_peft.errors import UserError
 from glm_peft.models.unwrapping import base_of
 from glm_peft.preprocessing.batching import GROUPING, Batching, LengthGroupedSampler, row_sizes
@@ -43,16 +47,24 @@ class PrefixTrainer(Seq2SeqTrainer):
     Train a prefix, or another adapter, on a frozen base.
 
     Args:
+        model: what training needs is attached to it where it is a plain model of PEFT's.
+        args: `glm_peft.TrainingArguments`.
         batching: examples, order and collator of training; `None` for those of `Seq2SeqTrainer`. Evaluation has
             padded batches, as the Trainer weighs each batch's loss by its rows.
         score_answers: generates answers and returns their scores, which are logged with the loss of every evaluation;
             a mapping has one for each split, such as `validation_easy`.
         record: of the run, which is written into every checkpoint; `None` for none.
+        more: `Seq2SeqTrainer`'s own, such as the collator.
+
+    Raises:
+        UserError: `args` are transformers' own, which lack settings of this trainer.
     """
 
     def __init__(
         self,
-        *args: Any,
+        model: PreTrainedModel | PeftModel,
+        args: TrainingArguments,
+        *more: Any,
         batching: Batching | None = None,
         score_answers: Scorer | Mapping[str, Scorer] | None = None,
         record: RunRecord | None = None,
@@ -60,7 +72,11 @@ class PrefixTrainer(Seq2SeqTrainer):
     ) -> None:
         if batching:
             kwargs["train_dataset"] = batching.examples
-        super().__init__(*args, **kwargs)
+        if not isinstance(args, TrainingArguments):
+            raise UserError("PrefixTrainer's args are transformers' own: give it glm_peft.TrainingArguments.")
+        if isinstance(model, PeftModel) and not has_label_loss(model.get_base_model()):
+            attach_for_training(model, args)
+        super().__init__(model, args, *more, **kwargs)
         self.batching, self.last_step, self.record = batching, None, record
         if batching:
             self.args.train_sampling_strategy = batching.order

@@ -216,11 +216,13 @@ class Search:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silence the warnings of the parser inside: they were given when the command itself was parsed."""
-    parser = logging.getLogger("glm_peft.arguments.command_line")
-    former = parser.level
-    parser.setLevel(logging.ERROR)
+    """Silence the warnings of the arguments inside: they were given when the command itself was parsed."""
+    loggers = [logging.getLogger(f"glm_peft.{name}") for name in ("arguments.command_line", "adapters.saved_adapter")]
+    former = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        parser.setLevel(former)
+        for logger, level in zip(loggers, former, strict=True):
+            logger.setLevel(level)

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState
 
 from glm_peft.adapters.assembly import check_trainable, open_base, put_trainable_adapter_on
-from glm_peft.adapters.saved_adapter import resolve_adapter
+from glm_peft.adapters.saved_adapter import resolve_adapter, resolve_prompt
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.methods import FULL
@@ -66,9 +66,9 @@ def resolve_trial(arguments: TrainArguments, config: PreTrainedConfig) -> TrainA
     Raises:
         UserError: training would refuse them for this base.
     """
-    model_args, _ = resolve_adapter(arguments.model, is_trainable=True)
+    model_args, adapter = resolve_adapter(arguments.model, is_trainable=True)
     check_trainable(model_args, config)
-    return arguments.resolve(model_args)
+    return arguments.resolve(model_args, resolve_prompt(arguments.data, adapter))
 
 
 class Workbench:
@@ -80,7 +80,7 @@ class Workbench:
     """
 
     def __init__(self, arguments: TrainArguments) -> None:
-        self.base = open_base(arguments.model, is_trainable=True)
+        self.base = open_base(arguments.model, arguments.data, is_trainable=True)
         self.splits = load_splits(arguments.data, ["train", "validation"])
         self.model = self.base.load_model(arguments.training.device)
         self._encoded: tuple[tuple[Any, ...], EncodedSplits | None] = ((), None)

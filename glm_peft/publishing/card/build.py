@@ -38,6 +38,7 @@ _PREFIX_TAGS = ["p-tuning-v2", "prefix-tuning"]
 _IN_TEMPLATES = {
     "escape": markdown.escape,
     "escape_cell": markdown.escape_cell,
+    "escape_messages": markdown.escape_messages,
     "inline_code": markdown.inline_code,
     "fence": markdown.fence,
     "show_count": markdown.show_count,
@@ -53,7 +54,11 @@ _IN_TEMPLATES = {
 
 
 def build_card(
-    folder: str | Path, base_model_id: str | None = None, language: str | None = None, adapter_id: str | None = None
+    folder: str | Path,
+    base_model_id: str | None = None,
+    language: str | None = None,
+    adapter_id: str | None = None,
+    examples: int | None = None,
 ) -> str:
     """
     Build the card as Markdown with its metadata.
@@ -63,12 +68,13 @@ def build_card(
         base_model_id: the base's id on the Hub, where the run had it from a folder.
         language: `en` or `zh`; `None` for what the run was told, or else English.
         adapter_id: where the card will be on the Hub; `None` for a placeholder.
+        examples: the most rows of data that it shows; `None` for what the run was told, or else 3.
 
     Raises:
         UserError: there is no adapter and no model in the folder, or `base_model_id` is no id, or the language is
             not one of these.
     """
-    facts = read_facts(folder, base_model_id, adapter_id)
+    facts = read_facts(folder, base_model_id, adapter_id, examples)
     language = language or (facts.card_language if facts.card_language in TEMPLATES else "en")
     if language not in TEMPLATES:
         raise UserError(f"--card_language {language} is not known: give one of {', '.join(TEMPLATES)}.")

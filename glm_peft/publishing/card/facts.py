@@ -26,13 +26,14 @@ from glm_peft.publishing.card.scores import (
     read_split,
     read_splits,
 )
-from glm_peft.publishing.card.values import is_number, part, text_of
+from glm_peft.publishing.card.values import is_number, part, read_messages, text_of
 from glm_peft.reporting.file_names import CURVES_NAME, PREDICTIONS_NAME, PROVENANCE_NAME
 from glm_peft.reporting.files import read_json
 from glm_peft.reporting.results import format_bytes
 
 _FILE, _LINK = re.compile(r"[\w.-]+"), re.compile(r"https?://[^\s()<>]+")
-_TEXTS = ("prompt", "labels", "predict")
+_TEXTS = ("prompt", "labels", "predict", "scored_labels", "scored_predict")
+_EXAMPLES = 3  # of adapters of earlier versions, where nobody said how many
 _ORIGINS = ("continued_from", "pruned_from", "converted_from")
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ class Facts:
         splits: the data by split; validation sets with names of their own are `validation_NAME`.
         train_sets: what it was trained on, one after the other; empty where that is not recorded.
         languages: codes of the rows' languages.
-        predictions: the generated answers with prompts and references.
+        predictions: the generated answers with prompts, conversations and references.
+        examples: the first of them, as many as are shown.
         commands: what the card's code is made of.
         stretches: of training, one after the other.
         can_be_repeated: whether the command of training makes all of them.
@@ -95,6 +97,7 @@ class Facts:
     test: Split
     languages: list[str]
     predictions: list[dict[str, Any]]
+    examples: list[dict[str, Any]]
     commands: Commands
     recipe: Mapping[str, Any]
     has_flags: bool
@@ -111,13 +114,16 @@ class Facts:
     card_language: str | None
 
 
-def read_facts(folder: str | Path, base_model_id: str | None = None, adapter_id: str | None = None) -> Facts:
+def read_facts(
+    folder: str | Path, base_model_id: str | None = None, adapter_id: str | None = None, examples: int | None = None
+) -> Facts:
     """
     Read the facts of an adapter, or of a fully fine-tuned model, from its folder.
 
     Args:
         base_model_id: the base's id on the Hub, where the run had it from a folder.
         adapter_id: the adapter's id on the Hub; `None` for a placeholder in the card's code.
+        examples: the most rows of data that the card shows; `None` for what the run was told.
 
     Raises:
         UserError: there is no adapter and no model in the folder, or `base_model_id` is no id.
@@ -137,7 +143,8 @@ def read_facts(folder: str | Path, base_model_id: str | None = None, adapter_id:
     recipe, splits = part(record, "recipe"), read_splits(part(record, "data") | part(results, "data"))
     predictions = [] if PREDICTIONS_NAME in foreign else _read_predictions(folder / PREDICTIONS_NAME)
     protocol = text_of(results.get("predict_metric_protocol")) or text_of(record.get("metric_protocol"))
-    commands = write_commands(record, base, adapter_id, method == FULL, predictions)
+    shown = predictions[: _number_of_examples(record, examples)]
+    commands = write_commands(record, base, adapter_id, method == FULL, shown)
     scores = read_scores(results, splits, predictions, protocol)
     lengths = tuple(_number(recipe.get(name)) for name in ("max_source_length", "max_target_length"))
     languages, stretches = record.get("languages"), [_read_stretch(stretch) for stretch in read_stretches(record)]
@@ -160,6 +167,7 @@ def read_facts(folder: str | Path, base_model_id: str | None = None, adapter_id:
         test=splits.get("test", Split("test")),
         languages=[name for name in map(text_of, languages) if name] if isinstance(languages, list) else [],
         predictions=predictions,
+        examples=shown,
         commands=commands,
         recipe=recipe,
         has_flags=bool(part(record, "flags")),
@@ -175,6 +183,17 @@ def read_facts(folder: str | Path, base_model_id: str | None = None, adapter_id:
         lengths=lengths if all(lengths) else None,
         card_language=text_of(record.get("card_language")),
     )
+
+
+def count_examples(folder: Path, examples: int | None) -> int:
+    """Return how many rows of data the card of a folder shows, see `read_facts`."""
+    record = read_json(folder / PROVENANCE_NAME)
+    return len(_read_predictions(folder / PREDICTIONS_NAME)[: _number_of_examples(record, examples)])
+
+
+def _number_of_examples(record: Mapping[str, Any], asked: int | None) -> int:
+    told = record.get("card_examples")
+    return asked if asked is not None else told if isinstance(told, int) and told >= 0 else _EXAMPLES
 
 
 def _read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -229,8 +248,8 @@ def _read_predictions(file: Path) -> list[dict[str, Any]]:
     try:
         # Not `splitlines`, which also ends a line at characters that JSON leaves as they are, such as U+2028.
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        rows = [{name: row.get(name) for name in _TEXTS} for row in rows]
-    except (OSError, ValueError, AttributeError):
+        rows = [{name: row.get(name) for name in _TEXTS} | {"messages": read_messages(row)} for row in rows]
+    except (OSError, ValueError, AttributeError, KeyError):
         return []
     return rows if all(isinstance(row["predict"], str) and isinstance(row["prompt"], str) for row in rows) else []
 

@@ -28,6 +28,14 @@ def escape_cell(text: str | None, limit: int) -> str:
     return "<br>".join(escape(line) for line in _LINE_ENDS.sub("\n", shorten(text, limit)).split("\n"))
 
 
+def escape_messages(messages: list[dict[str, str]], limit: int) -> str:
+    """Escape a conversation for a cell, each message cut to `limit` characters, with its role where there are more."""
+    texts = [escape_cell(message["content"], limit) for message in messages]
+    if len(texts) == 1:
+        return texts[0]
+    return "<br>".join(f"{escape(message['role'])}: {text}" for message, text in zip(messages, texts, strict=True))
+
+
 def shorten(text: str, limit: int) -> str:
     """Cut a text to `limit` characters, the last one "…" where there were more."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -8,13 +8,13 @@ from math import isclose
 from typing import Any
 
 from glm_peft.arguments.splits import VALIDATION
-from glm_peft.metrics import COUNT_NAMES, PROTOCOLS, SCORE_NAMES, score_pair
+from glm_peft.metrics import COUNT_NAMES, PROTOCOLS, SCORE_NAMES, TEXT_SCORE_NAMES, score_pair
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.publishing.card.bootstrap import bootstrap_intervals
 from glm_peft.publishing.card.values import is_number, part, text_of
 from glm_peft.reporting.file_names import PREDICTIONS_NAME
 
-_SHOWN = (*SCORE_NAMES, "exact_match", "loss", "prediction_length", "reference_length", *COUNT_NAMES)
+_SHOWN = (*TEXT_SCORE_NAMES, *TEXT_SCORE_NAMES.values(), "loss", "prediction_length", "reference_length", *COUNT_NAMES)
 _SAMPLING = ("top_p", "top_k", "temperature")
 # The run may have summed the same scores in another order, which changes the last digits.
 _SAME = {"rel_tol": 1e-6, "abs_tol": 1e-6}
@@ -137,9 +137,17 @@ def _score_rows(predictions: list[dict[str, Any]], protocol: str | None) -> list
     """Score each answer that has a reference; counts are left out, as they are no means."""
     if protocol not in PROTOCOLS:
         return []
-    pairs = [(row["predict"], row["labels"]) for row in predictions if row["labels"] is not None]
-    rows = [score_pair(*pair, protocol) for pair in pairs]
+    rows = [_score_row(row, protocol) for row in predictions if row["labels"] is not None]
     return [{name: value for name, value in row.items() if name not in COUNT_NAMES} for row in rows]
+
+
+def _score_row(row: Mapping[str, Any], protocol: str) -> dict[str, float]:
+    # `scored_…` are there only where a protocol compares other texts than the file shows.
+    texts = [row["predict"], row["labels"]]
+    scored = [row["scored_predict"], row["scored_labels"]]
+    compared = [text if text is not None else shown for text, shown in zip(scored, texts, strict=True)]
+    scores = score_pair(*texts, protocol)
+    return score_pair(*compared, protocol) | {text: scores[name] for name, text in TEXT_SCORE_NAMES.items()}
 
 
 def _have_means(rows: list[dict[str, float]], values: Mapping[str, float]) -> bool:
