@@ -20,7 +20,7 @@ from glm_peft.arguments.prediction import parse_predict_arguments
 from glm_peft.data import GenerationFeatures, build_generation_features, describe_example, shape_prompt
 from glm_peft.models.loading import check_base_weights
 from glm_peft.models.quantization import allow_packing
-from glm_peft.prediction.evaluation import Answering, choose_protocol, predict
+from glm_peft.prediction.evaluation import Answering, Scoring
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import PartialPredictions, check_resumable
 from glm_peft.prediction.run_description import describe_run, describe_settings
@@ -71,10 +71,9 @@ def main() -> None:
     run = describe_run(base.model_args, features, settings)
     origin = state_origin(weights, describe_data(data_args, {"test": split}), "test")
     with PartialPredictions(predict_args.output_dir, run, predict_args.resume) as partial:
-        answering = load_answering(base)
+        scoring = Scoring.from_arguments(load_answering(base), predict_args, data_args)
         log_settings(settings, features, partial)
-        protocol = choose_protocol(base.chat_format, data_args.metric_protocol)
-        results = predict(answering, features, settings, protocol, predict_args.output_dir, partial, origin)
+        results = scoring.predict(features, predict_args.output_dir, partial, origin)
         partial.remove()
     logger.info("%s", format_results(results))
     logger.info("Predictions and scores: %s", predict_args.output_dir)

@@ -112,7 +112,7 @@ def test_an_evaluation_that_is_given_up_gives_no_answer_more(base, tmp_path, mon
         answered.append(args)
         return {}
 
-    monkeypatch.setattr("glm_peft.prediction.evaluation.evaluate_answers", answer)
+    monkeypatch.setattr("glm_peft.prediction.evaluation.Scoring.evaluate", answer)
     with pytest.raises(SystemExit):
         run(training_words(base, tmp_path / "out", *WORDS, *SCORED))
     assert answered == []

@@ -17,7 +17,7 @@ from glm_peft.data import build_generation_features
 from glm_peft.errors import UserError
 from glm_peft.metrics import ChineseGenerationMetric, compute_scores, longest_common_subsequence, score_pair
 from glm_peft.models.chat_formats import get_chat_format
-from glm_peft.prediction.evaluation import predict
+from glm_peft.prediction.evaluation import Scoring
 from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.publishing.card.scores import Split, read_scores
 
@@ -189,7 +189,7 @@ def test_thudm_compares_as_published_and_with_the_file_beside(tmp_path, caplog, 
     cut = features.decoded_references[0]
     answers = [f"\n{cut}", "好看", " 白色"]
     answering = SimpleNamespace(generate=lambda *_, **__: answers, chat_format=get_chat_format(tokenizer))
-    results = predict(answering, features, None, protocol, tmp_path)
+    results = Scoring(answering, None, protocol).predict(features, tmp_path)
 
     texts = compute_scores([cut, "好看"], [LONG, "很好看"], protocol)
     compared = compute_scores(answers[:2], [cut, "很好看"], protocol) if protocol == "thudm" else texts

@@ -13,6 +13,8 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.generation import GenerationArguments
 from glm_peft.data import GenerationFeatures
 from glm_peft.metrics import TEXT_SCORE_NAMES, compute_scores
 from glm_peft.models.chat_formats import ChatFormat
@@ -71,69 +73,85 @@ def score_answers(features: GenerationFeatures, answers: Sequence[str], protocol
     }
 
 
-def evaluate_answers(
-    answering: Answering, features: GenerationFeatures, settings: GenerationSettings, protocol: str
-) -> dict[str, float]:
-    """Generate an answer to every prompt and score the answers."""
-    return score_answers(features, answering.generate(features, settings, keep_white_space=True), protocol)
-
-
-def make_scorers(
-    answering: Answering, prompts: Mapping[str, GenerationFeatures], settings: GenerationSettings, protocol: str
-) -> dict[str, Callable[[], dict[str, float]]]:
-    """Make a function for each split but `test` that generates and scores its answers."""
-    # Without `test`, whose scores must not choose the checkpoint.
-    return {
-        name: partial(evaluate_answers, answering, features, settings, protocol)
-        for name, features in prompts.items()
-        if name != "test"
-    }
-
-
-def predict(
-    answering: Answering,
-    features: GenerationFeatures,
-    settings: GenerationSettings,
-    protocol: str,
-    output_dir: str | Path,
-    partial: PartialPredictions | None = None,
-    origin: Mapping[str, Any] | None = None,
-) -> dict[str, float | str]:
+@dataclass(frozen=True)
+class Scoring:
     """
-    Generate an answer to every prompt; write `generated_predictions.jsonl` and `predict_results.json`.
+    Answers as they are generated and scored.
 
     Args:
-        partial: keeps each batch on the disk as soon as it is answered, and has the answers of a stopped run.
-        origin: the weights and the data that the results are of, as `state_origin` returns them.
-
-    Returns:
-        The results: scores where there are references, rows, and rows and tokens per second of this run alone.
+        answering: generates them.
+        settings: by which they are generated.
+        protocol: the name of the score protocol.
     """
-    # Gathered: all processes must plan the same batches, and none may write before all have read.
-    known = dict(gather_object(list(partial.answers.items()))) if partial else {}
-    num_tokens: list[int] = []
 
-    def keep(batch: AnsweredBatch) -> None:
-        num_tokens.extend(batch.num_tokens)
-        if partial:
-            partial.add(batch.rows, batch.answers)
+    answering: Answering
+    settings: GenerationSettings
+    protocol: str
 
-    start = time.perf_counter()
-    answers = answering.generate(features, settings, on_batch=keep, known_answers=known, keep_white_space=True)
-    speed = _measure_speed(len(answers), len(known), num_tokens, time.perf_counter() - start)
-    scores = score_answers(features, answers, protocol)
-    results = {"metric_protocol": protocol, **scores} if scores else {}
-    results = {f"predict_{name}": value for name, value in (results | speed).items()}
-    if PartialState().is_main_process:
-        folder = Path(output_dir)
-        texts = [answering.chat_format.clean_answer(answer) for answer in answers]
-        rows = features.rows
-        if protocol == "thudm":
+    @classmethod
+    def from_arguments(
+        cls, answering: Answering, generation_args: GenerationArguments, data_args: DataArguments
+    ) -> "Scoring":
+        """Take settings and protocol from the arguments, and what they leave open from the chat format."""
+        settings = GenerationSettings.from_arguments(generation_args, data_args)
+        return cls(answering, settings, choose_protocol(answering.chat_format, data_args.metric_protocol))
+
+    def evaluate(self, features: GenerationFeatures) -> dict[str, float]:
+        """Generate an answer to every prompt and score the answers."""
+        answers = self.answering.generate(features, self.settings, keep_white_space=True)
+        return score_answers(features, answers, self.protocol)
+
+    def make_scorers(self, prompts: Mapping[str, GenerationFeatures]) -> dict[str, Callable[[], dict[str, float]]]:
+        """Make a function for each split but `test` that generates and scores its answers."""
+        # Without `test`, whose scores must not choose the checkpoint.
+        return {name: partial(self.evaluate, features) for name, features in prompts.items() if name != "test"}
+
+    def predict(
+        self,
+        features: GenerationFeatures,
+        output_dir: str | Path,
+        kept: PartialPredictions | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> dict[str, float | str]:
+        """
+        Generate an answer to every prompt; write `generated_predictions.jsonl` and `predict_results.json`.
+
+        Args:
+            kept: keeps each batch on the disk as soon as it is answered, and has the answers of a stopped run.
+            origin: the weights and the data that the results are of, as `state_origin` returns them.
+
+        Returns:
+            The results: scores where there are references, rows, and rows and tokens per second of this run alone.
+        """
+        # Gathered: all processes must plan the same batches, and none may write before all have read.
+        known = dict(gather_object(list(kept.answers.items()))) if kept else {}
+        num_tokens: list[int] = []
+
+        def keep(batch: AnsweredBatch) -> None:
+            num_tokens.extend(batch.num_tokens)
+            if kept:
+                kept.add(batch.rows, batch.answers)
+
+        start = time.perf_counter()
+        answers = self.answering.generate(
+            features, self.settings, on_batch=keep, known_answers=known, keep_white_space=True
+        )
+        speed = _measure_speed(len(answers), len(known), num_tokens, time.perf_counter() - start)
+        scores = score_answers(features, answers, self.protocol)
+        results = {"metric_protocol": self.protocol, **scores} if scores else {}
+        results = {f"predict_{name}": value for name, value in (results | speed).items()}
+        if PartialState().is_main_process:
+            folder = Path(output_dir)
+            (folder / PREDICT_RESULTS_NAME).unlink(missing_ok=True)  # or it would tell of answers that were replaced
+            self._write(folder / PREDICTIONS_NAME, features, answers)
+            save_results(results, folder / PREDICT_RESULTS_NAME, origin or {})
+        return results
+
+    def _write(self, file: Path, features: GenerationFeatures, answers: Sequence[str]) -> None:
+        texts, rows = [self.answering.chat_format.clean_answer(answer) for answer in answers], features.rows
+        if self.protocol == "thudm":
             rows = [row | more for row, more in zip(rows, _scored_texts(features, answers), strict=True)]
-        (folder / PREDICT_RESULTS_NAME).unlink(missing_ok=True)  # or it would tell of answers that were replaced
-        write_predictions(folder / PREDICTIONS_NAME, features.prompts, features.references, texts, rows)
-        save_results(results, folder / PREDICT_RESULTS_NAME, origin or {})
-    return results
+        write_predictions(file, features.prompts, features.references, texts, rows)
 
 
 def _scored_texts(features: GenerationFeatures, answers: Sequence[str]) -> list[dict[str, str | None]]:

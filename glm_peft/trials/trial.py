@@ -27,8 +27,7 @@ from glm_peft.arguments.splits import evaluation_sets
 from glm_peft.arguments.training import TrainArguments, parse_train_arguments
 from glm_peft.data import EncodedSplits, encode_splits
 from glm_peft.errors import UserError
-from glm_peft.prediction.evaluation import Answering, choose_protocol, make_scorers
-from glm_peft.prediction.generation_settings import GenerationSettings
+from glm_peft.prediction.evaluation import Answering, Scoring
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
@@ -106,15 +105,14 @@ class Workbench:
         collator = TrainingCollator(self.base.tokenizer, data_args.ignore_pad_token_for_loss)
         batching = plan_batching(data.examples["train"], collator, self.base.config, arguments)
         answering = Answering(self.make_model(arguments), self.base.tokenizer, self.base.chat_format)
-        settings = GenerationSettings.from_arguments(training_args, data_args)
-        protocol = choose_protocol(self.base.chat_format, data_args.metric_protocol)
+        scoring = Scoring.from_arguments(answering, training_args, data_args)
         trainer = PrefixTrainer(
             answering.model,
             training_args,
             data_collator=collator,
             batching=batching,
             eval_dataset=evaluation_sets(data.examples),
-            score_answers=make_scorers(answering, data.prompts, settings, protocol),
+            score_answers=scoring.make_scorers(data.prompts),
         )
         # Which the Trainer adds in the place of the bar that is switched off, and which prints every log.
         trainer.remove_callback(PrinterCallback)
