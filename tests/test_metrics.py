@@ -201,7 +201,8 @@ def test_thudm_compares_as_published_and_with_the_file_beside(tmp_path, caplog, 
     rows = [json.loads(line) for line in (tmp_path / "generated_predictions.jsonl").read_text().splitlines()]
     assert [row["predict"] for row in rows] == [cut, "好看", "白色"] and rows[0]["labels"] == LONG
     scored = {"scored_labels": cut, "scored_predict": answers[0]} if protocol == "thudm" else {}
-    assert rows[0] == {"prompt": "裤", "labels": LONG, "predict": cut} | scored
+    asked = {"row": 1, "messages": [{"role": "user", "content": "裤"}]}
+    assert rows[0] == {"prompt": "裤", "labels": LONG, "predict": cut} | asked | scored
     padded = [{"scored_labels": None, "scored_predict": None} | row for row in rows]
     (told,) = read_scores(results, {"test": Split("test")}, padded, protocol)
     assert told.examples == 2 and ("text-bleu-4" in told.intervals) == (protocol == "thudm")

@@ -145,7 +145,7 @@ class _Generator:
         tokenizer: PreTrainedTokenizerBase,
         chat_format: ChatFormat,
         settings: GenerationSettings,
-        watch: StoppingCriteria | None,
+        watch: StoppingCriteria | None = None,
     ) -> None:
         self.model, self.tokenizer, self.chat_format, self.settings = model, tokenizer, chat_format, settings
         self.config = build_generation_config(tokenizer, chat_format, settings)
