@@ -35,7 +35,8 @@ def test_one_thing_is_changed_at_a_time_and_nothing_is_measured_twice(monkeypatc
     assert (tmp_path / cost_growth.PLOT_NAME).stat().st_size > 10_000
 
 
-def test_rows_have_all_the_tokens_that_are_asked_for(tmp_path):
+def test_rows_have_all_the_tokens_that_are_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", warm_python())
     arguments = Namespace(train_file=TRAIN_FILE, output_dir=tmp_path, hidden_size=32, num_layers=1, steps=1)
     setting = {"batch": 2, "tokens of a row": 96, "virtual tokens": 2, "vocabulary": 2048}
     measured = cost_growth.measure(setting, arguments)
