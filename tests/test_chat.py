@@ -20,6 +20,7 @@ from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.serving.answerers import Answerers, open_answerers, parse_adapters
 from glm_peft.serving.chat_session import ChatSession
+from glm_peft.serving.console import read_questions
 from glm_peft.serving.dialogue import Dialogue
 from glm_peft.serving.streaming import TextStream
 
@@ -198,6 +199,19 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(session, monkeypatch, capsys):
     assert capsys.readouterr().out == shown + "\n" and shown
     session.take("你好")
     assert len(session.dialogue.messages) == 4
+
+
+def test_questions_of_a_terminal_may_have_several_lines_and_be_thrown_away(monkeypatch):
+    typed = iter(["一\\", "二\\", "三", KeyboardInterrupt, " ", "四", EOFError])
+
+    def read(prompt: str) -> str:
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", read)
+    assert list(read_questions(lambda: "> ", is_typed=True)) == ["一\n二\n三", "四"]
 
 
 @pytest.mark.parametrize("words", [["ads"], ["=x"], ["ads="], ["a=x", "a=y"], ["base=x"]])

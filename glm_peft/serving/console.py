@@ -40,4 +40,5 @@ def _read_lines(prompt: str) -> str:
     lines = [input(prompt)]
     while lines[-1].endswith("\\"):
         lines.append(input(" " * (len(prompt) - 2) + "… "))
-    return "\n".join(line.removesuffix("\\") for line in lines[:-1]) + "\n" * (len(lines) > 1) + lines[-1]
+    *continued, last = lines
+    return "\n".join([*(line.removesuffix("\\") for line in continued), last])
