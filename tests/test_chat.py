@@ -182,6 +182,13 @@ def test_too_long_a_history_loses_its_oldest_turns_and_says_so(session, small_wi
     assert len(session.dialogue.messages) == 82
 
 
+def test_a_question_without_an_answer_is_taken_back_and_told(session, monkeypatch, capsys):
+    monkeypatch.setattr(session, "_answer", lambda name: "")
+    session.take("你好")
+    assert session.dialogue.messages == []
+    assert capsys.readouterr().err == "The answer is empty, and the question is taken back.\n"
+
+
 def test_ctrl_c_ends_the_answer_and_not_the_chat(session, monkeypatch, capsys):
     calls = []
 

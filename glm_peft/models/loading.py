@@ -207,10 +207,10 @@ def _load(read: Callable[..., Any], model_args: ModelArguments, **kwargs: Any) -
     except UserError:
         raise
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(
-            f"--model_name_or_path {model_args.model_name_or_path} cannot be loaded ({reason}): {_advice(error)}."
-        ) from error
+        name, reason = model_args.model_name_or_path, " ".join(str(error).split()).rstrip(".")
+        if not Path(name).exists():  # a path of a recipe that is used in another folder looks like a Hub id
+            reason = f"there is no such folder in {Path.cwd()}, and of the Hub: {reason}"
+        raise UserError(f"--model_name_or_path {name} cannot be loaded ({reason}): {_advice(error)}.") from error
     except pickle.UnpicklingError as error:  # whose words advise to run what is in the file
         raise UserError(
             f"The weights in {model_args.model_name_or_path} are broken or no plain tensors, so they are not read: "

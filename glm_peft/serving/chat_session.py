@@ -126,8 +126,9 @@ class ChatSession:
             raise
         if answer:
             self.dialogue.add("assistant", answer)
-        else:  # ended before its first character
+        else:
             self.dialogue.undo()
+            self.remark("The answer is empty, and the question is taken back.")
 
     def _answer(self, name: str) -> str:
         """Stream an answer to the conversation; Ctrl-C ends it, and what was shown of it counts."""
