@@ -13,8 +13,9 @@ from glm_peft.arguments.data import DataArguments
 from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.preprocessing.collators import IGNORED_LABEL
-from glm_peft.preprocessing.conversations import Conversation, Message, Split, paused_collection
+from glm_peft.preprocessing.conversations import Conversation, Split, paused_collection
 from glm_peft.preprocessing.lengths import LengthReport, summarize_lengths
+from glm_peft.preprocessing.messages import Message
 
 _IDS, _NUMBER = List(Value("int32")), Value("int32")
 _PROMPT_FEATURES = Features({"input_ids": _IDS, "length": _NUMBER, "prompt_length": _NUMBER})

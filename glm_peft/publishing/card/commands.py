@@ -8,7 +8,7 @@ from typing import Any
 
 from glm_peft.data import with_source_prefix, with_system
 from glm_peft.hub.rights import is_hub_id
-from glm_peft.preprocessing.conversations import Message
+from glm_peft.preprocessing.messages import Message
 from glm_peft.publishing.card.values import part, read_prompt, text_of
 
 _OUTPUT_DIR = "output/repeated"
