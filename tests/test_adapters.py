@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from closeness import assert_close
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import glm_peft  # noqa: F401
 from glm_peft.adapters.loading import create_adapter, load_adapter
 from glm_peft.adapters.published_checkpoints import read_published_prefix, rotate_prefix_keys
-from glm_peft.adapters.saved_adapter import resolve_adapter
+from glm_peft.adapters.saved_adapter import read_saved_adapter, resolve_adapter
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 
@@ -368,6 +368,12 @@ def test_a_broken_adapter_config_is_named(text, reference_models, tmp_path):
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(UserError, match=r"adapter_config\.json cannot be read"):
         load_adapter(load_base(reference_models / "chatglm2-6b"), str(tmp_path))
+
+
+def test_an_adapter_without_its_weights_is_named(tmp_path):
+    PrefixTuningConfig(task_type="CAUSAL_LM").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"has an adapter_config\.json, but no adapter_model\.safetensors: copy all"):
+        read_saved_adapter(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "pytorch_model.bin"])

@@ -32,6 +32,7 @@ from glm_peft.training.checkpoints import (
     read_record,
     rotate_checkpoints,
 )
+from glm_peft.training.resumption import _check_learning_rate
 from glm_peft.training.trainer import PrefixTrainer
 
 STEPS = ["--max_steps", "5", "--save_steps", "1"]
@@ -98,11 +99,18 @@ def test_a_run_that_was_at_its_end_takes_no_further_step(base, whole, copy, capl
     (stretch,) = json.loads(record)["stretches"]
     assert (stretch["start"], stretch["steps"]) == ("new", [0, 5])
     assert "train_runtime" not in json.loads((copy / "all_results.json").read_text())
-    resume(base, copy, "--learning_rate", "0.1")
+    resume(base, copy, "--max_grad_norm", "0.5")
     assert (copy / "provenance.json").read_bytes() == record
 
 
-def test_other_rows_are_refused_with_the_way_out_and_the_same_in_another_form_are_not(base, copy, capfd):
+def test_another_learning_rate_is_refused_as_the_optimizer_goes_on_with_its_own(tmp_path):
+    torch.save({"base_lrs": [0.1]}, tmp_path / "scheduler.pt")
+    _check_learning_rate(tmp_path, 0.1)
+    with pytest.raises(UserError, match="--learning_rate 0.05 has no effect on .*, whose optimizer goes on with 0.1"):
+        _check_learning_rate(tmp_path, 0.05)
+
+
+def test_other_rows_are_refused_with_the_way_out_and_the_same_in_another_form_are_not(base, copy, capfd, caplog):
     rows = json.dumps(ROWS[::-1], ensure_ascii=False)
     (copy.parent / "rows.json").write_text(rows, encoding="utf-8")
     with pytest.raises(SystemExit):
@@ -111,7 +119,8 @@ def test_other_rows_are_refused_with_the_way_out_and_the_same_in_another_form_ar
     assert "goes on with the rows that it was trained on, and these are others (12 of rows.json, sha256 " in error
     assert error.endswith(f"start on these from its adapter with --adapter_name_or_path {copy / 'checkpoint-5'}.")
     (copy.parent / "rows.json").write_text(json.dumps(ROWS, ensure_ascii=False, indent=1), encoding="utf-8")
-    resume(base, copy)
+    resume(base, copy, "--system_text", "短")
+    assert "was trained with no --system_text, and this run goes on with --system_text '短'" in caplog.text
 
 
 def test_rows_are_compared_as_far_as_an_earlier_version_recorded_them(tmp_path):

@@ -50,6 +50,9 @@ def test_rows_that_differ_in_what_is_not_read_are_not_to_be_removed():
     first, second, _ = find_duplicates(split)
     assert (first.rows, second.rows) == (["train.json, line 3 (as line 1)"], ["train.json, line 2 (as line 1)"])
     assert "remove" not in second.advice
+    other_answer = make_split(("q", "a"), ("q", "b"))
+    other_answer.conversations[1] = replace(other_answer.conversations[1], unread='{"context": "c"}')
+    assert find_duplicates(other_answer)[2].advice.startswith("columns that are not read may tell some apart")
     finding = find_overlap(Split("train", "train.json", split.conversations[1:2]), make_split(("q", "a"), name="test"))
     assert finding.advice.startswith("columns that are not read may tell some apart: what of them belongs")
 

@@ -200,7 +200,7 @@ def test_an_adapter_is_asked_as_it_was_trained_unless_something_else_is_given(
     assert found.val_max_target_length == 9  # of the length that is given, and not of the one that is not
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert (
-        "--source_prefix '写：', --max_source_length 60, and no --source_prefix, --max_source_length 1024" in warning
+        "--source_prefix '写：', --max_source_length 60, and --source_prefix '', --max_source_length 1024" in warning
     )
     # Adapters of earlier versions have the recipe alone; what is nothing that these flags take is left out.
     assert opened({"recipe": lengths}).data_args.max_source_length == 60

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftType
@@ -26,6 +27,7 @@ from glm_peft.hub.connection import set_up_connection
 from glm_peft.hub.download import fetch_adapter
 from glm_peft.models.folder_kind import A_CHECKPOINT, AN_ADAPTER, check_source
 from glm_peft.models.loading import find_generation, load_config
+from glm_peft.provenance.record import as_flags
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +59,17 @@ def read_saved_adapter(name_or_path: str, revision: str | None = None, cache_dir
         cache_dir: folder of downloads; `None` for the Hub's usual cache.
 
     Raises:
-        UserError: there is no adapter of this name, its config cannot be read, or it is of no method that is here.
+        UserError: there is no adapter of this name, its config cannot be read, its weights are missing, or it is of
+            no method that is here.
     """
     hub = {"revision": revision, "cache_dir": cache_dir}
     kind = check_source(name_or_path, "--adapter_name_or_path", AN_ADAPTER, **hub).kind
     source = fetch_adapter(name_or_path, **hub)
     config = None if kind in A_CHECKPOINT else read_adapter_config(source)
+    if config and Path(source).is_dir() and not list(Path(source).glob("adapter_model.*")):
+        raise UserError(
+            f"{source} has an adapter_config.json, but no adapter_model.safetensors: copy all of its files."
+        )
     method = PREFIX_TUNING if config is None else config.peft_type.value.lower()
     if method not in METHODS:
         raise UserError(
@@ -128,18 +135,18 @@ def resolve_prompt(data_args: DataArguments, adapter: SavedAdapter | None) -> Da
         taken["val_max_target_length"] = None
     told = {name: value for name, value in taken.items() if value not in (None, getattr(data_args, name))}
     if told:
-        logger.info("As %s was trained: %s", adapter.source, _as_flags(told))
+        logger.info("As %s was trained: %s", adapter.source, as_flags(told))
     _warn_of_other_prompt(data_args, adapter.source, recorded)
     return changed(data_args, **taken)
 
 
 def _warn_of_other_prompt(data_args: DataArguments, source: str, recorded: Mapping[str, Any]) -> None:
-    given = {name: getattr(data_args, name) or None for name in recorded.keys() - data_args.left_open}
-    differing = [name for name in recorded if name in given and given[name] != recorded[name]]
+    given = {name: getattr(data_args, name) for name in recorded.keys() - data_args.left_open}
+    differing = [name for name in recorded if name in given and (given[name] or None) != recorded[name]]
     if differing:
         there, here = ({name: values[name] for name in differing} for values in (recorded, given))
         logger.warning(
-            f"{source} was trained with {_as_flags(there)}, and {_as_flags(here)} is given: leave it out, or expect "
+            f"{source} was trained with {as_flags(there)}, and {as_flags(here)} is given: leave it out, or expect "
             "answers worse than its scores."
         )
 
@@ -150,11 +157,6 @@ def _read_prompt(recorded: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {name: type(getattr(unset, name) or "") for name in flags_with(unset, "shapes_prompt")}
     known = {name: recorded[name] or None for name in kinds if name in recorded}
     return {name: value for name, value in known.items() if value is None or isinstance(value, kinds[name])}
-
-
-def _as_flags(values: Mapping[str, Any]) -> str:
-    """Return flags as they are told in one line, long texts cut."""
-    return ", ".join(f"--{name} {value!r:.80}" if value else f"no --{name}" for name, value in values.items())
 
 
 def _resolve_method(adapter: SavedAdapter, model_args: ModelArguments) -> str:

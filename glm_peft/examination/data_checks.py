@@ -46,6 +46,7 @@ _SUSPICIOUS = {
 
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}  # Unicode categories: controls, formats, spaces, separators
 _READ_MORE = "what of them belongs to the prompt or the answer must stand in columns that are read"
+_MAY_DIFFER = f"columns that are not read may tell some apart: {_READ_MORE}"
 _REWRITE = "write what is meant, or remove the rows"
 
 
@@ -73,7 +74,7 @@ def find_unread(split: Split) -> list[Finding]:
 
 def find_duplicates(split: Split) -> list[Finding]:
     """Find rows that repeat an earlier row, and rows whose prompt stands earlier with another answer."""
-    same_row, same_pair, other_answer = [], [], []
+    same_row, same_pair, other_answer, tells_apart = [], [], [], False
     first_of_row: dict[Hashable, str] = {}
     first_of_pair: dict[Hashable, str] = {}
     first_of_prompt: dict[Hashable, str] = {}
@@ -88,13 +89,17 @@ def find_duplicates(split: Split) -> list[Finding]:
             same_pair.append(_as_before(where, first_of_pair[pair]))
         elif prompt in first_of_prompt:
             other_answer.append(_as_before(where, first_of_prompt[prompt]))
+            tells_apart |= bool(conversation.unread)
         first_of_row.setdefault(row, where)
         first_of_pair.setdefault(pair, where)
         first_of_prompt.setdefault(prompt, where)
+    advice = "keep them only if both are right"
+    if tells_apart:
+        advice = f"{_MAY_DIFFER}; else {advice}"
     return [
         Finding("rows that repeat an earlier row, prompt and answer", same_row, "remove them: they count twice"),
         Finding("rows that repeat an earlier row but for columns that are not read", same_pair, _READ_MORE),
-        Finding("prompts that stand earlier with another answer", other_answer, "keep them only if both are right"),
+        Finding("prompts that stand earlier with another answer", other_answer, advice),
     ]
 
 
@@ -107,7 +112,7 @@ def find_overlap(split: Split, other: Split) -> Finding:
     rows = [_as_before(one.where, earlier.where) for one, earlier in shared]
     advice = f"remove them from {other.name}, or its scores measure memory"
     if any(one.unread != earlier.unread for one, earlier in shared):
-        advice = f"columns that are not read may tell some apart: {_READ_MORE}; else {advice}"
+        advice = f"{_MAY_DIFFER}; else {advice}"
     return Finding(f"{split.name} prompts that are in {other.name} too", rows, advice)
 
 

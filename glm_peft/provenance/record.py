@@ -133,6 +133,12 @@ def describe_prompt(data_args: DataArguments, conversations: Iterable[Conversati
     return prompt | ({"system_text": texts.pop()} if len(texts) == 1 and None not in texts else {})
 
 
+def as_flags(values: Mapping[str, Any]) -> str:
+    """Return flags as they are told in one line, long texts cut."""
+    told = ((f"--{name}", value) for name, value in values.items())
+    return ", ".join(f"no {flag}" if value is None else f"{flag} {value!r:.80}" for flag, value in told)
+
+
 def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict[str, dict[str, Any]]:
     """
     Return for each split the name and digest of its file or dataset, and how many rows are used.

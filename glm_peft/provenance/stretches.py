@@ -1,6 +1,7 @@
 """Keep the record of a run through every stretch of its training: stopped and resumed, or going on from an adapter."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,9 @@ from accelerate.utils import broadcast_object_list
 
 from glm_peft.errors import UserError
 from glm_peft.provenance.ownership import WEIGHTS_KEY
-from glm_peft.provenance.record import as_mapping, read_provenance, today, write_provenance
+from glm_peft.provenance.record import as_flags, as_mapping, read_provenance, today, write_provenance
+
+logger = logging.getLogger(__name__)
 
 _OF_BASE = ("base", "chat_format", "metric_protocol")
 _SAME = ("data", "recipe")  # what a stretch shares with the one before where both make one run
@@ -31,6 +34,8 @@ class RunRecord:
         source = checkpoint or adapter
         self.former = read_provenance(source) if source and facts else {}
         self.first_step, self._began = 0, time.perf_counter()
+        if checkpoint:
+            _warn_of_other_prompt(checkpoint, as_mapping(self.former.get("prompt")), as_mapping(facts.get("prompt")))
 
     def begin(self, step: int) -> None:
         """Note the step after which this stretch begins."""
@@ -121,6 +126,16 @@ def check_same_rows(checkpoint: str | Path | None, data: Mapping[str, Any]) -> N
             f"--resume_from_checkpoint {checkpoint} goes on with the rows that it was trained on, and these are "
             f"others ({found}): give the same data, or start on these from its adapter with --adapter_name_or_path "
             f"{checkpoint}."
+        )
+
+
+def _warn_of_other_prompt(checkpoint: str, former: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differing = [name for name in former if name in now and former[name] != now[name]]
+    if differing:
+        there, here = (as_flags({name: prompt[name] for name in differing}) for prompt in (former, now))
+        logger.warning(
+            f"{checkpoint} was trained with {there}, and this run goes on with {here}: give what the checkpoint was "
+            "trained with, unless other prompts are meant from here on."
         )
 
 

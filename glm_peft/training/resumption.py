@@ -16,6 +16,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import IntervalStrategy
 
 from glm_peft.errors import UserError
@@ -49,7 +50,8 @@ class Resumption(TrainerCallback):
         Prepare to resume from a checkpoint, before the trainer reads it.
 
         Raises:
-            UserError: its optimizer was sharded by another backend, or among another number of processes.
+            UserError: its optimizer was sharded by another backend or among another number of processes, or has
+            another learning rate.
         """
         self.checkpoint = Path(checkpoint) if checkpoint else None
         record = read_record(checkpoint) if checkpoint else None
@@ -58,6 +60,7 @@ class Resumption(TrainerCallback):
         processes = self.trainer.args.world_size
         if record:
             _check_backend(self.checkpoint, record, self.trainer.args)
+            _check_learning_rate(self.checkpoint, self.trainer.args.learning_rate)
         if record and record["processes"] != processes:
             logger.warning(
                 "%s was written by %d process(es), and this run has %d: it goes on with the same weights, optimizer "
@@ -157,6 +160,17 @@ def _lacks_evaluation_of_epoch(args: TrainingArguments, state: TrainerState) -> 
     # An epoch's last checkpoint by --save_steps is written before the evaluation that ends the epoch.
     is_due = args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= state.epoch
     return is_due and float(state.epoch).is_integer() and state.global_step not in evaluated
+
+
+def _check_learning_rate(checkpoint: Path, learning_rate: float) -> None:
+    """Refuse another learning rate than that of the saved schedule, which the Trainer takes in its place."""
+    file = checkpoint / SCHEDULER_NAME
+    saved = torch.load(file, weights_only=True).get("base_lrs") if file.is_file() else None
+    if saved and learning_rate not in saved:
+        raise UserError(
+            f"--learning_rate {learning_rate:g} has no effect on {checkpoint}, whose optimizer goes on with "
+            f"{saved[0]:g}: give that, or start anew from its adapter with --adapter_name_or_path {checkpoint}."
+        )
 
 
 def _check_backend(checkpoint: Path, record: dict[str, Any], training_args: TrainingArguments) -> None:
