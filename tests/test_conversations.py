@@ -315,7 +315,7 @@ def test_a_file_of_unknown_columns_lists_them():
 
 @pytest.mark.parametrize("name", ["train.json", "train.csv"])
 def test_an_empty_file_is_an_error(name):
-    assert error_of(name=name) == f"{name} is empty (1 bytes): it must hold at least one row."
+    assert error_of(name=name) == f"{name} is empty (1 bytes): there is nothing to read in it."
 
 
 @pytest.mark.parametrize(("name", "text"), [("train.json", "[]"), ("train.csv", "content,summary")])

@@ -110,7 +110,10 @@ def test_a_key_that_repeats_in_an_object_is_told(write):
     assert f"rows.json, line 2, {told}" in problem_of(write("rows.json", '[{"a": 1},\n{"a": 1, "a": 2}]'))
 
 
-@pytest.mark.parametrize(("name", "text"), [("rows.csv", 'a;b\n"x;y";1,5\n'), ("rows.tsv", "a\tb\nx;y\t1,5\n")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("rows.csv", 'a;b\n"x;y";1,5\n'), ("rows.tsv", "a\tb\nx;y\t1,5\n"), ("rows.csv", "a|b\nx;y|1,5\n")],
+)
 def test_columns_may_be_separated_by_tabs_and_semicolons(write, name, text):
     assert rows_of(write(name, text)) == [(2, {"a": "x;y", "b": "1,5"})]
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from glm_peft.errors import UserError
+from glm_peft.reporting.text_files import read_text
 
 # Neither a negative number nor a text that happens to begin with a hyphen.
 _is_flag = re.compile(r"(--[A-Za-z][\w-]*|-[A-Za-z]\w[\w-]*)(=.*)?", re.DOTALL).fullmatch
@@ -87,13 +88,15 @@ def read_config(file: str) -> list[Setting]:
         UserError: the file is not there, has another extension, is broken, is no mapping, or has a name twice.
     """
     path = Path(file)
+    if path.is_dir():
+        raise UserError(f"{file} is a folder: give a configuration file in it.")
     if path.suffix.lower() not in _SUFFIXES:
         raise UserError(f"{file}: a configuration file must end in {', '.join(_SUFFIXES)}, and flags begin with --.")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a byte order mark first
+        text = read_text(file)
     except FileNotFoundError:
         raise UserError(f"{file}: this configuration file cannot be read: {where_to_look(path)}.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{file}: this configuration file cannot be read ({error}).") from error
     read = _json_settings if path.suffix.lower() == ".json" else _yaml_settings
     try:

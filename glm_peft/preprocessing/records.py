@@ -12,7 +12,7 @@ from typing import Any
 
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.json_values import json_values, shorten
-from glm_peft.preprocessing.text_files import read_text, refuse_other_kinds
+from glm_peft.reporting.text_files import read_text, refuse_other_kinds
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def read_rows(file: str) -> Iterator[Row]:
 
     JSON may be an array of objects, an object with such an array under `data`, or objects one after another, a line
     or more each, whatever the extension says; blank lines are no rows. A line that cannot be read is a row with a
-    `problem`. The columns of a CSV file may be separated by commas, tabs or semicolons.
+    `problem`. The columns of a CSV file may be separated by commas, tabs, semicolons or bars.
 
     Raises:
         UserError: the file does not exist, is of another kind, is empty, is not UTF-8, or cannot be read at all.
@@ -62,12 +62,12 @@ def read_rows(file: str) -> Iterator[Row]:
     if path.is_dir():
         near = next((f", such as {entry}" for entry in sorted(path.iterdir()) if _reader_of(entry)), "")
         raise UserError(f"{file} is a folder; give one file of rows{near}.")
-    if path.is_file() and reader is not _parquet_rows:
+    if not path.is_file():
+        raise UserError(f"{file}: there is no such file{_nearest_file(path)}.")
+    if reader is not _parquet_rows:
         refuse_other_kinds(file)
     if reader is None:
         raise UserError(f"{file}: files of this kind cannot be read; give a file ending in {', '.join(_READERS)}.")
-    if not path.is_file():
-        raise UserError(f"{file}: there is no such file{_nearest_file(path)}.")
     return reader(file)
 
 
@@ -133,7 +133,7 @@ def _csv_rows(file: str) -> Iterator[Row]:
     text = read_text(file)
     delimiter = _delimiter(text)
     if delimiter != ",":
-        logger.info("%s: its columns are separated by %s.", file, "tabs" if delimiter == "\t" else "semicolons")
+        logger.info("%s: its columns are separated by %s.", file, "tabs" if delimiter == "\t" else repr(delimiter))
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     for line, fields in _csv_records(file, reader):
@@ -147,9 +147,9 @@ def _csv_rows(file: str) -> Iterator[Row]:
 
 
 def _delimiter(text: str) -> str:
-    """Find what separates the names of the header: a comma, else a tab or a semicolon where there is one."""
+    """Find what separates the names of the header: a comma, else another sign where there is one."""
     header = text.lstrip().partition("\n")[0]
-    return next((sign for sign in ",\t;" if sign in header), ",")
+    return next((sign for sign in ",\t;|" if sign in header), ",")
 
 
 def _csv_records(file: str, reader: Any) -> Iterator[tuple[int, list[str]]]:

@@ -46,7 +46,7 @@ def read_text(file: str) -> str:
     except UnicodeDecodeError as error:
         raise UserError(_encoding_problem(file, data, error.start)) from error
     if not text.strip():
-        raise UserError(f"{file} is empty ({len(data)} bytes): it must hold at least one row.")
+        raise UserError(f"{file} is empty ({len(data)} bytes): there is nothing to read in it.")
     return text
 
 
