@@ -291,6 +291,21 @@ def test_what_the_command_line_switches_off_takes_its_companions_along(caplog):
         parse_predict_arguments([recipe, "--prompt", "a"])
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("output_dir: 你好".encode("gbk"), "line 1, byte 13: 0xc4 is not UTF-8 (the file looks like GBK)"),
+        (b"", "is empty"),
+    ],
+)
+def test_a_configuration_file_that_cannot_be_read_is_told_with_its_cure(tmp_path, content, words):
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(words)):
+        parse_train_arguments([str(tmp_path / "recipe.yaml")])
+    with pytest.raises(UserError, match="is a folder"):
+        parse_train_arguments([str(tmp_path)])
+
+
 @pytest.mark.parametrize("words", ["--do_train FILE", "--max_steps 5 FILE", "--report_to none FILE"])
 def test_a_configuration_file_behind_a_flag_is_refused_as_that(words):
     message = refusal(*words.replace("FILE", "my/recipe.yaml").split())
