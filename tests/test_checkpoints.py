@@ -32,7 +32,7 @@ from glm_peft.training.checkpoints import (
     read_record,
     rotate_checkpoints,
 )
-from glm_peft.training.resumption import _check_learning_rate
+from glm_peft.training.resumption import check_learning_rate
 from glm_peft.training.trainer import PrefixTrainer
 
 STEPS = ["--max_steps", "5", "--save_steps", "1"]
@@ -105,9 +105,9 @@ def test_a_run_that_was_at_its_end_takes_no_further_step(base, whole, copy, capl
 
 def test_another_learning_rate_is_refused_as_the_optimizer_goes_on_with_its_own(tmp_path):
     torch.save({"base_lrs": [0.1]}, tmp_path / "scheduler.pt")
-    _check_learning_rate(tmp_path, 0.1)
+    check_learning_rate(tmp_path, 0.1)
     with pytest.raises(UserError, match="--learning_rate 0.05 has no effect on .*, whose optimizer goes on with 0.1"):
-        _check_learning_rate(tmp_path, 0.05)
+        check_learning_rate(tmp_path, 0.05)
 
 
 def test_other_rows_are_refused_with_the_way_out_and_the_same_in_another_form_are_not(base, copy, capfd, caplog):

@@ -211,7 +211,7 @@ def test_the_command_takes_a_recipe_of_training_and_writes_nothing(visit: Visit)
     train_file = visit.write(ROWS)
     recipe = visit.folder / "recipe.yaml"
     recipe.write_text(f"do_train: true\ntrain_file: {train_file}\nmodel_name_or_path: {visit.base}\noutput_dir: out\n")
-    command = [sys.executable, "-m", "glm_peft.doctor", str(recipe), "--per_device_train_batch_size", "3"]
+    command = [warm_python(), "-m", "glm_peft.doctor", str(recipe), "--per_device_train_batch_size", "3"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     before = sorted(visit.folder.iterdir())
     run = subprocess.run(command, cwd=visit.folder, env=environment, capture_output=True, encoding="utf-8")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from closeness import ROUNDING, assert_close
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from short_runs import ROWS, log_of, run, training_words
 from tiny_options import GENERATIONS
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -332,6 +332,7 @@ def test_training_does_not_go_on_from_what_is_not_saved_whole(trained, tiny_mode
 
 def test_an_adapter_of_a_method_that_is_not_here_is_refused(tmp_path):
     AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], total_step=1).save_pretrained(tmp_path)
+    save_file({"any": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match="is of the method adalora, which glm_peft does not have: load it with PEFT"):
         read_saved_adapter(str(tmp_path))
 

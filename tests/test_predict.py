@@ -62,7 +62,7 @@ def workplace(tiny_model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPat
 def type_command(words: list[str], **options: object) -> subprocess.Popen:
     """The command in a process of its own."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "glm_peft.predict", *words]
+    command = [warm_python(), "-m", "glm_peft.predict", *words]
     return subprocess.Popen(command, cwd=PROJECT, env=environment, text=True, encoding="utf-8", **options)
 
 

@@ -72,7 +72,7 @@ def test_a_range_has_the_type_of_its_argument_and_reads_numbers_that_yaml_takes_
         ("learning_rate: {low: 1}", "missing 1 required positional argument: 'high'"),
         ("num_virtual_tokens: []", "one or more elements"),
         ("learning_rate: [1]\nnum_virtual_tokens:", "num_virtual_tokens has no values"),
-        ("", "there is nothing to search"),
+        ("# nothing", "there is nothing to search"),
         ("learning_rate: [1]\nlearning_rate: [2]", "learning_rate stands there more than once"),
         ("learning_rate: [1", "not YAML"),
     ],

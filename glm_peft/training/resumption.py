@@ -50,8 +50,7 @@ class Resumption(TrainerCallback):
         Prepare to resume from a checkpoint, before the trainer reads it.
 
         Raises:
-            UserError: its optimizer was sharded by another backend or among another number of processes, or has
-            another learning rate.
+            UserError: its optimizer was sharded by another backend or among another number of processes.
         """
         self.checkpoint = Path(checkpoint) if checkpoint else None
         record = read_record(checkpoint) if checkpoint else None
@@ -60,7 +59,6 @@ class Resumption(TrainerCallback):
         processes = self.trainer.args.world_size
         if record:
             _check_backend(self.checkpoint, record, self.trainer.args)
-            _check_learning_rate(self.checkpoint, self.trainer.args.learning_rate)
         if record and record["processes"] != processes:
             logger.warning(
                 "%s was written by %d process(es), and this run has %d: it goes on with the same weights, optimizer "
@@ -162,8 +160,8 @@ def _lacks_evaluation_of_epoch(args: TrainingArguments, state: TrainerState) -> 
     return is_due and float(state.epoch).is_integer() and state.global_step not in evaluated
 
 
-def _check_learning_rate(checkpoint: Path, learning_rate: float) -> None:
-    """Refuse another learning rate than that of the saved schedule, which the Trainer takes in its place."""
+def check_learning_rate(checkpoint: Path, learning_rate: float) -> None:
+    """Raise a `UserError` where the saved schedule has another learning rate, which the Trainer would go on with."""
     file = checkpoint / SCHEDULER_NAME
     saved = torch.load(file, weights_only=True).get("base_lrs") if file.is_file() else None
     if saved and learning_rate not in saved:

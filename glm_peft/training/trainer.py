@@ -36,7 +36,7 @@ from glm_peft.training.interruptions import Interruption, StoppedAtOnce
 from glm_peft.training.parallel.last_step import LastStep
 from glm_peft.training.parallel.sharded_optimizer import load_sharded
 from glm_peft.training.parallel.sharing import own_labels, own_rows
-from glm_peft.training.resumption import Resumption
+from glm_peft.training.resumption import Resumption, check_learning_rate
 from glm_peft.training.watch import EndAfterSignal, Watch
 
 Scorer = Callable[[], dict[str, float]]
@@ -298,6 +298,8 @@ class PrefixTrainer(Seq2SeqTrainer):
 
         Overridden for FSDP2, whose checkpoints here have the files of one process, so that any number can resume.
         """
+        if checkpoint:
+            check_learning_rate(Path(checkpoint), self.args.learning_rate)
         if checkpoint is None or not self.is_fsdp_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
         else:
