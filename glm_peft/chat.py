@@ -9,7 +9,6 @@ Chat with a base and its adapters in the terminal; answers are streamed.
 import sys
 
 from glm_peft.arguments.chat import parse_chat_arguments
-from glm_peft.arguments.fields import changed
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.log import set_up_logging
@@ -24,10 +23,8 @@ def main() -> None:
     """Answer what is typed, or what comes from a pipe, until it ends."""
     model_args, chat_args = parse_chat_arguments()
     set_up_logging()
-    adapters = parse_adapters(chat_args.adapters or [])
-    if model_args.adapter_name_or_path:
-        adapters = {"adapter": model_args.adapter_name_or_path} | adapters
-    answerers = open_answerers(changed(model_args, adapter_name_or_path=None), adapters)
+    adapters = parse_adapters(chat_args.adapters or [], model_args.adapter_name_or_path)
+    answerers = open_answerers(model_args, adapters)
 
     settings = GenerationSettings.from_arguments(chat_args)
     is_typed = sys.stdin.isatty()

@@ -18,7 +18,7 @@ from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.prediction.evaluation import Answering
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.preprocessing.conversations import load_splits
-from glm_peft.serving.answerers import Answerers, open_answerers, parse_adapters
+from glm_peft.serving.answerers import Answerers, _arguments_of, open_answerers, parse_adapters
 from glm_peft.serving.chat_session import ChatSession
 from glm_peft.serving.console import read_questions
 from glm_peft.serving.dialogue import Dialogue
@@ -225,6 +225,13 @@ def test_questions_of_a_terminal_may_have_several_lines_and_be_thrown_away(monke
 def test_adapters_have_names_of_their_own(words):
     with pytest.raises(UserError, match=f"--adapters {words[-1]}: "):
         parse_adapters(words)
+    with pytest.raises(UserError, match="the name adapter is taken"):
+        parse_adapters(["adapter=x"], "output/other")
+
+
+def test_a_revision_is_of_the_one_adapter_that_it_is_given_for():
+    given = ModelArguments("base", adapter_name_or_path="someone/a", adapter_revision="v1")
+    assert [_arguments_of(path, given).adapter_revision for path in ("someone/a", "someone/b")] == ["v1", None]
 
 
 def test_from_a_pipe_each_line_is_a_question_and_only_answers_are_printed(base, adapters, answerers, tmp_path):

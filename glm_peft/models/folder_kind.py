@@ -81,7 +81,7 @@ class Source:
     other: "Source | None" = None
 
 
-def check_source(name: str, flag: str, wanted: Kind, **hub_arguments: Any) -> Source:
+def check_source(name: str, flag: str, wanted: Kind, **hub_arguments: str | None) -> Source:
     """
     Recognise a path or Hub id, and check that a flag takes its kind; a Hub id that says nothing passes.
 
@@ -100,7 +100,7 @@ def check_source(name: str, flag: str, wanted: Kind, **hub_arguments: Any) -> So
     raise UserError(f"{flag} {name} {source.what}, and {_NAMES[wanted]} is wanted: {_advice(source, wanted)}.")
 
 
-def recognise(name: str, **hub_arguments: Any) -> Source:
+def recognise(name: str, **hub_arguments: str | None) -> Source:
     """
     Tell what a path or Hub id is, without reading any weights.
 

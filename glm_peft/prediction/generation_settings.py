@@ -106,7 +106,7 @@ def _row_bytes(settings: GenerationSettings, model: PreTrainedModel | PeftModel,
     """Compute the bytes of a row's keys and values when it is as long as it can get."""
     config = model.config
     token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
-    return token * (_num_virtual_tokens(model) + longest + settings.max_new_tokens) * settings.num_beams
+    return token * (num_virtual_tokens(model) + longest + settings.max_new_tokens) * settings.num_beams
 
 
 def _cache_bytes(device: torch.device) -> int:
@@ -115,7 +115,8 @@ def _cache_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory * CACHE_SHARE)
 
 
-def _num_virtual_tokens(model: PreTrainedModel | PeftModel) -> int:
+def num_virtual_tokens(model: PreTrainedModel | PeftModel) -> int:
+    """Return how many virtual tokens the model's adapter puts before a prompt."""
     return getattr(model.active_peft_config, "num_virtual_tokens", 0) if isinstance(model, PeftModel) else 0
 
 

@@ -3,10 +3,9 @@
 import json
 from typing import Any
 
+from glm_peft.models.shortening import Message
 from glm_peft.preprocessing.columns import IN_MESSAGES, Columns, describe_missing_column, holds_something
 from glm_peft.preprocessing.records import BadRow, Row, describe_value, quoted
-
-Message = dict[str, str]
 
 # ShareGPT's names stand beside the published ones.
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}

@@ -80,11 +80,7 @@ def open_answerers(model_args: ModelArguments, adapters: Mapping[str, str]) -> A
     Raises:
         UserError: an adapter cannot be read or is of another base; none is loaded then.
     """
-    # Method and sizes are None again, for each adapter to decide.
-    undecided = {"peft_type": None, "num_virtual_tokens": None, "prefix_projection": None}
-    opened = {
-        name: open_base(changed(model_args, adapter_name_or_path=path, **undecided)) for name, path in adapters.items()
-    }
+    opened = {name: open_base(_arguments_of(path, model_args)) for name, path in adapters.items()}
     # An adapter may name the chat format where the base's own files do not.
     first = next(iter(opened.values()), None) or open_base(model_args)
     model = first.load_model(PartialState().device)
@@ -98,6 +94,14 @@ def open_answerers(model_args: ModelArguments, adapters: Mapping[str, str]) -> A
     by_name = {BASE: Answering(model, first.tokenizer, first.chat_format), **by_name}
     asked = {BASE: DataArguments(), **{name: base.data_args for name, base in opened.items()}}
     return Answerers(by_name, asked, tuner, tuned)
+
+
+def _arguments_of(adapter: str, model_args: ModelArguments) -> ModelArguments:
+    """Return the arguments of the base with one of its adapters, which decides method and sizes."""
+    own = {"peft_type": None, "num_virtual_tokens": None, "prefix_projection": None}
+    if adapter != model_args.adapter_name_or_path:
+        own["adapter_revision"] = None  # it is of the adapter of that flag alone
+    return changed(model_args, adapter_name_or_path=adapter, **own)
 
 
 def _is_in_layers(base: OpenedBase) -> bool:
@@ -120,14 +124,17 @@ def _put_in_layers(
     return tuner, tuned
 
 
-def parse_adapters(words: list[str]) -> dict[str, str]:
+def parse_adapters(words: list[str], unnamed: str | None = None) -> dict[str, str]:
     """
     Read `name=PATH` words.
+
+    Args:
+        unnamed: folder or Hub id of an adapter that comes first, with the name `adapter`.
 
     Raises:
         UserError: a word has no name or no path, or a name comes twice or is `base`.
     """
-    adapters: dict[str, str] = {}
+    adapters = {"adapter": unnamed} if unnamed else {}
     for word in words:
         name, _, path = word.partition("=")
         if not name or not path:

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from glm_peft.errors import UserError
-from glm_peft.models.unwrapping import base_of, has_prefix
-from glm_peft.prediction.generation_settings import GenerationSettings
+from glm_peft.models.unwrapping import base_of
+from glm_peft.prediction.generation_settings import GenerationSettings, num_virtual_tokens
 from glm_peft.serving.answerers import BASE, Answerers
 from glm_peft.serving.dialogue import Dialogue, append_row
 from glm_peft.serving.streaming import TextStream
@@ -150,5 +150,5 @@ class ChatSession:
     def _longest_prompt(self, name: str) -> int:
         """Return the tokens that the model's positions leave for a prompt, beside the prefix and the answer."""
         model = self.answerers.by_name[name].model
-        virtual = model.active_peft_config.num_virtual_tokens if has_prefix(model) else 0
-        return base_of(model).config.max_position_embeddings - virtual - self.settings.max_new_tokens
+        positions = base_of(model).config.max_position_embeddings
+        return positions - num_virtual_tokens(model) - self.settings.max_new_tokens
