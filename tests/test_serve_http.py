@@ -271,7 +271,10 @@ def test_models_and_routes_are_told(client):
     unknown = error_of(client.post(CHAT, json=ASKED | {"model": "adds"}), 404)
     assert unknown["message"] == "There is no model 'adds' here; choose one of 'base', 'ads', 'support'."
     assert (unknown["code"], unknown["param"]) == ("model_not_found", "model")
-    for path in ("/load_model", "/reset", "/docs", "/openapi.json", "/v1/responses", "/v1/load_lora_adapter"):
+    ready = {"status": "ready", "model": "ads", "cached": True}  # what `transformers chat` waits for
+    assert client.post("/load_model", json={"model": "ads"}).text == f"data: {json.dumps(ready)}\n\n"
+    error_of(client.post("/load_model", json={"model": "THUDM/chatglm3-6b"}), 404)
+    for path in ("/reset", "/docs", "/openapi.json", "/v1/responses", "/v1/load_lora_adapter"):
         error_of(client.post(path, json={}), 404)
     assert "--allow_adapter_updates" in error_of(client.post("/v1/load_lora_adapter", json={}), 404)["message"]
     error_of(client.get(CHAT), 405)

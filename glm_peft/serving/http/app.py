@@ -1,6 +1,7 @@
 """The FastAPI application: its routes, and OpenAI's form for whatever goes wrong."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -113,6 +114,13 @@ def _add_models(app: FastAPI, engine: Engine) -> None:
     @app.get("/v1/models/{name:path}")
     async def tell_model(name: str) -> dict[str, Any]:
         return describe(find_model(name, engine.answerers.by_name))
+
+    # `transformers chat` asks for this first. Unlike in the stock server nothing is ever loaded.
+    @app.post("/load_model")
+    async def tell_loaded(request: Request) -> Response:
+        name = find_model((await _read_object(request)).get("model"), engine.answerers.by_name)
+        event = json.dumps({"status": "ready", "model": name, "cached": True})
+        return Response(f"data: {event}\n\n", media_type="text/event-stream")
 
 
 def _add_updates(app: FastAPI, service: Service) -> None:

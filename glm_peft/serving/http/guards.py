@@ -71,6 +71,9 @@ class Gate:
             await self._let_in(scope, receive, reply)
         except _ClientGone:
             reply.status = _CLIENT_GONE
+        except asyncio.CancelledError:  # by the server, which ends and does not wait for the rest of a request
+            if reply.status is None:
+                await self.closing_error().response()(scope, receive, reply)
         except RequestError as error:
             await error.response()(scope, receive, reply)
         except Exception as error:
@@ -107,7 +110,11 @@ class Gate:
     def check_open(self) -> None:
         """Raise a `RequestError` where the server takes no requests any more."""
         if self.is_closing or self.engine.failure() is not None:
-            raise RequestError(503, "The server is shutting down and takes no requests any more: ask another one.")
+            raise self.closing_error()
+
+    def closing_error(self) -> RequestError:
+        """Make the error of a server that is about to end."""
+        return RequestError(503, "The server is shutting down and takes no requests any more: ask another one.")
 
     def _check_client(self, headers: dict[bytes, bytes]) -> None:
         key = self.limits.api_key

@@ -14,7 +14,7 @@ from glm_peft.errors import UserError
 from glm_peft.serving.engine import Engine
 from glm_peft.serving.http.guards import Gate
 
-_FLUSH_SECONDS = 5  # for last bytes to slow clients, once all is answered
+_FLUSH_SECONDS = 2  # for last bytes to slow clients, once all is answered
 _IDLE_SECONDS = 75  # longer than clients and balancers keep connections, so that none is closed under a request
 
 

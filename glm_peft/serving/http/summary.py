@@ -24,7 +24,7 @@ def describe_server(engine: Engine, adapters: Mapping[str, str], base: str, url:
         key: what a shell puts in its place, such as `$NAME`; `None` where none is needed.
 
     Returns:
-        A table of models, then slots, address and a command that asks the last model.
+        A table of models, then slots, address and a command that asks the first adapter.
     """
     rows = [
         ("model", "method", "virtual tokens", "memory", "from"),
@@ -32,7 +32,7 @@ def describe_server(engine: Engine, adapters: Mapping[str, str], base: str, url:
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    load, name = engine.load(), list(engine.answerers.by_name)[-1]
+    load, name = engine.load(), next(iter(adapters), BASE)
     body = json.dumps({"model": name, "messages": [{"role": "user", "content": "你好"}]}, ensure_ascii=False)
     header = f' -H "Authorization: Bearer {key}"' if key else ""
     command = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d {shlex.quote(body)}"
@@ -44,12 +44,12 @@ def _describe_models(answerers: Answerers, adapters: Mapping[str, str], base: st
     sizes = {name: _adapter_bytes(answerers, name) for name in adapters}
     whole = base_of(answerers.by_name[BASE].model).get_memory_footprint()
     in_base = sum(sizes[name] for name in answerers.tuned)
-    yield BASE, "", "", f"{(whole - in_base) / _MIB:,.1f} MiB", base
+    yield BASE, "", "", f"{(whole - in_base) / _MIB:,.2f} MiB", base
     for name, path in adapters.items():
         model = answerers.by_name[name].model
         config = model.peft_config[answerers.tuned.get(name, model.active_adapter)]
         tokens = str(getattr(config, "num_virtual_tokens", ""))
-        yield name, config.peft_type.value.lower(), tokens, f"{sizes[name] / _MIB:,.1f} MiB", path
+        yield name, config.peft_type.value.lower(), tokens, f"{sizes[name] / _MIB:,.2f} MiB", path
 
 
 def _adapter_bytes(answerers: Answerers, name: str) -> int:
