@@ -22,10 +22,8 @@ from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.prediction.evaluation import Answering
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.serving.answer_text import Piece
 from glm_peft.serving.answerers import Answerers
 from glm_peft.serving.engine import AnswerRequest, EngineStopped, Load
-from glm_peft.serving.http import handlers
 from glm_peft.serving.http.app import Service, build_app
 from glm_peft.serving.http.guards import Limits
 from glm_peft.serving.http.keys import read_key, refuse_unsafe_host
@@ -38,31 +36,37 @@ WORDS = ["白色", "的", "衬衫"]
 
 
 class PretendingEngine:
-    """Answers `WORDS`, one a token, then the end token; `ENDLESS` prompts never end."""
+    """Answers every prompt with `WORDS`, a token each, and the end token."""
 
     def __init__(self) -> None:
         tokenizer = AutoTokenizer.from_pretrained(ASSETS)
         model = SimpleNamespace(config=SimpleNamespace(vocab_size=1000))
         answering = Answering(model, tokenizer, get_chat_format(tokenizer))
         names = ("base", "ads", "support")
-        self.answerers = Answerers(dict.fromkeys(names, answering), dict.fromkeys(names, DataArguments()))
+        asked = dict.fromkeys(names, DataArguments())
+        self.answerers = Answerers(None, model, dict.fromkeys(names, answering), asked)
+        self.answer = tokenizer.convert_tokens_to_ids([*WORDS, "<eop>"])
         self.requests: list[AnswerRequest] = []
-        self.running, self.error, self.pause = 0, None, 0.0
+        self.running, self.pause = 0, 0.0
+        self.error: Exception | None = None
         self.closed = threading.Event()
 
     async def generate(self, request: AnswerRequest) -> AsyncIterator[list[int]]:
         self.requests.append(request)
-        if isinstance(self.error, Exception):
+        if self.error:
             raise self.error
         self.running += 1
         try:
-            for number in range(len(WORDS) + 1):
+            for token in self.answer:
                 await asyncio.sleep(self.pause)
                 if self.closed.is_set():
-                    raise EngineStopped("it is shutting down")
-                yield [number]
+                    raise EngineStopped("The engine is shutting down.")
+                yield [token]
         finally:
             self.running -= 1
+
+    def names(self) -> list[str]:
+        return list(self.answerers.by_name)
 
     def longest_prompt(self, name: str, max_new_tokens: int) -> int:
         return 600 - max_new_tokens
@@ -84,20 +88,6 @@ class PretendingEngine:
 
     def close(self, drain_seconds: float = 0.0) -> None:
         self.closed.set()
-
-
-async def pretend_text(engine, request: AnswerRequest, stop=()) -> AsyncIterator[Piece]:
-    async for (number,) in engine.generate(request):
-        text = (*WORDS, "")[number]
-        if number + 1 == request.settings.max_new_tokens or text in stop or not text:
-            yield Piece("" if text in stop else text, number + 1, "length" if text and text not in stop else "stop")
-            return
-        yield Piece(text, number + 1)
-
-
-@pytest.fixture(autouse=True)
-def text_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handlers, "stream_text", pretend_text)
 
 
 @pytest.fixture
@@ -336,7 +326,7 @@ def test_adapters_come_and_go_where_that_is_allowed(engine):
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
-        (EngineStopped("its worker failed"), 503, "takes no requests any more: its worker failed."),
+        (EngineStopped("The worker ended."), 503, "The answer cannot be generated. The worker ended."),
         (UserError("The prompt finds no room."), 400, "The prompt finds no room."),
         (KeyError("你好"), 500, "The server failed at this request"),
     ],

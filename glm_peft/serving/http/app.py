@@ -109,16 +109,16 @@ def _add_models(app: FastAPI, engine: Engine) -> None:
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [describe(name) for name in engine.answerers.by_name]}
+        return {"object": "list", "data": [describe(name) for name in engine.names()]}
 
     @app.get("/v1/models/{name:path}")
     async def tell_model(name: str) -> dict[str, Any]:
-        return describe(find_model(name, engine.answerers.by_name))
+        return describe(find_model(name, engine.names()))
 
     # `transformers chat` asks for this first. Unlike in the stock server nothing is ever loaded.
     @app.post("/load_model")
     async def tell_loaded(request: Request) -> Response:
-        name = find_model((await _read_object(request)).get("model"), engine.answerers.by_name)
+        name = find_model((await _read_object(request)).get("model"), engine.names())
         event = json.dumps({"status": "ready", "model": name, "cached": True})
         return Response(f"data: {event}\n\n", media_type="text/event-stream")
 
@@ -148,7 +148,7 @@ def _add_updates(app: FastAPI, service: Service) -> None:
     @app.post("/v1/unload_lora_adapter")
     async def unload_adapter(request: Request) -> dict[str, str]:
         (name,) = await read(request, "lora_name")
-        find_model(name, [one for one in engine.answerers.by_name if one != BASE], "lora_name")
+        find_model(name, [one for one in engine.names() if one != BASE], "lora_name")
         async with updating:
             await asyncio.to_thread(engine.remove_adapter, name)
         return {"status": f"{name} takes no more requests."}

@@ -74,9 +74,7 @@ class _Answers:
         Raises:
             RequestError: it is not answered.
         """
-        asked = read_asked(
-            body, self.engine.answerers.by_name, self.defaults, self.seed, self.neutral, self.own_fields
-        )
+        asked = read_asked(body, self.engine.names(), self.defaults, self.seed, self.neutral, self.own_fields)
         # In a thread, as a long text takes a second; one at a time, as tokenizers keep the last call's options.
         async with self._encoding:
             prompt = await asyncio.to_thread(self.read_encoder(body), asked.name)
@@ -119,7 +117,7 @@ class _Answers:
             except UserError as error:
                 raise RequestError(400, str(error)) from error
             except EngineStopped as error:
-                raise RequestError(503, f"The server takes no requests any more: {error}.") from error
+                raise RequestError(503, f"The answer cannot be generated. {error}") from error
 
     async def _events(
         self, answer_id: str, asked: Asked, num_prompt: int, piece: Piece, pieces: AsyncIterator[Piece]

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from peft import PeftModel
 
-from glm_peft.models.unwrapping import base_of
 from glm_peft.serving.answerers import BASE, Answerers
 from glm_peft.serving.engine import Engine
 
@@ -37,12 +36,13 @@ def describe_server(engine: Engine, adapters: Mapping[str, str], base: str, url:
     header = f' -H "Authorization: Bearer {key}"' if key else ""
     command = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d {shlex.quote(body)}"
     slots = f"slots for tokens: {load.slots:,}, of which prefixes take {load.used_slots:,}"
+    slots = slots if load.slots else "slots for tokens: none, as this generation is answered in ordinary batches"
     return "\n".join([*lines, slots, f"address: {url}/v1 (Ctrl-C ends)", f"ask it: {command}"])
 
 
 def _describe_models(answerers: Answerers, adapters: Mapping[str, str], base: str) -> Iterator[tuple[str, ...]]:
     sizes = {name: _adapter_bytes(answerers, name) for name in adapters}
-    whole = base_of(answerers.by_name[BASE].model).get_memory_footprint()
+    whole = answerers.model.get_memory_footprint()
     in_base = sum(sizes[name] for name in answerers.tuned)
     yield BASE, "", "", f"{(whole - in_base) / _MIB:,.2f} MiB", base
     for name, path in adapters.items():
