@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import re
+import shlex
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -11,11 +15,15 @@ from pathlib import Path
 from signal import SIGTERM
 from types import SimpleNamespace
 
+import httpx2
 import openai
 import pytest
+from launches import make_adapter
 from starlette.testclient import TestClient
 from transformers import AutoTokenizer, GenerationConfig
+from warm_starts import warm_python
 
+from glm_peft import serve
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.serve import parse_serve_arguments
 from glm_peft.errors import UserError
@@ -152,6 +160,7 @@ def test_a_text_goes_on_without_a_chat_format_and_control_tokens_in_it_stay_text
         ({}, {"do_sample": False, "max_new_tokens": 100}),
         ({"temperature": 0, "top_p": 0.5, "max_tokens": 5}, {"do_sample": False, "max_new_tokens": 5}),
         ({"temperature": 1e-9}, {"do_sample": False}),
+        ({"temperature": 1}, {"do_sample": True, "temperature": 1.0}),
         ({"temperature": 1.5, "seed": -3}, {"do_sample": True, "temperature": 1.5, "seed": -3, "top_p": 0.7}),
         ({"top_k": 3, "max_completion_tokens": 7}, {"do_sample": True, "top_k": 3, "max_new_tokens": 7}),
         (
@@ -169,7 +178,7 @@ def test_fields_are_honoured_for_their_request_alone(client, engine, fields, exp
     assert client.post(CHAT, json=ASKED | fields).status_code == 200
     assert client.post(CHAT, json=ASKED).status_code == 200
     found, without = (vars(request.settings) for request in engine.requests)
-    assert found.items() >= expected.items()
+    assert found.items() >= expected.items() and type(found["temperature"]) is float  # transformers takes no int
     assert (without["do_sample"], without["max_new_tokens"]) == (False, 100) and found["seed"] != without["seed"]
 
 
@@ -433,7 +442,7 @@ def test_at_the_end_what_is_under_way_is_answered_and_nothing_new_is_taken(engin
             with send(url, body, path) as refused:
                 assert status_of(refused) == 503
         assert status_of(first) == 200
-        wait_for(engine.closed.is_set)
+        wait_for(lambda: not server.servers[0].is_serving())
 
 
 def test_what_takes_longer_than_the_drain_is_ended_with_an_error(engine):
@@ -489,3 +498,34 @@ def test_a_port_in_use_and_a_host_of_elsewhere_are_told():
 def test_flags_out_of_range_are_refused(flag, words):
     with pytest.raises(UserError, match=words):
         parse_serve_arguments(["--model_name_or_path", "base", *flag.split()])
+
+
+# The command, typed
+
+
+def test_the_command_serves_what_its_table_says_until_it_is_told_to_end(tiny_model_dirs, tmp_path):
+    base = tiny_model_dirs["chatglm3"]
+    words = ["--model_name_or_path", str(base), "--adapters", f"ads={make_adapter(base, tmp_path / 'ads')}"]
+    command = [warm_python(), "-m", "glm_peft.serve", *words, "--port", "0", "--max_new_tokens", "6"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8") as process:
+        try:
+            lines = [process.stdout.readline() for _ in range(6)]
+            assert re.match(r"base +[\d.]+ MiB +", lines[1]) and re.match(
+                r"ads +prefix_tuning +4 +[\d.]+ MiB", lines[2]
+            )
+            _, url, *_, body = shlex.split(lines[5].removeprefix("ask it: "))
+            answer = httpx2.post(url, content=body, timeout=30).json()
+            assert answer["model"] == "ads" and 0 < answer["usage"]["completion_tokens"] <= 6
+        finally:
+            process.send_signal(SIGTERM)
+        said = process.stderr.read()
+        assert process.wait(30) == 0, said
+    assert '"POST /v1/chat/completions HTTP/1.1" 200' in said and "你好" not in said
+
+
+def test_another_host_without_a_key_is_refused_before_anything_is_loaded(monkeypatch, capsys):
+    monkeypatch.delenv("GLM_PEFT_API_KEY", raising=False)
+    monkeypatch.setattr(sys, "argv", ["serve", "--model_name_or_path", "nowhere", "--host", "0.0.0.0"])
+    with pytest.raises(SystemExit, match="2"):
+        serve.main()
+    assert capsys.readouterr().err.startswith("error: --host 0.0.0.0 can be reached from other machines")

@@ -141,8 +141,11 @@ def _add_updates(app: FastAPI, service: Service) -> None:
         name, path = await read(request, "lora_name", "lora_path")
         if name == BASE:
             raise RequestError(400, f"The name {BASE} is that of the base: give another one.", "lora_name")
-        async with updating:
-            await asyncio.to_thread(engine.add_adapter, name, path)
+        try:
+            async with updating:
+                await asyncio.to_thread(engine.add_adapter, name, path)
+        except UserError as error:  # whose sentences are those of the command line
+            raise RequestError(400, str(error).replace("--adapter_name_or_path", "lora_path"), "lora_path") from None
         return {"status": f"{name} answers now."}
 
     @app.post("/v1/unload_lora_adapter")

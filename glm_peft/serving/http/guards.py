@@ -97,6 +97,7 @@ class Gate:
         if path not in ANSWERED:
             await _run(self.app, scope, body, receive, reply)
             return
+        self.check_open()  # again, as the body may have taken its time
         waiting = self.answering - self.engine.load().running
         if waiting >= self.limits.max_waiting:
             message = f"{waiting} requests wait already, and at most {self.limits.max_waiting} may: try again later."

@@ -135,7 +135,7 @@ def _number(values: Mapping[str, Any], name: str, low: float, high: float, kind:
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         number = "a whole number" if kind is int else "a number"
         refuse(name, f"must be {number} from {low}" + (f" to {high}" if high < _LARGEST else ""), value)
-    return value
+    return kind(value)
 
 
 def find_model(name: Any, names: Iterable[str], param: str = "model") -> str:

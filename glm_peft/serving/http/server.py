@@ -76,7 +76,8 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Return whether the server is to end; called ten times a second."""
         is_over = await super().on_tick(counter)
-        if self.gate.is_closing and (not self.gate.answering or time.monotonic() >= self.deadline):
+        if time.monotonic() >= self.deadline and self.gate.answering:
             await asyncio.to_thread(self.engine.close)  # what is left is told that it will not be answered
             is_over = True
+        is_over = is_over or (self.gate.is_closing and not self.gate.answering)
         return is_over or self.engine.failure() is not None
