@@ -45,9 +45,9 @@ def main() -> None:
     limits = Limits(key, args.max_request_bytes, args.max_waiting)
     settings = GenerationSettings.from_arguments(args)
     app, gate = build_app(Service(engine, limits, settings, args.seed, args.allow_adapter_updates))
-    print(describe_server(engine, adapters, model_args.model_name_or_path, url_of(listener), shown_key), flush=True)
+    greeting = describe_server(engine, adapters, model_args.model_name_or_path, url_of(listener), shown_key)
     try:
-        Server(app, gate, engine, args.drain_seconds).run(sockets=[listener])
+        Server(app, gate, engine, args.drain_seconds, greeting).run(sockets=[listener])
     finally:
         engine.close()
     if engine.failure() is not None:

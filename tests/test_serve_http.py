@@ -446,11 +446,14 @@ def test_at_the_end_what_is_under_way_is_answered_and_nothing_new_is_taken(engin
 
 
 def test_what_takes_longer_than_the_drain_is_ended_with_an_error(engine):
-    engine.pause = 1.0
-    with serving(engine, drain_seconds=0.2) as (url, server), send(url, ASKED) as first:
-        wait_for(lambda: engine.running == 1)
-        server.handle_exit(SIGTERM, None)
-        assert status_of(first) == 503
+    engine.pause = 0.4
+    with serving(engine, drain_seconds=0) as (url, server), send(url, ASKED | {"stream": True}) as first:
+        assert status_of(first) == 200  # with its first piece
+        with send(url, ASKED) as second:
+            wait_for(lambda: engine.running == 2)
+            server.handle_exit(SIGTERM, None)
+            assert status_of(second) == 503
+        assert "The answer cannot be generated. The engine is shutting down." in first.recv(65536).decode()
 
 
 def test_a_server_whose_worker_fails_ends(engine, monkeypatch):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +96,9 @@ def _add_answers(app: FastAPI, service: Service, measurements: Measurements) -> 
 
         return answer
 
+    encoder = ThreadPoolExecutor(1)
     for path, kind in zip(ANSWERED, (ChatHandler, TextHandler), strict=True):
-        handler = kind(service.engine, service.defaults, service.seed, measurements)
+        handler = kind(service.engine, service.defaults, service.seed, measurements, encoder)
         app.add_api_route(path, answer_by(handler), methods=["POST"], response_model=None)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import Any
 
@@ -53,6 +54,7 @@ class _Answers:
         defaults: the settings where a request says nothing.
         seed: of the draws where a request gives none; `None` for another one each time.
         measurements: counts tokens and seconds.
+        encoder: the one thread that encodes, as tokenizers keep the options of their last call.
     """
 
     neutral: dict[str, tuple[Any, ...]]
@@ -62,10 +64,15 @@ class _Answers:
 
     # The stock handlers load models by name, which is not wanted here: neither manager exists.
     def __init__(
-        self, engine: Engine, defaults: GenerationSettings, seed: int | None, measurements: Measurements
+        self,
+        engine: Engine,
+        defaults: GenerationSettings,
+        seed: int | None,
+        measurements: Measurements,
+        encoder: Executor,
     ) -> None:
-        self.engine, self.defaults, self.seed, self.measurements = engine, defaults, seed, measurements
-        self._encoding = asyncio.Lock()
+        self.engine, self.defaults, self.seed = engine, defaults, seed
+        self.measurements, self.encoder = measurements, encoder
 
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Response:
         """
@@ -75,9 +82,8 @@ class _Answers:
             RequestError: it is not answered.
         """
         asked = read_asked(body, self.engine.names(), self.defaults, self.seed, self.neutral, self.own_fields)
-        # In a thread, as a long text takes a second; one at a time, as tokenizers keep the last call's options.
-        async with self._encoding:
-            prompt = await asyncio.to_thread(self.read_encoder(body), asked.name)
+        # Not here, where a long text would keep all others waiting.
+        prompt = await asyncio.get_running_loop().run_in_executor(self.encoder, self.read_encoder(body), asked.name)
         self._check_length(asked, prompt)
         answer_id = f"{self.id_prefix}-{request_id}"
         pieces = self.measurements.watch(asked.name, len(prompt), self._generate(asked, prompt))

@@ -56,9 +56,12 @@ class Server(uvicorn.Server):
         gate: knows what is under way.
         engine: generates; where its worker fails, the server ends.
         drain_seconds: the longest that requests under way may take to end.
+        greeting: is printed once clients are answered.
     """
 
-    def __init__(self, app: FastAPI, gate: Gate, engine: Engine, drain_seconds: float) -> None:
+    def __init__(
+        self, app: FastAPI, gate: Gate, engine: Engine, drain_seconds: float = 30.0, greeting: str = ""
+    ) -> None:
         # Its logs go where those of the command go, and show paths and status, nothing of what is sent.
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
         options = {"log_config": None, "lifespan": "off", "ws": "none", "http": "h11", "server_header": False}
@@ -66,7 +69,12 @@ class Server(uvicorn.Server):
             uvicorn.Config(app, timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=_FLUSH_SECONDS, **options)
         )
         self.gate, self.engine, self.drain_seconds = gate, engine, drain_seconds
-        self.deadline = float("inf")
+        self.deadline, self.greeting = float("inf"), greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say so."""
+        await super().startup(sockets)
+        print(self.greeting, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end; unlike in uvicorn the signal is not raised again afterwards, as this is a good end."""
