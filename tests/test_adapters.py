@@ -400,3 +400,20 @@ def test_a_lora_adapter_is_loaded_and_continued(reference_models, tmp_path):
     for is_trainable in (False, True):
         model = load_adapter(load_base(folder), str(tmp_path), is_trainable)
         assert any(value.requires_grad for value in model.parameters()) is is_trainable
+
+
+@pytest.mark.parametrize(("spoilt", "told"), [("r", "size mismatch"), ("weights", "Found missing adapter keys")])
+def test_a_lora_adapter_that_is_not_whole_is_refused_and_leaves_nothing_in_the_base(
+    spoilt, told, reference_models, tmp_path
+):
+    base = load_base(reference_models / "chatglm2-6b")
+    before = [name for name, _ in base.named_parameters()]
+    config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"])
+    get_peft_model(load_base(reference_models / "chatglm2-6b"), config).save_pretrained(tmp_path)
+    if spoilt == "r":
+        LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj"]).save_pretrained(tmp_path)
+    else:
+        save_file({"prompt_embeddings": torch.zeros(2, 2)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=told):
+        load_adapter(base, str(tmp_path))
+    assert [name for name, _ in base.named_parameters()] == before

@@ -19,6 +19,7 @@ import benchmark
 import compare_demo
 import cost_growth
 import pytest
+import soak_server
 import torch
 import train_demo_model
 from accelerate.commands.launch import launch_command_parser
@@ -179,6 +180,7 @@ MODULES = {
     "glm_peft.inspect_adapter": parse_inspect_arguments,
 }
 SCRIPTS = {
+    "scripts/soak_server.py": soak_server.parse_arguments,
     "scripts/scaling_table.py": HfArgumentParser(Assumptions).parse_args_into_dataclasses,
     "scripts/benchmark.py": benchmark.parse_arguments,
     "scripts/cost_growth.py": cost_growth.parse_arguments,

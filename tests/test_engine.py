@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, PrefixTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from glm_peft.arguments.model import ModelArguments
@@ -180,26 +181,26 @@ def test_adapters_come_and_go_while_others_are_answered(
     used = engine.load().used_slots
 
     async def come_and_go() -> tuple[AnswerRequest, str]:
-        await asyncio.to_thread(engine.add_adapter, "new", path)
-        request = ask(engine, "new", TEXTS[2], max_new_tokens=12)
+        await asyncio.to_thread(engine.add_adapter, "new.1", path)
+        request = ask(engine, "new.1", TEXTS[2], max_new_tokens=12)
         pieces = stream_text(engine, request)
         first = await anext(pieces)
-        engine.remove_adapter("new")
-        assert "new" not in engine.names()
-        with pytest.raises(UserError, match="There is no 'new'"):
+        engine.remove_adapter("new.1")
+        assert "new.1" not in engine.names()
+        with pytest.raises(UserError, match="There is no 'new.1'"):
             await pieces_of(engine, request)
         return request, first.text + "".join([piece.text async for piece in pieces])
 
     (request, text), *others = gather(come_and_go(), *(pieces_of(engine, request) for request in under_way))
     assert [text_of(pieces) for pieces in others] == [alone(engine, request) for request in under_way]
-    assert engine.load().used_slots == used and "new" not in engine.answerers.by_name
-    engine.add_adapter("new", path)
+    assert engine.load().used_slots == used and "new.1" not in engine.answerers.by_name
+    engine.add_adapter("new.1", path)
     try:
         assert text == alone(engine, request)
-        with pytest.raises(UserError, match="name new is taken"):
-            engine.add_adapter("new", path)
+        with pytest.raises(UserError, match="name new.1 is taken"):
+            engine.add_adapter("new.1", path)
     finally:
-        engine.remove_adapter("new")
+        engine.remove_adapter("new.1")
 
 
 def test_an_adapter_that_cannot_be_loaded_leaves_everything_as_it_was(
@@ -219,6 +220,41 @@ def test_an_adapter_that_cannot_be_loaded_leaves_everything_as_it_was(
         open_engine(engine.answerers.model_args, {"large": path}, cache_tokens=64)
 
 
+def test_a_further_lora_adapter_that_is_not_whole_leaves_the_others_as_they_were(
+    engine: SharedEngine, tiny_model_dirs: dict[str, Path], tmp_path: Path
+) -> None:
+    base, style = tiny_model_dirs["chatglm3"], METHODS["style"]
+    ia3 = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
+    paths = {name: save_adapter(base, tmp_path / name, style, seed=1) for name in ("rank", "weights")}
+    LoraConfig(task_type="CAUSAL_LM", **LORA | {"r": 2}).save_pretrained(paths["rank"])
+    save_file({"other": torch.zeros(1)}, tmp_path / "weights" / "adapter_model.safetensors")
+    paths["ia3"] = save_adapter(base, tmp_path / "ia3", ia3, seed=1)
+    request = ask(engine, "style", TEXTS[1])
+    expected = alone(engine, request)
+    told = {"rank": "size mismatch", "weights": "8 tensors are missing", "ia3": "beside one of lora"}
+    for name, path in paths.items():
+        with pytest.raises(UserError, match=told[name]):
+            engine.add_adapter(name, path)
+        assert name not in engine.names() and text_of(gather(pieces_of(engine, request))[0]) == expected
+
+
+def test_an_adapter_that_goes_while_a_request_comes_in_answers_it(
+    engine: SharedEngine, tiny_model_dirs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_adapter(tiny_model_dirs["chatglm3"], tmp_path / "new", METHODS["support"], seed=11)
+    engine.add_adapter("new", path)
+    request, check = ask(engine, "new", TEXTS[2]), engine._check
+    expected = alone(engine, request)
+
+    def check_then_remove(asked: AnswerRequest) -> None:
+        check(asked)
+        engine.remove_adapter("new")  # as another thread may do it
+
+    monkeypatch.setattr(engine, "_check", check_then_remove)
+    assert text_of(gather(pieces_of(engine, request))[0]) == expected
+    assert "new" not in engine.answerers.by_name
+
+
 @pytest.mark.parametrize("name", ["ads", "style"])
 def test_a_failed_worker_tells_all_who_wait(
     tiny_model_dirs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -231,7 +267,7 @@ def test_a_failed_worker_tells_all_who_wait(
     monkeypatch.setattr(engine.answerers.model.model, "forward", fail)
 
     async def ask_twice() -> list[Any]:
-        asked = (pieces_of(engine, ask(engine, name, text)) for text in TEXTS[:3])
+        asked = (pieces_of(engine, ask(engine, name, text)) for text in TEXTS * 3)  # more than find room
         return await asyncio.gather(*asked, return_exceptions=True)
 
     answers = asyncio.run(ask_twice())

@@ -118,6 +118,7 @@ def test_what_a_folder_is_and_what_takes_it_is_told(base: Path, reference_models
         ("run", "but in checkpoint-4 and checkpoint-20", "--adapter_name_or_path takes run/checkpoint-20."),
         ("models--lab--tiny", "but in 0123abc", "give models--lab--tiny/snapshots/0123abc."),
         ("base/config.json", "is a file", "give base."),
+        ("/dev/null", "is a file", "give a folder with all of its files"),
         ("bsae", "is not there, but base is", "give base."),
         (
             "publishd/checkpoint-3000",

@@ -422,6 +422,14 @@ def test_a_client_that_goes_away_frees_its_place_and_half_a_request_takes_none(e
         half.close()
 
 
+def test_an_adapter_that_goes_while_its_prompt_is_encoded_is_not_found(client, engine, monkeypatch):
+    monkeypatch.setattr(engine.answerers, "encode", lambda name, _: engine.answerers.by_name.pop(name)[name])
+    monkeypatch.setattr(engine.answerers, "by_name", {"base": {}, "ads": {}})
+    assert error_of(client.post(CHAT, json=ASKED), 404)["message"] == (
+        "There is no model 'ads' here; choose one of 'base'."
+    )
+
+
 def test_more_requests_than_may_wait_are_told_to_come_again(engine, monkeypatch):
     engine.pause = 0.2
     monkeypatch.setattr(engine, "load", lambda: Load(0, 0, 0, 0))  # as if none of them had begun

@@ -1,5 +1,8 @@
 """Put methods other than prefix tuning on a base: PEFT's own configs, with target modules for each generation."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -66,9 +70,8 @@ def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trai
     Raises:
         UserError: the method cannot tune this base, or the adapter is broken or of another base's sizes.
     """
-    kind = config.peft_type.value.lower()
-    check_generation_of_method(kind, model.config.model_type)
-    try:
+    check_generation_of_method(config.peft_type.value.lower(), model.config.model_type)
+    with _loading_whole(model, adapter, config):
         if is_trainable and config.is_prompt_learning:
             # A copy, as PEFT refuses to train loaded virtual tokens; the saved ones are the result of any encoder.
             fresh = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=config.num_virtual_tokens)
@@ -77,14 +80,58 @@ def load_tuner(model: PreTrainedModel, adapter: str, config: PeftConfig, is_trai
             set_peft_model_state_dict(adapted, load_peft_weights(adapter, device="cpu"))
         else:
             adapted = PeftModel.from_pretrained(model, adapter, is_trainable=is_trainable)
-    except Exception as error:  # a broken file can fail in any way
-        raise UserError(
-            f"The {kind} adapter {adapter} cannot be put on {model.config.name_or_path} ({describe_fault(error)}): "
-            "copy it again, or load it on the base that it was trained on."
-        ) from error
     if config.is_prompt_learning:
         place_virtual_tokens(adapted)
     return adapted
+
+
+def load_beside(tuner: PeftModel, adapter: str, config: PeftConfig, name: str) -> None:
+    """
+    Put a saved adapter into the layers of a base beside those that are there; it is not active then.
+
+    Args:
+        name: that PEFT has for it, without a dot.
+
+    Raises:
+        UserError: it is of another method than those, or broken or of another base's sizes; they stay as they were.
+    """
+    kind, there = config.peft_type.value.lower(), tuner.peft_type.value.lower()
+    if kind != there:
+        raise UserError(
+            f"The {kind} adapter {adapter} cannot be in the layers beside one of {there}: use each in its own process."
+        )
+    try:
+        with _loading_whole(tuner, adapter, config):
+            missing = tuner.load_adapter(adapter, name).missing_keys  # unlike above PEFT says nothing of them
+            if missing:
+                raise ValueError(f"{len(missing)} tensors are missing, such as {missing[0]}")
+    except UserError:
+        if name in tuner.peft_config:
+            tuner.delete_adapter(name)
+        raise
+
+
+@contextmanager
+def _loading_whole(model: PreTrainedModel | PeftModel, adapter: str, config: PeftConfig) -> Iterator[None]:
+    """Raise a `UserError` where an adapter is not loaded to its last tensor; a bare base is left as it was."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # they would keep what PEFT drew for them
+            yield
+    except Exception as error:  # a broken file can fail in any way
+        if not isinstance(model, PeftModel):
+            _take_out_layers(model)
+        raise UserError(
+            f"The {config.peft_type.value.lower()} adapter {adapter} cannot be put on {model.config.name_or_path} "
+            f"({describe_fault(error)}): copy it again, or load it on the base that it was trained on."
+        ) from error
+
+
+def _take_out_layers(base: PreTrainedModel) -> None:
+    """Put back the layers of a base that PEFT had wrapped before it failed."""
+    for name, layer in list(base.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            base.set_submodule(name, layer.get_base_layer())
 
 
 def build_config(base: PreTrainedModel, model_args: ModelArguments) -> PeftConfig:

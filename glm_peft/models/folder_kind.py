@@ -111,7 +111,7 @@ def recognise(name: str, **hub_arguments: str | None) -> Source:
     try:
         if path.is_dir():
             return _recognise_folder(path)
-        if path.is_file():
+        if path.exists():  # a device and a pipe, too
             return Source(name, Kind.ELSEWHERE, "is a file", recognise(str(path.parent)))
         on_hub = _recognise_on_hub(name, hub_arguments) if is_hub_id(name) else None
         near = _nearest(path)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 from accelerate import PartialState
 from peft import PeftModel
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, StoppingCriteria
 
 from glm_peft.adapters.assembly import OpenedBase, open_base, put_adapter_on
 from glm_peft.adapters.loading import check_base
+from glm_peft.adapters.other_methods import load_beside
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import changed
 from glm_peft.arguments.model import ModelArguments
@@ -43,6 +45,7 @@ class Answerers:
     asked: dict[str, DataArguments]
     tuner: PeftModel | None = None
     tuned: dict[str, str] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=count, init=False)
 
     def open(self, path: str) -> OpenedBase:
         """Read the small files of an adapter for this base; the errors are those of `open_base`."""
@@ -120,8 +123,11 @@ class Answerers:
         if self.tuner is None:
             self.tuner, self.tuned[name] = put_adapter_on(self.model, opened), "default"
         else:
-            self.tuner.load_adapter(opened.adapter.source, adapter_name=name)
-            self.tuned[name] = name
+            check_base(self.model, opened.adapter, self.model_args.allow_other_base)
+            # Not ours: PEFT takes no dots, and finds some names within those of its own tensors.
+            of_peft = f"number{next(self._numbers)}"
+            load_beside(self.tuner, opened.adapter.source, opened.adapter.config, of_peft)
+            self.tuned[name] = of_peft
         self.tuner.base_model.disable_adapter_layers()
         return self.tuner
 

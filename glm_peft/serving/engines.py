@@ -68,17 +68,18 @@ class SharedEngine:
 
     async def generate(self, request: AnswerRequest) -> AsyncIterator[list[int]]:
         """Yield new ids of an answer, see `Engine.generate`."""
-        self._check(request)
         loop, arrivals = asyncio.get_running_loop(), asyncio.Queue()
 
         def deliver(ids: list[int], is_last: bool, error: BaseException | None) -> None:
             with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
                 loop.call_soon_threadsafe(arrivals.put_nowait, (ids, is_last, error))
 
-        cancel = self._take(request, deliver)
+        cancel, is_last = None, False
+        # Before it is checked: whoever removes the adapter in another thread sees it, or is seen by the check.
         self._under_way[request.name] += 1
         try:
-            is_last = False
+            self._check(request)
+            cancel = self._take(request, deliver)
             while not is_last:
                 ids, is_last, error = await arrivals.get()
                 if error:
@@ -86,7 +87,8 @@ class SharedEngine:
                 if ids:
                     yield ids
         finally:
-            cancel()
+            if cancel:
+                cancel()
             self._under_way[request.name] -= 1
             if request.name in self._leaving and not self._under_way[request.name]:
                 await asyncio.to_thread(self._drop, request.name)
@@ -112,7 +114,9 @@ class SharedEngine:
 
     def add_adapter(self, name: str, path: str) -> None:
         """Load an adapter, see `Engine.add_adapter`."""
-        if name in self.answerers.by_name or name in self._leaving:
+        if name in self._leaving:
+            raise UserError(f"The last requests for {name} are being answered: load it then, or by another name.")
+        if name in self.answerers.by_name:
             raise UserError(f"The name {name} is taken; give the adapter a name of its own.")
         opened = self.answerers.open(path)  # outside of the pause, as it may be fetched from the Hub
         with self._alone():
@@ -136,7 +140,8 @@ class SharedEngine:
 
     def names(self) -> list[str]:
         """Return who can be asked now, the base first."""
-        return [name for name in self.answerers.by_name if name not in self._leaving]
+        # A copy, made at once, as adapters come and go in other threads.
+        return [name for name in list(self.answerers.by_name) if name not in self._leaving]
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """End after at most `drain_seconds`, see `Engine.close`."""
@@ -186,7 +191,9 @@ class SharedEngine:
     def _drop(self, name: str) -> None:
         """Free what an adapter takes that nobody is answered by any more."""
         with self._alone():
+            if name not in self._leaving:
+                return  # another thread was first
             if self._is_in_pages(name):
                 self.paged.remove_prefix(name)
             self.answerers.remove(name)
-        self._leaving.discard(name)
+            self._leaving.discard(name)

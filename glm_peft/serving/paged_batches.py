@@ -127,7 +127,7 @@ class PagedBatches:
 
     def failure(self) -> BaseException | None:
         """Return the error that ended the worker."""
-        return self.manager.background_thread_status.fatal_error
+        return self.manager.failure
 
     def stop(self) -> None:
         """End the worker; what is under way fails."""
@@ -147,7 +147,7 @@ class PagedBatches:
     def _begin(self) -> None:
         """Let the oldest waiting requests begin that have room."""
         with self._lock:
-            while self.waiting and self.waiting[0].blocks <= self.free_blocks:
+            while self.waiting and self.waiting[0].blocks <= self.free_blocks and not self.failure():
                 ticket = self.waiting.popleft()
                 self.free_blocks -= ticket.blocks
                 ticket.has_begun = True

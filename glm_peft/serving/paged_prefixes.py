@@ -52,6 +52,7 @@ class PrefixManager(ContinuousBatchingManager):
         self.prefixes: dict[int, PagedPrefix] = {}  # by the first of their ids
         # Ids are never used twice: blocks of a prefix that has gone may still be known by them.
         self._next_id = count(-2, -1)
+        self.failure: Exception | None = None
 
     @property
     def cache(self) -> PagedAttentionCache:
@@ -85,6 +86,11 @@ class PrefixManager(ContinuousBatchingManager):
         with self.output_router._lock:
             self.output_router.result_handlers.pop(request_id, None)
 
+    def _handle_critical_error(self, error: Exception, batch_processor: ContinuousBatchProcessor | None) -> None:
+        """Override to tell the error before requests end by it: stock tells it afterwards, when others have begun."""
+        self.failure = error
+        super()._handle_critical_error(error, batch_processor)
+
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
         """Override as the cache is made, or emptied, here and nowhere else, in the generation thread."""
         processor = super()._create_batch_processor()
@@ -112,11 +118,13 @@ def _install(prefix: PagedPrefix, cache: PagedAttentionCache) -> None:
     """Write keys and values of a prefix into blocks of its own."""
     (allocator,) = cache.cache_allocators.values()
     num_tokens = len(prefix.ids)
-    for _ in range(allocator.needs_new_sectors(prefix.owner, 0, num_tokens)):
-        if not cache.pool.num_free_sectors:
-            _evict(cache)
-        if not cache.pool.num_free_sectors:
-            raise MemoryError
+    needed = allocator.needs_new_sectors(prefix.owner, 0, num_tokens)
+    if needed > cache.pool.num_free_sectors:
+        _evict(cache)  # before any is allocated, as it frees those that are still empty
+        needed = allocator.needs_new_sectors(prefix.owner, 0, num_tokens)
+    if needed > cache.pool.num_free_sectors:
+        raise MemoryError
+    for _ in range(needed):
         cache.pool.allocate_sector(allocator.index)
     allocator.allocate_cache_to_request(prefix.owner, 0, num_tokens)
     slots = torch.tensor(allocator.get_write_indices(prefix.owner, 0, num_tokens), device=cache.device)

@@ -21,7 +21,7 @@ from glm_peft.serving.engine import AnswerRequest, Engine, EngineStopped
 from glm_peft.serving.http.faults import RequestError
 from glm_peft.serving.http.measurements import Measurements
 from glm_peft.serving.http.prompts import encode_text, read_messages, read_prompt
-from glm_peft.serving.http.request_fields import NEUTRAL, Asked, read_asked
+from glm_peft.serving.http.request_fields import NEUTRAL, Asked, find_model, read_asked
 
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would collect the pieces
 
@@ -83,8 +83,13 @@ class _Answers:
         """
         asked = read_asked(body, self.engine.names(), self.defaults, self.seed, self.neutral, self.own_fields)
         # Not here, where a long text would keep all others waiting.
-        prompt = await asyncio.get_running_loop().run_in_executor(self.encoder, self.read_encoder(body), asked.name)
-        self._check_length(asked, prompt)
+        loop, encode = asyncio.get_running_loop(), self.read_encoder(body)
+        try:
+            prompt = await loop.run_in_executor(self.encoder, encode, asked.name)
+            self._check_length(asked, prompt)
+        except KeyError:
+            find_model(asked.name, self.engine.names())  # it may have been unloaded meanwhile
+            raise
         answer_id = f"{self.id_prefix}-{request_id}"
         pieces = self.measurements.watch(asked.name, len(prompt), self._generate(asked, prompt))
         if asked.stream:
