@@ -1,0 +1,139 @@
+"""The page as a whole: its tabs, and the application that serves it to nobody but its user."""
+
+import hmac
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse, Response
+
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.page.adapter_tab import AdapterTab
+from glm_peft.page.compare import CompareTab
+from glm_peft.page.context import Context
+from glm_peft.page.data_tab import DataTab
+from glm_peft.page.train_tab import TrainTab, find_recipes
+from glm_peft.page.trainings import Trainings
+from glm_peft.page.words import TEXT
+from glm_peft.serving.engine import Engine
+
+# In the head, as Gradio would confine it to what is below the tabs.
+_STYLE = Path(__file__).with_name("page.css")
+_MOST_BYTES = "500mb"  # of an upload
+# Whatever a card or an answer names, the browser asks nobody but this page.
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+_FETCHES = ("/gradio_api/file=http", "/gradio_api/proxy=")  # by which Gradio gets what lies elsewhere
+
+
+def serve_page(
+    engine: Engine,
+    model_args: ModelArguments,
+    adapters: dict[str, str],
+    folder: Path,
+    password: str | None,
+    listener: socket.socket,
+) -> None:
+    """
+    Show the page until Ctrl-C or SIGTERM.
+
+    Args:
+        model_args: those of the base.
+        adapters: folder or Hub id of each adapter by its name.
+        folder: for what the page writes.
+        password: that lets a browser in; `None` for none.
+        listener: the port that was taken.
+    """
+    # Uploads and downloads lie in a folder of their own, which other programs of Gradio do not share.
+    os.environ |= {"GRADIO_TEMP_DIR": str(folder / "files"), "GRADIO_ANALYTICS_ENABLED": "False"}
+    page = build_page(Context(engine, model_args, adapters, folder, Trainings(folder)))
+    host, port = listener.getsockname()[:2]
+    print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    settings = uvicorn.Config(
+        make_application(page, folder, password), log_level="warning", timeout_graceful_shutdown=1
+    )
+    uvicorn.Server(settings).run(sockets=[listener])
+
+
+def build_page(context: Context) -> gr.Blocks:
+    """Put the four tabs together."""
+    with gr.Blocks(title="glm_peft", analytics_enabled=False, fill_width=True) as page:
+        with gr.Tabs() as tabs:
+            with gr.Tab(TEXT("compare"), id="compare", elem_id="tab-compare"):
+                compare = CompareTab(context)
+            with gr.Tab(TEXT("data"), id="data", elem_id="tab-data"):
+                data = DataTab(context)
+            with gr.Tab(TEXT("train"), id="train", elem_id="tab-train"):
+                train = TrainTab(context, find_recipes(), compare)
+            with gr.Tab(TEXT("adapter"), id="adapter", elem_id="tab-adapter"):
+                adapter = AdapterTab(context)
+        # Who answers and what runs is of the server: a page that is opened again shows it as it is.
+        page.load(compare.refresh, None, compare.frames, show_progress="hidden")
+        page.load(compare.find_files, None, compare.files, show_progress="hidden")
+        page.load(train.show, None, train.shown, show_progress="hidden")
+        page.load(adapter.refresh, None, adapter.which, show_progress="hidden")
+        data.file.upload(lambda file: file, data.file, train.fields["train_file"], show_progress="hidden")
+        # What was just trained is shown where it answers.
+        train.added.success(lambda: gr.Tabs(selected="compare"), None, tabs, show_progress="hidden")
+        train.added.success(adapter.refresh, None, adapter.which, show_progress="hidden")
+    return page
+
+
+def make_application(page: gr.Blocks, folder: Path, password: str | None) -> FastAPI:
+    """
+    Return the application that serves the page.
+
+    Args:
+        folder: what the page wrote; no other files are served.
+        password: that must be given with any name; `None` for none.
+    """
+    application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    application.middleware("http")(_guard)
+    return gr.mount_gradio_app(
+        application,
+        page,
+        path="/",
+        auth=_checker(password) if password else None,
+        allowed_paths=[str(folder)],
+        max_file_size=_MOST_BYTES,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        ssr_mode=False,
+        i18n=TEXT,
+        theme=_make_theme(),
+        head=f"<style>{_STYLE.read_text(encoding='utf-8')}</style>",
+    )
+
+
+async def _guard(request: Request, call_next: Any) -> Response:
+    """Refuse what comes from other sites' pages and what would reach beyond this one."""
+    origin = request.headers.get("origin")
+    if origin and urlsplit(origin).netloc != request.headers.get("host"):
+        return PlainTextResponse("This page takes requests of its own only.", 403)
+    if request.url.path.startswith(_FETCHES):
+        return PlainTextResponse("This page serves its own files only.", 403)
+    response = await call_next(request)
+    response.headers["Content-Security-Policy"] = _POLICY
+    return response
+
+
+def _checker(password: str) -> Any:
+    def is_right(_: str, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), password.encode())
+
+    return is_right
+
+
+def _make_theme() -> gr.Theme:
+    # Fonts of the machine that shows the page: Gradio's own would have no Chinese.
+    fonts = ["system-ui", "Noto Sans CJK SC", "Microsoft YaHei", "sans-serif"]
+    return gr.themes.Soft(
+        primary_hue="blue", font=fonts, font_mono=["ui-monospace", "Noto Sans Mono CJK SC", "monospace"]
+    )
