@@ -50,7 +50,7 @@ def decode(
         tokens = _choose(scores, generation_config.do_sample)
         answers.add(tokens)
         # One wait for the device a token; the rest of the bookkeeping is on lists.
-        finished = stopping_criteria(answers.unfinished, None).tolist()
+        finished = stopping_criteria(answers.unfinished, None, rows=answers.rows).tolist()
         if all(finished):
             return answers.all()
         step.append(tokens)

@@ -83,7 +83,8 @@ def generate_answers(
     settings = choose_batch_size(settings, model, lengths)
     mine, filler = _own_share(plan_batches(lengths, settings, answers))
     generator = _Generator(model, tokenizer, chat_format, settings, watch)
-    with _one_at_a_time, _progress(mine, len(prompts)) as progress, _ready(model, generator.config):
+    is_hidden = len(prompts) == 1 or watch is not None  # who watches shows the answers
+    with _one_at_a_time, _progress(mine, is_hidden) as progress, _ready(model, generator.config):
         for batch in generator.run(mine, prompts):
             answers.update(zip(batch.rows, batch.answers, strict=True))
             progress.update(len(batch.rows))
@@ -131,9 +132,9 @@ def _own_share(batches: list[list[int]]) -> tuple[list[list[int]], list[list[int
     return own, batches[: most - len(own)]
 
 
-def _progress(batches: list[list[int]], num_prompts: int) -> tqdm:
-    hidden = num_prompts == 1 or not PartialState().is_local_main_process
-    return tqdm(total=sum(map(len, batches)), desc="Generating", unit="row", disable=hidden)
+def _progress(batches: list[list[int]], is_hidden: bool) -> tqdm:
+    is_hidden |= not PartialState().is_local_main_process
+    return tqdm(total=sum(map(len, batches)), desc="Generating", unit="row", disable=is_hidden)
 
 
 class _Generator:
@@ -294,8 +295,13 @@ def _seeded(settings: GenerationSettings, first_row: int, device: torch.device) 
     if not settings.do_sample:
         yield
         return
-    # A digest, as the sum of seed and row would give batches of different seeds the same draws.
-    digest = hashlib.sha256(f"{settings.seed} {first_row}".encode()).digest()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(digest[:8], "big"))
+        torch.manual_seed(seed_of_draws(settings.seed, first_row))
         yield
+
+
+def seed_of_draws(seed: int, first_row: int) -> int:
+    """Return the seed of a batch's draws, by the run's seed and the number of the batch's first row."""
+    # A digest, as the sum of seed and row would give batches of different seeds the same draws.
+    digest = hashlib.sha256(f"{seed} {first_row}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")

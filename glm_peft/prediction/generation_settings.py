@@ -104,9 +104,14 @@ def choose_batch_size(
 
 def _row_bytes(settings: GenerationSettings, model: PreTrainedModel | PeftModel, longest: int) -> int:
     """Compute the bytes of a row's keys and values when it is as long as it can get."""
+    tokens = num_virtual_tokens(model) + longest + settings.max_new_tokens
+    return token_bytes(model) * tokens * settings.num_beams
+
+
+def token_bytes(model: PreTrainedModel | PeftModel) -> int:
+    """Return the bytes of one token's keys and values in all layers."""
     config = model.config
-    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
-    return token * (num_virtual_tokens(model) + longest + settings.max_new_tokens) * settings.num_beams
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
 
 
 def _cache_bytes(device: torch.device) -> int:

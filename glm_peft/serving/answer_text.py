@@ -1,10 +1,11 @@
 """The text of an answer while its tokens come: whole characters, up to a stop string."""
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
-from glm_peft.prediction.evaluation import Answering
 from glm_peft.serving.engine import AnswerRequest, Engine
+from glm_peft.serving.streaming import GrowingText
 
 
 @dataclass(frozen=True)
@@ -30,5 +31,16 @@ async def stream_text(engine: Engine, request: AnswerRequest, stop: Sequence[str
     Args:
         stop: strings before the first of which the answer ends.
     """
-    raise NotImplementedError
-    yield
+    ends = engine.answerers.stop_token_ids(request.name)
+    growing, ids = GrowingText(engine.answerers.by_name[request.name], stop), []
+    async with aclosing(engine.generate(request)) as arrivals:
+        async for new in arrivals:
+            ids += new
+            is_last = ids[-1] in ends or len(ids) == request.settings.max_new_tokens
+            text = growing.grow(ids, is_last)
+            if is_last or growing.is_stopped:
+                is_cut = not growing.is_stopped and ids[-1] not in ends
+                yield Piece(text, len(ids), "length" if is_cut else "stop")
+                return
+            if text:
+                yield Piece(text, len(ids))

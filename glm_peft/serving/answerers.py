@@ -1,7 +1,7 @@
 """A base model in memory once, with any number of adapters, each of which answers by its name."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from accelerate import PartialState
@@ -23,27 +23,63 @@ from glm_peft.prediction.generation_settings import GenerationSettings
 BASE = "base"  # the name of the base without an adapter
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answerers:
     """
     A base and its adapters, by their names; `base` is the base alone. One thread at a time may use them.
 
     Args:
+        model_args: those of the base.
+        model: the base.
         by_name: what answers under each name.
         asked: what shapes the prompts of each.
         tuner: the model into whose layers adapters such as LoRA were put; `None` where there are none.
         tuned: the names that PEFT has for those adapters, by ours.
     """
 
+    model_args: ModelArguments
+    model: PreTrainedModel
     by_name: dict[str, Answering]
     asked: dict[str, DataArguments]
     tuner: PeftModel | None = None
     tuned: dict[str, str] = field(default_factory=dict)
 
+    def open(self, path: str) -> OpenedBase:
+        """Read the small files of an adapter for this base; the errors are those of `open_base`."""
+        return open_base(_arguments_of(path, self.model_args))
+
+    def add(self, name: str, opened: OpenedBase) -> None:
+        """
+        Put an adapter on the base.
+
+        Raises:
+            UserError: the name is taken, or the adapter cannot be read or is of another base.
+        """
+        if name in self.by_name:
+            raise UserError(f"The name {name} is taken; give the adapter a name of its own.")
+        model = self._put_in_layers(name, opened) if _is_in_layers(opened) else put_adapter_on(self.model, opened)
+        self.by_name[name] = Answering(model, opened.tokenizer, opened.chat_format)
+        self.asked[name] = opened.data_args
+
+    def remove(self, name: str) -> None:
+        """Take an adapter off the base."""
+        del self.by_name[name], self.asked[name]
+        tuned = self.tuned.pop(name, None)
+        if tuned and self.tuned:
+            self.tuner.delete_adapter(tuned)
+        elif tuned:
+            self.tuner.unload()
+            self.tuner = None
+
     def encode(self, name: str, messages: list[Message]) -> list[int]:
         """Encode a conversation as the named one was trained to be asked: with its system text and source prefix."""
         answering = self.by_name[name]
         return answering.chat_format.encode_prompt(answering.tokenizer, shape_prompt(messages, self.asked[name])).ids
+
+    def stop_token_ids(self, name: str) -> list[int]:
+        """Return the tokens that end an answer of the named one."""
+        answering = self.by_name[name]
+        return answering.chat_format.stop_token_ids(answering.tokenizer)
 
     def answer(
         self, name: str, prompt: list[int], settings: GenerationSettings, watch: StoppingCriteria | None = None
@@ -56,17 +92,38 @@ class Answerers:
             prompt: its token ids.
             watch: is called after every token, and may end the answer.
         """
-        with self._only(name):
-            (answer,) = self.by_name[name].generate({"input_ids": [prompt]}, settings, watch=watch)
+        (answer,) = self.answer_batch(name, [prompt], settings, watch)
         return answer
+
+    def answer_batch(
+        self, name: str, prompts: list[list[int]], settings: GenerationSettings, watch: StoppingCriteria | None = None
+    ) -> list[str]:
+        """Answer several prompts by one name; the arguments are those of `answer`."""
+        with self._only(name):
+            return self.by_name[name].generate({"input_ids": prompts}, settings, watch=watch)
 
     @contextmanager
     def _only(self, name: str) -> Iterator[None]:
-        """Let the layers of the base be those of the named adapter alone."""
-        if name in self.tuned:
-            self.tuner.set_adapter(self.tuned[name])
-        with nullcontext() if self.tuner is None or name in self.tuned else self.tuner.disable_adapter():
+        """Let the layers of the base be those of the named adapter; otherwise they are the base's own."""
+        if name not in self.tuned:
             yield
+            return
+        self.tuner.set_adapter(self.tuned[name])
+        self.tuner.base_model.enable_adapter_layers()
+        try:
+            yield
+        finally:
+            self.tuner.base_model.disable_adapter_layers()
+
+    def _put_in_layers(self, name: str, opened: OpenedBase) -> PeftModel:
+        """Put an adapter such as LoRA into the base's layers; return the model with it."""
+        if self.tuner is None:
+            self.tuner, self.tuned[name] = put_adapter_on(self.model, opened), "default"
+        else:
+            self.tuner.load_adapter(opened.adapter.source, adapter_name=name)
+            self.tuned[name] = name
+        self.tuner.base_model.disable_adapter_layers()
+        return self.tuner
 
 
 def open_answerers(model_args: ModelArguments, adapters: Mapping[str, str]) -> Answerers:
@@ -85,15 +142,14 @@ def open_answerers(model_args: ModelArguments, adapters: Mapping[str, str]) -> A
     first = next(iter(opened.values()), None) or open_base(model_args)
     model = first.load_model(PartialState().device)
     allow_packing(model)
-    in_layers = {name: base for name, base in opened.items() if _is_in_layers(base)}
-    models = {name: put_adapter_on(model, base) for name, base in opened.items() if name not in in_layers}
-    # After those that only stand before the tokens, as the base's layers are others with adapters such as LoRA.
-    tuner, tuned = _put_in_layers(model, in_layers)
-    models |= dict.fromkeys(in_layers, tuner)
-    by_name = {name: Answering(models[name], base.tokenizer, base.chat_format) for name, base in opened.items()}
-    by_name = {BASE: Answering(model, first.tokenizer, first.chat_format), **by_name}
-    asked = {BASE: DataArguments(), **{name: base.data_args for name, base in opened.items()}}
-    return Answerers(by_name, asked, tuner, tuned)
+    base = Answering(model, first.tokenizer, first.chat_format)
+    answerers = Answerers(model_args, model, {BASE: base}, {BASE: DataArguments()})
+    for adapter in opened.values():  # all before the first that is put into the layers, which renames them
+        check_base(model, adapter.adapter, model_args.allow_other_base)
+    for name in sorted(opened, key=lambda name: _is_in_layers(opened[name])):
+        answerers.add(name, opened[name])
+    answerers.by_name = {name: answerers.by_name[name] for name in (BASE, *opened)}
+    return answerers
 
 
 def _arguments_of(adapter: str, model_args: ModelArguments) -> ModelArguments:
@@ -106,22 +162,6 @@ def _arguments_of(adapter: str, model_args: ModelArguments) -> ModelArguments:
 
 def _is_in_layers(base: OpenedBase) -> bool:
     return base.adapter.config is not None and not base.adapter.config.is_prompt_learning
-
-
-def _put_in_layers(
-    model: PreTrainedModel, opened: Mapping[str, OpenedBase]
-) -> tuple[PeftModel | None, dict[str, str]]:
-    """Put adapters such as LoRA into the base's layers; return the model with them, and PEFT's name of each."""
-    tuner, tuned = None, {}
-    for base in opened.values():  # all before the first, which renames the layers
-        check_base(model, base.adapter, base.model_args.allow_other_base)
-    for name, base in opened.items():
-        if tuner is None:
-            tuner, tuned[name] = put_adapter_on(model, base), "default"
-        else:
-            tuner.load_adapter(base.adapter.source, adapter_name=name)
-            tuned[name] = name
-    return tuner, tuned
 
 
 def parse_adapters(words: list[str], unnamed: str | None = None) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Stream an answer while it is generated: text of whole characters, never half of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,42 @@ from transformers import StoppingCriteria
 from glm_peft.prediction.evaluation import Answering
 
 _INCOMPLETE = "\ufffd"  # what decoders write for the first bytes of a character whose last are still to come
+
+
+class GrowingText:
+    """
+    Text of an answer that grows with its ids.
+
+    Args:
+        answering: decodes the ids.
+        stop: strings before the first of which the text ends.
+    """
+
+    def __init__(self, answering: Answering, stop: Sequence[str] = ()) -> None:
+        self.answering, self.stop = answering, stop
+        self.text = ""
+        self.is_stopped = False
+
+    def grow(self, ids: list[int], is_last: bool = False) -> str:
+        """Return what is new of the text of all ids so far; with the last of them nothing is held back."""
+        text = self.answering.decode(ids)
+        return self.grow_to(text if is_last else text.rstrip(_INCOMPLETE), is_last)
+
+    def grow_to(self, text: str, is_last: bool = True) -> str:
+        """Return what is new in a longer text."""
+        ends = [text.index(word) for word in self.stop if word in text]
+        self.is_stopped = bool(ends)
+        text = text[: min(ends)] if ends else text if is_last else self._without_begun_stop(text)
+        # A later token may change how earlier ones are decoded: then nothing is new until the texts agree again.
+        if not text.startswith(self.text):
+            return ""
+        new, self.text = text[len(self.text) :], text
+        return new
+
+    def _without_begun_stop(self, text: str) -> str:
+        """Hold back an end of the text that may become a stop string."""
+        begun = [size for word in self.stop for size in range(1, len(word)) if text.endswith(word[:size])]
+        return text[: len(text) - max(begun)] if begun else text
 
 
 class TextStream(StoppingCriteria):
@@ -23,24 +59,25 @@ class TextStream(StoppingCriteria):
     """
 
     def __init__(self, answering: Answering, show: Callable[[str], object]) -> None:
-        self.answering, self.show = answering, show
-        self.text = ""
+        self.growing, self.show = GrowingText(answering), show
         self._start: int | None = None
+
+    @property
+    def text(self) -> str:
+        """What was shown."""
+        return self.growing.text
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Show what is new in the ids [1, prompt + answer]; return [1], `False`: the answer may go on."""
         if self._start is None:  # the first call comes after the first token
             self._start = input_ids.shape[1] - 1
-        text = self.answering.decode(input_ids[0, self._start :].tolist())
-        self._hand_on(text.rstrip(_INCOMPLETE))
+        self._show(self.growing.grow(input_ids[0, self._start :].tolist()))
         return torch.zeros(1, dtype=torch.bool, device=input_ids.device)
 
     def finish(self, answer: str) -> None:
         """Show the end of the finished answer, which may have been held back."""
-        self._hand_on(answer)
+        self._show(self.growing.grow_to(answer))
 
-    def _hand_on(self, text: str) -> None:
-        # A later token may change how earlier ones are decoded: then nothing is shown until the texts agree again.
-        if text.startswith(self.text) and len(text) > len(self.text):
-            self.show(text[len(self.text) :])
-            self.text = text
+    def _show(self, text: str) -> None:
+        if text:
+            self.show(text)
