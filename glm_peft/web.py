@@ -6,7 +6,7 @@ A page in the browser: compare the base and its adapters, examine data, train, l
 It is seen from this machine alone, unless there is a password.
 """
 
-from glm_peft.arguments.address import bind
+from glm_peft.arguments.address import bind, url_of
 from glm_peft.arguments.web import parse_web_arguments
 from glm_peft.errors import UserError
 from glm_peft.reporting.exits import exit_with_user_errors
@@ -25,13 +25,15 @@ def main() -> None:
     folder = make_output_dir(web_args.output_dir).resolve()
     listener = bind(web_args.host, web_args.port)
     try:  # before the base, which takes long
-        from glm_peft.page.app import serve_page
+        from glm_peft.page.app import make_server
     except ImportError as error:
-        raise UserError('The page needs gradio: pip install "glm_peft[web]".') from error
+        raise UserError("The page needs gradio: `pip install -e '.[web]'` installs it.") from error
 
     engine = open_engine(model_args, adapters)
     try:
-        serve_page(engine, model_args, adapters, folder, web_args.password, listener)
+        server = make_server(engine, model_args, adapters, folder, web_args.password)
+        print(f"The page is at {url_of(listener)}", flush=True)
+        server.run(sockets=[listener])
     finally:
         engine.close()
 

@@ -59,3 +59,10 @@ def bind(host: str, port: int) -> socket.socket:
             f"--host {host} --port {port} cannot be listened on ({error.strerror}): give another --port."
         ) from None
     return bound
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the address that a browser on this machine opens."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -33,7 +33,7 @@ class AdapterTab:
         with gr.Row():
             with gr.Column(min_width=300):
                 choices = {"label": TEXT("which"), "info": TEXT("which_hint"), "allow_custom_value": True}
-                self.which = gr.Dropdown(list(context.adapters), elem_id="which", **choices)
+                self.which = gr.Dropdown([], elem_id="which", **choices)  # filled when a page is opened
                 self.button = gr.Button(TEXT("inspect"), variant="primary", elem_id="inspect")
             with gr.Column(min_width=300):
                 self.rows = gr.File(label=TEXT("rows"), file_types=DATA_TYPES, height=150, elem_id="inspect-rows")
@@ -45,7 +45,7 @@ class AdapterTab:
                 pictures = {"visible": False, "buttons": ["download", "fullscreen"]}
                 self.curves = gr.Image(show_label=False, **pictures)
                 axes = {"x": "layer", "y": "norm", "color": "of", "show_label": False, "height": 280}
-                self.norms = gr.LinePlot(visible=False, **axes)
+                self.norms = gr.LinePlot(visible=False, elem_id="norms", **axes)
                 self.picture = gr.Image(label=TEXT("importance"), **pictures)
                 self.report = gr.Textbox(
                     label=TEXT("inspection"),

@@ -2,7 +2,7 @@
 
 import hmac
 import os
-import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
 
+from glm_peft.arguments.address import is_loopback
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.page.adapter_tab import AdapterTab
 from glm_peft.page.compare import CompareTab
@@ -24,39 +25,30 @@ from glm_peft.serving.engine import Engine
 
 # In the head, as Gradio would confine it to what is below the tabs.
 _STYLE = Path(__file__).with_name("page.css")
+_SHUTDOWN = 1  # seconds that open pages are waited for
 _MOST_BYTES = "500mb"  # of an upload
 # Whatever a card or an answer names, the browser asks nobody but this page.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 _FETCHES = ("/gradio_api/file=http", "/gradio_api/proxy=")  # by which Gradio gets what lies elsewhere
 
 
-def serve_page(
-    engine: Engine,
-    model_args: ModelArguments,
-    adapters: dict[str, str],
-    folder: Path,
-    password: str | None,
-    listener: socket.socket,
-) -> None:
+def make_server(
+    engine: Engine, model_args: ModelArguments, adapters: dict[str, str], folder: Path, password: str | None
+) -> uvicorn.Server:
     """
-    Show the page until Ctrl-C or SIGTERM.
+    Return the server of the page.
 
     Args:
         model_args: those of the base.
         adapters: folder or Hub id of each adapter by its name.
         folder: for what the page writes.
         password: that lets a browser in; `None` for none.
-        listener: the port that was taken.
     """
     # Uploads and downloads lie in a folder of their own, which other programs of Gradio do not share.
     os.environ |= {"GRADIO_TEMP_DIR": str(folder / "files"), "GRADIO_ANALYTICS_ENABLED": "False"}
     page = build_page(Context(engine, model_args, adapters, folder, Trainings(folder)))
-    host, port = listener.getsockname()[:2]
-    print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    settings = uvicorn.Config(
-        make_application(page, folder, password), log_level="warning", timeout_graceful_shutdown=1
-    )
-    uvicorn.Server(settings).run(sockets=[listener])
+    application = make_application(page, folder, password)
+    return uvicorn.Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN))
 
 
 def build_page(context: Context) -> gr.Blocks:
@@ -92,7 +84,7 @@ def make_application(page: gr.Blocks, folder: Path, password: str | None) -> Fas
         password: that must be given with any name; `None` for none.
     """
     application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    application.middleware("http")(_guard)
+    application.middleware("http")(partial(_guard, password is None))
     return gr.mount_gradio_app(
         application,
         page,
@@ -112,11 +104,13 @@ def make_application(page: gr.Blocks, folder: Path, password: str | None) -> Fas
     )
 
 
-async def _guard(request: Request, call_next: Any) -> Response:
-    """Refuse what comes from other sites' pages and what would reach beyond this one."""
-    origin = request.headers.get("origin")
-    if origin and urlsplit(origin).netloc != request.headers.get("host"):
-        return PlainTextResponse("This page takes requests of its own only.", 403)
+async def _guard(is_open: bool, request: Request, call_next: Any) -> Response:
+    """Refuse what pages of other sites send, and what would reach beyond this one."""
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    # A name of theirs may lead here, too: without a password only this machine's own are answered.
+    is_foreign = is_open and not is_loopback(urlsplit(f"//{host}").hostname or "")
+    if is_foreign or (origin and urlsplit(origin).netloc != host):
+        return PlainTextResponse("This page answers its own requests only.", 403)
     if request.url.path.startswith(_FETCHES):
         return PlainTextResponse("This page serves its own files only.", 403)
     response = await call_next(request)

@@ -43,7 +43,8 @@ class DataTab:
                 self.flags = gr.Textbox("", label=TEXT("further_flags"), info=TEXT("data_flags_hint"))
                 self.button = gr.Button(TEXT("examine"), variant="primary", elem_id="examine")
             with gr.Column(scale=3, min_width=280):
-                self.lengths = gr.BarPlot(x="tokens", y="texts", color="of", show_label=False, height=360)
+                axes = {"x": "tokens", "y": "texts", "color": "of", "show_label": False, "height": 360}
+                self.lengths = gr.BarPlot(elem_id="lengths", **axes)
         self.example = gr.HighlightedText(
             label=TEXT("example"), show_inline_category=False, show_legend=True, elem_id="example"
         )

@@ -24,6 +24,7 @@ _FIELDS = (
     ("num_virtual_tokens", "learning_rate", "per_device_train_batch_size"),
     ("max_steps", "num_train_epochs", "max_source_length", "max_target_length"),
 )
+_PLOTS = ("loss-curve", "rate-curve")
 FLAGS = tuple(flag for row in _FIELDS for flag in row)
 """The flags that have a field."""
 
@@ -44,8 +45,9 @@ class TrainTab:
             self.add_button = gr.Button(TEXT("add"), variant="primary", elem_id="add")
         with gr.Column(visible=False) as self.report:
             with gr.Row():
-                axes = {"x": "step", "y": "value", "color": "curve", "x_axis_format": "d", "show_label": False}
-                self.loss, self.rate = (gr.LinePlot(height=280, min_width=280, **axes) for _ in range(2))
+                axes = {"x": "step", "y": "value", "color": "curve", "x_axis_format": "d"}
+                size = {"height": 280, "min_width": 280, "show_label": False}
+                self.loss, self.rate = (gr.LinePlot(elem_id=name, **axes, **size) for name in _PLOTS)
             self.log = gr.Textbox(
                 label=TEXT("log"), lines=LOG_LINES, max_lines=LOG_LINES, elem_classes="console", elem_id="log"
             )
@@ -75,7 +77,7 @@ class TrainTab:
     def _connect(self) -> None:
         form = [self.recipe, self.flags, *self.fields.values()]
         quiet = {"show_progress": "hidden"}
-        self.recipe.change(self.fill_in, self.recipe, list(self.fields.values()), **quiet)
+        self.recipe.input(self.fill_in, self.recipe, list(self.fields.values()), **quiet)
         gr.on([part.change for part in form], self.show_command, form, self.command, **quiet)
         self.start_button.click(self.start, form, self.shown, **quiet)
         self.stop_button.click(self.stop, None, self.shown, **quiet)

@@ -96,7 +96,7 @@ class OrdinaryBatches:
         settings = replace(rows[0].request.settings, max_new_tokens=longest, batch_size=len(rows))
         prompts = [row.request.prompt for row in rows]
         with self.alone():
-            stops = _stops(self.answerers, rows[0].request.name)
+            stops = self.answerers.stop_token_ids(rows[0].request.name)
             self.answerers.answer_batch(
                 rows[0].request.name, prompts, settings, _Delivery(rows, stops, lambda: self._is_stopping)
             )
