@@ -192,7 +192,7 @@ def test_a_question_without_an_answer_is_taken_back_and_told(session, monkeypatc
 def test_ctrl_c_ends_the_answer_and_not_the_chat(session, monkeypatch, capsys):
     calls = []
 
-    def interrupted(stream: TextStream, *args: object) -> torch.Tensor:
+    def interrupted(stream: TextStream, *args: object, **kwargs: object) -> torch.Tensor:
         calls.append(None)
         if len(calls) > 3:
             raise KeyboardInterrupt

@@ -301,7 +301,7 @@ def test_an_observation_is_a_block_of_its_own(tiny, name):
 )
 def test_a_conversation_that_the_format_cannot_express_is_refused(tiny, name, roles):
     messages = [{"role": role, "content": "你好"} for role in roles.split(", ") if role]
-    with pytest.raises(UserError, match=f"The chat format {name} takes .* are {roles or 'none'}: correct the row"):
+    with pytest.raises(UserError, match=f"The chat format {name} takes .* are {roles or 'none'}: correct them"):
         CHAT_FORMATS[name].encode_prompt(tiny.get(name, tiny["chatglm2"]), messages)
 
 

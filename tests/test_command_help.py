@@ -18,6 +18,7 @@ from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.prediction import PredictArguments
 from glm_peft.arguments.push import PushArguments
 from glm_peft.arguments.search import SearchArguments
+from glm_peft.arguments.serve import ServeArguments
 from glm_peft.arguments.training import TrainingArguments
 from glm_peft.arguments.training_defaults import TrainingDefaults
 from glm_peft.arguments.transformers_flags import MOST_USED
@@ -39,6 +40,7 @@ OF_TRAINING |= {"validation_file", "max_train_samples", "max_eval_samples", "pac
 OF_TRAINING |= {"peft_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules"}
 OF_TRAINING |= {"ignore_pad_token_for_loss", "num_virtual_tokens", "prefix_projection", "encoder_hidden_size"}
 OWN_NAMES["chat"] = {field.name for kind in (ModelArguments, ChatArguments) for field in fields(kind)} - OF_TRAINING
+OWN_NAMES["serve"] = {field.name for kind in (ModelArguments, ServeArguments) for field in fields(kind)} - OF_TRAINING
 OWN_NAMES["web"] = {field.name for kind in (ModelArguments, WebArguments) for field in fields(kind)} - OF_TRAINING
 OWN_NAMES["predict"] -= OF_TRAINING | {"overwrite_cache"}
 

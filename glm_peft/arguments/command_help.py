@@ -12,7 +12,7 @@ from glm_peft.arguments.transformers_flags import MOST_USED
 from glm_peft.reporting.exits import exit_with_user_errors
 
 _PACKAGE = Path(__file__).absolute().parents[1]
-COMMANDS = ("chat", "convert", "doctor", "inspect_adapter", "predict", "push", "search", "train", "web")
+COMMANDS = ("chat", "convert", "doctor", "inspect_adapter", "predict", "push", "search", "serve", "train", "web")
 
 
 def show_help_if_asked() -> None:
@@ -62,6 +62,10 @@ def _show_help(command: str) -> None:  # each parser prints its help and exits
         from glm_peft.arguments.chat import CHAT_TYPES, CHAT_WORDS
 
         parse_command(["--help"], CHAT_TYPES, **CHAT_WORDS)
+    if command == "serve":
+        from glm_peft.arguments.serve import SERVE_TYPES, SERVE_WORDS
+
+        parse_command(["--help"], SERVE_TYPES, **SERVE_WORDS)
     if command == "web":
         from glm_peft.arguments.web import WEB_TYPES, WEB_WORDS
 

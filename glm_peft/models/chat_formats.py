@@ -115,7 +115,7 @@ class ChatFormat(ABC):
         if not self._can_render(roles):
             raise UserError(
                 f"The chat format {self.name} takes {self.takes}, but the roles of a prompt are "
-                f"{', '.join(roles) or 'none'}: correct the row."
+                f"{', '.join(roles) or 'none'}: correct them."
             )
 
     @abstractmethod

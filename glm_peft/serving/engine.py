@@ -63,6 +63,10 @@ class Engine(Protocol):
         """
         ...
 
+    def names(self) -> list[str]:
+        """Return who can be asked now, the base first."""
+        ...
+
     def longest_prompt(self, name: str, max_new_tokens: int) -> int:
         """Return how many tokens a prompt may have, its adapter's prefix and an answer of `max_new_tokens` beside."""
         ...

@@ -95,11 +95,10 @@ class OrdinaryBatches:
         longest = max(row.request.settings.max_new_tokens for row in rows)
         settings = replace(rows[0].request.settings, max_new_tokens=longest, batch_size=len(rows))
         prompts = [row.request.prompt for row in rows]
+        name = rows[0].request.name
+        delivery = _Delivery(rows, self.answerers.stop_token_ids(name), lambda: self._is_stopping)
         with self.alone():
-            stops = self.answerers.stop_token_ids(rows[0].request.name)
-            self.answerers.answer_batch(
-                rows[0].request.name, prompts, settings, _Delivery(rows, stops, lambda: self._is_stopping)
-            )
+            self.answerers.answer_batch(name, prompts, settings, delivery)
 
     def _fail_all(self, rows: list[Row]) -> None:
         """Tell all who still wait that nothing more comes."""
