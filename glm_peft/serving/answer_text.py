@@ -31,10 +31,12 @@ async def stream_text(engine: Engine, request: AnswerRequest, stop: Sequence[str
     Args:
         stop: strings before the first of which the answer ends.
     """
-    ends = engine.answerers.stop_token_ids(request.name)
-    growing, ids = GrowingText(engine.answerers.by_name[request.name], stop), []
+    ids, growing = [], None
     async with aclosing(engine.generate(request)) as arrivals:
         async for new in arrivals:
+            if growing is None:  # only now has the engine found that there is one of this name
+                growing = GrowingText(engine.answerers.by_name[request.name], stop)
+                ends = engine.answerers.stop_token_ids(request.name)
             ids += new
             is_last = ids[-1] in ends or len(ids) == request.settings.max_new_tokens
             text = growing.grow(ids, is_last)

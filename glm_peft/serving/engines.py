@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
 from glm_peft.arguments.model import ModelArguments
@@ -63,7 +63,7 @@ class SharedEngine:
         self.ordinary = OrdinaryBatches(answerers, self._alone)
         self._under_way: Counter[str] = Counter()
         self._leaving: set[str] = set()
-        self._is_closing = False
+        self._is_closing = self._is_closed = False
         self._model_lock = threading.Lock()
 
     async def generate(self, request: AnswerRequest) -> AsyncIterator[list[int]]:
@@ -72,10 +72,11 @@ class SharedEngine:
         loop, arrivals = asyncio.get_running_loop(), asyncio.Queue()
 
         def deliver(ids: list[int], is_last: bool, error: BaseException | None) -> None:
-            loop.call_soon_threadsafe(arrivals.put_nowait, (ids, is_last, error))
+            with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+                loop.call_soon_threadsafe(arrivals.put_nowait, (ids, is_last, error))
 
-        self._under_way[request.name] += 1
         cancel = self._take(request, deliver)
+        self._under_way[request.name] += 1
         try:
             is_last = False
             while not is_last:
@@ -100,7 +101,7 @@ class SharedEngine:
 
     def load(self) -> Load:
         """Return what the engine is doing now."""
-        waiting = len(self.paged.waiting) if self.paged else 0
+        waiting = self.ordinary.num_waiting() + (len(self.paged.waiting) if self.paged else 0)
         total = self.paged.num_blocks if self.paged else 0
         used = total - self.paged.free_blocks if self.paged else 0
         return Load(sum(self._under_way.values()) - waiting, waiting, used * PAGE_SIZE, total * PAGE_SIZE)
@@ -139,10 +140,13 @@ class SharedEngine:
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """End after at most `drain_seconds`, see `Engine.close`."""
+        if self._is_closed:
+            return
         self._is_closing = True
         deadline = time.monotonic() + drain_seconds
         while self._under_way.total() and time.monotonic() < deadline and not self.failure():
             time.sleep(0.05)
+        self._is_closed = True
         self.ordinary.stop()
         if self.paged:
             self.paged.stop()

@@ -20,7 +20,7 @@ Deliver = Callable[[list[int], bool, BaseException | None], None]
 """Takes new ids of an answer, whether it ends with them, and the error that ended it."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A request in a batch, and where its ids go; `is_cancelled` ends it at its next token."""
 
@@ -53,6 +53,7 @@ class OrdinaryBatches:
         self.answerers, self.alone = answerers, alone
         self.failure: BaseException | None = None
         self._is_stopping = False
+        self._waiting: list[Row] = []
         self._current: list[Row] = []
         self._new: queue.Queue[Row | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="ordinary batches", daemon=True)
@@ -62,6 +63,10 @@ class OrdinaryBatches:
         """Take a request."""
         self._new.put(row)
 
+    def num_waiting(self) -> int:
+        """Return how many requests have not begun."""
+        return self._new.qsize() + sum(not row.is_cancelled for row in self._waiting)
+
     def stop(self) -> None:
         """End the thread; what is under way is cancelled."""
         self._is_stopping = True
@@ -69,24 +74,28 @@ class OrdinaryBatches:
         self._thread.join()
 
     def _run(self) -> None:
-        waiting: list[Row] = []
         try:
             while not self._is_stopping:
-                self._collect(waiting)
-                batch = [row for row in waiting if row is waiting[0] or waiting[0].fits(row.request)][:MOST_ROWS]
-                waiting[:] = [row for row in waiting if row not in batch]
-                self._current = [row for row in batch if not row.is_cancelled]
+                self._collect()
+                self._current = self._next_batch()
                 self._answer(self._current)
         except BaseException as error:  # told to all who wait, and by `failure` to the process
             self.failure = error
-        self._fail_all([*self._current, *waiting])
+        self._fail_all([*self._current, *self._waiting])
 
-    def _collect(self, waiting: list[Row]) -> None:
+    def _collect(self) -> None:
         """Wait for a first request, then a little for more."""
         with suppress(queue.Empty):
-            while len(waiting) < MOST_ROWS and not self._is_stopping:
-                row = self._new.get(timeout=COLLECTED_SECONDS if waiting else None)
-                waiting += [row] if row else []
+            while len(self._waiting) < MOST_ROWS and not self._is_stopping:
+                row = self._new.get(timeout=COLLECTED_SECONDS if self._waiting else None)
+                self._waiting += [row] if row else []
+
+    def _next_batch(self) -> list[Row]:
+        """Take the oldest request, and those that may be in its batch."""
+        first, rest = self._waiting[:1], self._waiting[1:]
+        batch = [*first, *(row for row in rest if first[0].fits(row.request))][:MOST_ROWS]
+        self._waiting = [row for row in self._waiting if row not in batch]
+        return [row for row in batch if not row.is_cancelled]
 
     def _answer(self, rows: list[Row]) -> None:
         if not rows:

@@ -107,9 +107,7 @@ class PagedBatches:
         blocks = blocks_of(model.active_peft_config.num_virtual_tokens)
         with self._lock:
             if blocks > self.free_blocks:
-                raise UserError(
-                    f"The cache has no room for the adapter {name} now: try later, or raise --cache_tokens."
-                )
+                raise UserError(f"The cache has no room for {name} now: load it later, or raise --cache_tokens.")
             self.prefixes[name] = self.manager.add_prefix(name, model)
             self.free_blocks -= blocks
 
