@@ -191,4 +191,4 @@ def test_the_page_is_shown_until_it_is_ended(server):
     process, address = server
     assert b"gradio_config" in urllib.request.urlopen(address).read()
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait(30) == 0
