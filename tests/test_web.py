@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from peft import PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from warm_starts import warm_python
+from warm_starts import ENVIRONMENT, warm_python
 
 from glm_peft.arguments.address import bind
 from glm_peft.arguments.model import ModelArguments
@@ -122,7 +122,7 @@ def test_what_is_wrong_is_told_in_a_sentence_before_anything_is_loaded(flags, wo
     taken.listen()
     port = {"taken": taken.getsockname()[1]}
     typed = f"-m glm_peft.web --model_name_or_path nowhere --output_dir {tmp_path} {flags.format(**port)}"
-    run = subprocess.run([warm_python(), *typed.split()], capture_output=True, encoding="utf-8")
+    run = subprocess.run([warm_python(), *typed.split()], env=ENVIRONMENT, capture_output=True, encoding="utf-8")
     taken.close()
     assert run.returncode == 2 and run.stdout == ""
     (line,) = run.stderr.splitlines()

@@ -14,7 +14,7 @@ import pytest
 from peft import PrefixTuningConfig, get_peft_model
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from transformers import AutoModelForCausalLM
-from warm_starts import warm_python
+from warm_starts import ENVIRONMENT, warm_python
 
 import glm_peft  # noqa: F401  (registers the generations)
 
@@ -48,7 +48,9 @@ def server(folder: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     flags = ["--model_name_or_path", ASSETS, "--adapters", f"fresh={folder.parent / 'adapter'}"]
     typed = [warm_python(), "-c", START, warm_python(), *flags, "--port", "0", "--output_dir", folder]
     log = (folder.parent / "log").open("w")
-    with subprocess.Popen(typed, cwd=PROJECT, stdout=subprocess.PIPE, stderr=log, encoding="utf-8") as process:
+    with subprocess.Popen(
+        typed, cwd=PROJECT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=log, encoding="utf-8"
+    ) as process:
         try:
             yield process, process.stdout.readline().split()[-1]
         finally:
@@ -191,4 +193,4 @@ def test_the_page_is_shown_until_it_is_ended(server):
     process, address = server
     assert b"gradio_config" in urllib.request.urlopen(address).read()
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(30) in (130, 0)  # 0 where the tests are in the background of a shell, which ignores Ctrl-C

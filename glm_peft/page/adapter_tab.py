@@ -40,13 +40,13 @@ class AdapterTab:
         with gr.Row():
             with gr.Column(min_width=300):
                 # Cards of others are never shown: this one is built from the adapter's record.
-                self.card = gr.Markdown(container=True, max_height=640, elem_id="card", elem_classes="card")
+                self.card = gr.Markdown(container=True, max_height=900, elem_id="card", elem_classes="card")
             with gr.Column(min_width=300):
-                pictures = {"visible": False, "buttons": ["download", "fullscreen"]}
-                self.curves = gr.Image(show_label=False, **pictures)
+                pictures = {"visible": False, "show_label": False, "buttons": ["download", "fullscreen"]}
+                self.curves = gr.Image(**pictures)
                 axes = {"x": "layer", "y": "norm", "color": "of", "show_label": False, "height": 280}
                 self.norms = gr.LinePlot(visible=False, elem_id="norms", **axes)
-                self.picture = gr.Image(label=TEXT("importance"), **pictures)
+                self.picture = gr.Image(**pictures)
                 self.report = gr.Textbox(
                     label=TEXT("inspection"),
                     lines=8,

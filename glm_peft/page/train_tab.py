@@ -202,4 +202,4 @@ def _draw(progress: Progress, title: str, curves: Mapping[str, str], request: gr
         if key in point
     ]
     titles = {"title": say(request, title), "x_title": say(request, "step"), "y_title": " ", "color_title": " "}
-    return gr.LinePlot(value=pandas.DataFrame(rows), **titles) if rows else gr.skip()
+    return gr.LinePlot(value=pandas.DataFrame(rows) if rows else None, visible=bool(rows), **titles)

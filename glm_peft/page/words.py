@@ -97,7 +97,6 @@ _WORDS = {
     "idle": ("Nothing has been trained here yet.", "这里还没有训练过。"),
     "loading": ("Loading model and data …", "正在加载模型和数据……"),
     "running": ("Step {step} of {steps}", "第 {step} / {steps} 步"),
-    "stopping": ("Stopping: the checkpoint is being written …", "正在停止：写入检查点……"),
     "finished": ("Finished: {folder}", "训练完成：{folder}"),
     "stopped": (
         "Stopped; it can go on with --resume_from_checkpoint last.",
@@ -123,7 +122,6 @@ _WORDS = {
     "layer": ("layer", "层"),
     "keys": ("keys", "键"),
     "values": ("values", "值"),
-    "importance": ("Attention and importance", "注意力与重要性"),
     "no_adapter": ("There is no adapter yet: train one.", "还没有适配器：先训练一个。"),
 }
 
