@@ -97,7 +97,7 @@ def warm_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "my-machine"])
 def test_another_host_needs_a_password(host, tmp_path, monkeypatch):
     flags = ["--model_name_or_path", "base", "--host", host]
-    with pytest.raises(UserError, match=rf"--host {host} lets others in: give --password_file FILE or set GLM_PEFT_P"):
+    with pytest.raises(UserError, match=f"--host {host} can be reached from other machines, and there is no password"):
         parse_web_arguments(flags)
     secret = tmp_path / "secret"
     secret.write_text("\n")
@@ -112,8 +112,8 @@ def test_another_host_needs_a_password(host, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--host 0.0.0.0", "--host 0.0.0.0 lets others in"),
-        ("--port {taken}", "--port {taken} cannot be listened on (Address already in use): give another --port."),
+        ("--host 0.0.0.0", "--host 0.0.0.0 can be reached from other machines"),
+        ("--port {taken}", "--port {taken} of 127.0.0.1 is in use: end what listens there, or give another one."),
         ("--adapters ads", "--adapters ads: give each adapter as name=PATH"),
     ],
 )

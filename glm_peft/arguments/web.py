@@ -1,13 +1,16 @@
 """The arguments of `python -m glm_peft.web`: the base, its adapters, and who may see the page."""
 
+import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
-from glm_peft.arguments.address import check_host, read_secret
+from glm_peft.arguments.address import is_loopback
 from glm_peft.arguments.command_line import parse_command
 from glm_peft.arguments.fields import option, require
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.prediction import for_prediction, refuse_training
+from glm_peft.errors import UserError
 
 WEB_WORDS = {
     "usage": "python -m glm_peft.web [CONFIG.yaml|CONFIG.json] [--flags]",
@@ -40,8 +43,12 @@ class WebArguments:
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65535, "--port must be 0 to 65535", self.port)
-        self.password = read_secret(self.password_file, "password_file", _VARIABLE)
-        check_host(self.host, self.password, "password_file", _VARIABLE)
+        self.password = _read_password(self.password_file)
+        if self.password is None and not is_loopback(self.host):
+            raise UserError(
+                f"--host {self.host} can be reached from other machines, and there is no password: give "
+                f"--password_file, or set {_VARIABLE}."
+            )
 
 
 WEB_TYPES = (for_prediction(ModelArguments), WebArguments)
@@ -59,3 +66,16 @@ def parse_web_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, 
     model_args, web_args = parse_command(argv, WEB_TYPES, **WEB_WORDS)
     refuse_training(model_args)
     return model_args, web_args
+
+
+def _read_password(file: str | None) -> str | None:
+    """Return the password in a file, or else in the environment; `None` where there is neither."""
+    if file is None:
+        return os.environ.get(_VARIABLE) or None
+    try:
+        password = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--password_file {file} cannot be read ({error}): give another file.") from None
+    if not password:
+        raise UserError(f"--password_file {file} is empty: write the password into it.")
+    return password
