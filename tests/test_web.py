@@ -303,20 +303,21 @@ def test_everything_is_said_in_both_languages():
 @pytest.fixture
 def client(context: Context, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(context.folder / "files"))
-    application = make_application(build_page(context), context.folder, "open sesame")
+    application = make_application(build_page(context), "open sesame")
     with TestClient(application, base_url="http://127.0.0.1:7860") as made:
         yield made
 
 
 def test_a_password_lets_in_and_no_files_are_served_but_its_own(client, context, tmp_path_factory):
-    foreign, own = tmp_path_factory.mktemp("elsewhere") / "secret.txt", context.folder / "preferences.jsonl"
-    for file in (foreign, own):
+    foreign, own = tmp_path_factory.mktemp("elsewhere") / "secret.txt", context.folder / "files" / "rows.jsonl"
+    for file in (foreign, own, context.folder / "training.json"):
+        file.parent.mkdir(exist_ok=True)
         file.write_text("text")
     assert client.get("/config").status_code == 401 and client.get(f"/gradio_api/file={own}").status_code == 401
     assert client.post("/login", data={"username": "me", "password": "wrong"}).status_code == 400
     assert client.post("/login", data={"username": "me", "password": "open sesame"}).status_code == 200
     assert client.get(f"/gradio_api/file={own}").text == "text"
-    for path in (foreign, PROJECT / "setup.cfg", "/etc/passwd", f"{context.folder}/../{context.folder.name}x"):
+    for path in (foreign, PROJECT / "setup.cfg", "/etc/passwd", f"{context.folder}/files/../training.json"):
         assert client.get(f"/gradio_api/file={path}").status_code == 403
     assert client.get("/gradio_api/file=http://127.0.0.1/").status_code == 403
     uploaded = client.post("/gradio_api/upload", files={"files": ("rows.json", b"[]")}).json()[0]
@@ -327,7 +328,7 @@ def test_pages_of_others_are_refused_and_the_browser_is_told_to_ask_nobody_else(
     answer = client.get("/", headers={"Origin": "http://127.0.0.1:7860"})
     assert answer.status_code == 200 and answer.headers["content-security-policy"].startswith("default-src 'self' ")
     assert client.get("/", headers={"Origin": "http://evil.example"}).status_code == 403
-    application = make_application(build_page(context), context.folder, None)
+    application = make_application(build_page(context), None)
     with TestClient(application, base_url="http://localhost:7860") as open_client:
         assert open_client.get("/config").json()["analytics_enabled"] is False
         assert open_client.get("/", headers={"Host": "evil.example:7860"}).status_code == 403

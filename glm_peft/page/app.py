@@ -47,7 +47,7 @@ def make_server(
     # Uploads and downloads lie in a folder of their own, which other programs of Gradio do not share.
     os.environ |= {"GRADIO_TEMP_DIR": str(folder / "files"), "GRADIO_ANALYTICS_ENABLED": "False"}
     page = build_page(Context(engine, model_args, adapters, folder, Trainings(folder)))
-    application = make_application(page, folder, password)
+    application = make_application(page, password)
     return uvicorn.Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN))
 
 
@@ -75,12 +75,11 @@ def build_page(context: Context) -> gr.Blocks:
     return page
 
 
-def make_application(page: gr.Blocks, folder: Path, password: str | None) -> FastAPI:
+def make_application(page: gr.Blocks, password: str | None) -> FastAPI:
     """
-    Return the application that serves the page.
+    Return the application that serves the page, and of files only uploads and what is there to be downloaded.
 
     Args:
-        folder: what the page wrote; no other files are served.
         password: that must be given with any name; `None` for none.
     """
     application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -90,7 +89,7 @@ def make_application(page: gr.Blocks, folder: Path, password: str | None) -> Fas
         page,
         path="/",
         auth=_checker(password) if password else None,
-        allowed_paths=[str(folder)],
+        auth_message="Any user name · 用户名可任意填写",
         max_file_size=_MOST_BYTES,
         footer_links=[],
         run_history=False,
