@@ -320,6 +320,15 @@ def test_a_password_lets_in_and_no_files_are_served_but_its_own(client, context,
     for path in (foreign, PROJECT / "setup.cfg", "/etc/passwd", f"{context.folder}/files/../training.json"):
         assert client.get(f"/gradio_api/file={path}").status_code == 403
     assert client.get("/gradio_api/file=http://127.0.0.1/").status_code == 403
+    # Nor may one be named as an upload, which would be read and then served.
+    config, foreign_rows = client.get("/config").json(), tmp_path_factory.mktemp("rows") / "rows.json"
+    foreign_rows.write_text("[]")
+    kinds = {component["id"]: component["type"] for component in config["components"]}
+    (take,) = [one["id"] for one in config["dependencies"] if [kinds[part] for part in one["inputs"]] == ["file"]]
+    named = {"path": str(foreign_rows), "meta": {"_type": "gradio.FileData"}}
+    call = {"data": [named], "fn_index": take, "session_hash": "x"}
+    assert "was not uploaded" in client.post("/gradio_api/run/predict", json=call).text
+    assert not list((context.folder / "files").rglob("rows.json"))
     uploaded = client.post("/gradio_api/upload", files={"files": ("rows.json", b"[]")}).json()[0]
     assert Path(uploaded).is_relative_to(context.folder / "files")
 

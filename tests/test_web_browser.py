@@ -121,6 +121,7 @@ def test_answers_grow_side_by_side_and_are_kept(english, folder):
         seen.add(tuple(map(len, answers_of(english))))
         time.sleep(0.05)
     english.locator("#stop").click()
+    wait_for_end(english)
     assert max(seen) > min(seen) and english.locator(".answers img").count() == 0
     expect(english.locator(".answers .user").first).to_contain_text("<img src=x>")
     english.locator("#clear").click()

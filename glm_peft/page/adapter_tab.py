@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 import pandas
+import PIL.Image
 
 from glm_peft.errors import UserError
 from glm_peft.examination.adapter_statistics import KINDS
@@ -72,7 +73,7 @@ class AdapterTab:
             card = build_card(folder, language="zh" if is_chinese(request) else "en")
         curves = Path(folder) / CURVES_NAME
         text = _IMAGE.sub("", card.split("\n---\n", 1)[-1])  # without its metadata, and what lies beside it
-        return [text, gr.Image(str(curves), visible=True) if curves.is_file() else gr.Image(visible=False)]
+        return [text, _show_picture(curves)]
 
     async def inspect(self, name: str | None, rows: str | None, request: gr.Request) -> AsyncIterator[list[Any]]:
         """Show what the inspection says while it measures, then its pictures."""
@@ -84,14 +85,17 @@ class AdapterTab:
             yield [say(request, "inspecting"), gr.skip(), gr.Image(visible=False)]
             async for report in run_command(words):
                 yield [report.strip(), gr.skip(), gr.skip()]
-        picture = folder / PLOT_NAME
-        shown = gr.Image(value=str(picture), visible=True) if picture.is_file() else gr.skip()
-        yield [gr.skip(), _draw(read_json(folder / _INSPECTION_NAME), request), shown]
+        yield [gr.skip(), _draw(read_json(folder / _INSPECTION_NAME), request), _show_picture(folder / PLOT_NAME)]
 
     def _path(self, name: str | None, request: gr.Request) -> str:
         if not name:
             raise UserError(say(request, "no_adapter"))
         return self.context.adapters.get(name, name)
+
+
+def _show_picture(file: Path) -> gr.Image:
+    # Not by its path, as files of other folders are not served.
+    return gr.Image(PIL.Image.open(file), visible=True) if file.is_file() else gr.Image(visible=False)
 
 
 def _draw(found: dict[str, Any], request: gr.Request) -> Any:

@@ -2,6 +2,7 @@
 
 import hmac
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from fastapi.responses import PlainTextResponse, Response
 from glm_peft.arguments.address import is_loopback
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.page.adapter_tab import AdapterTab
-from glm_peft.page.compare import CompareTab
+from glm_peft.page.compare import FILES, CompareTab
 from glm_peft.page.context import Context
 from glm_peft.page.data_tab import DataTab
 from glm_peft.page.train_tab import TrainTab, find_recipes
@@ -47,7 +48,7 @@ def make_server(
     # Uploads and downloads lie in a folder of their own, which other programs of Gradio do not share.
     os.environ |= {"GRADIO_TEMP_DIR": str(folder / "files"), "GRADIO_ANALYTICS_ENABLED": "False"}
     page = build_page(Context(engine, model_args, adapters, folder, Trainings(folder)))
-    application = make_application(page, password)
+    application = make_application(page, password, [folder / name for name in FILES])
     return uvicorn.Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN))
 
 
@@ -75,21 +76,24 @@ def build_page(context: Context) -> gr.Blocks:
     return page
 
 
-def make_application(page: gr.Blocks, password: str | None) -> FastAPI:
+def make_application(page: gr.Blocks, password: str | None, files: Sequence[Path] = ()) -> FastAPI:
     """
-    Return the application that serves the page, and of files only uploads and what is there to be downloaded.
+    Return the application that serves the page.
 
     Args:
         password: that must be given with any name; `None` for none.
+        files: that may be downloaded beside what was uploaded.
     """
     application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     application.middleware("http")(partial(_guard, password is None))
+    page.has_launched = True  # or a browser may name any file of this machine as one that it has uploaded
     return gr.mount_gradio_app(
         application,
         page,
         path="/",
         auth=_checker(password) if password else None,
         auth_message="Any user name · 用户名可任意填写",
+        allowed_paths=[str(file) for file in files],
         max_file_size=_MOST_BYTES,
         footer_links=[],
         run_history=False,

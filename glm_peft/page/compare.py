@@ -17,7 +17,8 @@ from glm_peft.page.words import TEXT, say
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.serving.dialogue import Dialogue, append_row
 
-CONVERSATIONS_NAME, PREFERENCES_NAME = "conversations.jsonl", "preferences.jsonl"
+FILES = CONVERSATIONS_NAME, PREFERENCES_NAME = "conversations.jsonl", "preferences.jsonl"
+"""What can be downloaded."""
 
 _SPARE_COLUMNS = 4  # for adapters that are trained from the page
 _HEIGHT = "clamp(280px, 56vh, 640px)"
@@ -82,7 +83,7 @@ class CompareTab:
 
     def find_files(self) -> list[Any]:
         """Return the files that there are, for `files`."""
-        paths = [self.context.folder / name for name in (CONVERSATIONS_NAME, PREFERENCES_NAME)]
+        paths = [self.context.folder / name for name in FILES]
         return [gr.DownloadButton(value=str(path), visible=True) if path.is_file() else gr.skip() for path in paths]
 
     async def ask(
