@@ -9,6 +9,7 @@ docs/serving.md says what clients may ask, and how to run it.
 import sys
 from importlib.util import find_spec
 
+from glm_peft.arguments.address import bind, url_of
 from glm_peft.arguments.serve import parse_serve_arguments
 from glm_peft.errors import UserError
 from glm_peft.prediction.generation_settings import GenerationSettings
@@ -30,7 +31,7 @@ def main() -> None:
     from glm_peft.serving.http.app import Service, build_app
     from glm_peft.serving.http.guards import Limits
     from glm_peft.serving.http.keys import read_key, refuse_unsafe_host
-    from glm_peft.serving.http.server import Server, bind, url_of
+    from glm_peft.serving.http.server import Server
     from glm_peft.serving.http.summary import describe_server
 
     # What is wrong is told before anything is loaded, which takes minutes.

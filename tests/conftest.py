@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "True")  # as Gradio sets it for the commands that the page starts
 
 TESTS = Path(__file__).parent
 REFERENCE_MODELS = TESTS / "reference" / "models"

@@ -22,6 +22,7 @@ from glm_peft.arguments.serve import ServeArguments
 from glm_peft.arguments.training import TrainingArguments
 from glm_peft.arguments.training_defaults import TrainingDefaults
 from glm_peft.arguments.transformers_flags import MOST_USED
+from glm_peft.arguments.web import WebArguments
 from glm_peft.reporting.exits import exit_with_user_errors
 
 PROJECT = Path(__file__).parents[1]
@@ -40,6 +41,7 @@ OF_TRAINING |= {"peft_type", "lora_rank", "lora_alpha", "lora_dropout", "target_
 OF_TRAINING |= {"ignore_pad_token_for_loss", "num_virtual_tokens", "prefix_projection", "encoder_hidden_size"}
 OWN_NAMES["chat"] = {field.name for kind in (ModelArguments, ChatArguments) for field in fields(kind)} - OF_TRAINING
 OWN_NAMES["serve"] = {field.name for kind in (ModelArguments, ServeArguments) for field in fields(kind)} - OF_TRAINING
+OWN_NAMES["web"] = {field.name for kind in (ModelArguments, WebArguments) for field in fields(kind)} - OF_TRAINING
 OWN_NAMES["predict"] -= OF_TRAINING | {"overwrite_cache"}
 
 

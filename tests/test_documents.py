@@ -53,6 +53,7 @@ from glm_peft.arguments.search import SearchArguments, parse_search_arguments
 from glm_peft.arguments.serve import ServeArguments, parse_serve_arguments
 from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
 from glm_peft.arguments.training_defaults import TrainingDefaults
+from glm_peft.arguments.web import WebArguments, parse_web_arguments
 from glm_peft.errors import UserError
 from glm_peft.examination.doctor_report import GB
 from glm_peft.examination.memory_estimate import BaseSize, Settings, estimate_memory, measure_base
@@ -174,6 +175,7 @@ MODULES = {
     "glm_peft.doctor": parse_doctor_arguments,
     "glm_peft.chat": parse_chat_arguments,
     "glm_peft.serve": parse_serve_arguments,
+    "glm_peft.web": parse_web_arguments,
     "glm_peft.search": parse_search_arguments,
     "glm_peft.push": parse_push_arguments,
     "glm_peft.convert": parse_convert_arguments,
@@ -229,7 +231,7 @@ def test_every_module_and_make_target_that_is_named_exists(document):
 def test_every_flag_that_is_named_exists(document):
     """But for the demo's page, whose flags are those of its own scripts."""
     types = (ModelArguments, DataArguments, TrainingArguments, PredictArguments, SearchArguments, PushArguments)
-    types = (*types, ChatArguments, ServeArguments)
+    types = (*types, ChatArguments, ServeArguments, WebArguments)
     known = {f"--{name}" for name in (*names_of_fields(types), *IGNORED, *REFUSED, *RENAMED)} | set(OTHER_FLAGS)
     prose = re.sub(r"^(> .*|```.*?^```)$", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"(?<![\w-])--[a-z_0-9]+", prose)) - known == set()

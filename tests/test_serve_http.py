@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from warm_starts import warm_python
 
 from glm_peft import serve
+from glm_peft.arguments.address import bind, url_of
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.serve import parse_serve_arguments
 from glm_peft.errors import UserError
@@ -35,7 +36,7 @@ from glm_peft.serving.engine import AnswerRequest, EngineStopped, Load
 from glm_peft.serving.http.app import Service, build_app
 from glm_peft.serving.http.guards import Limits
 from glm_peft.serving.http.keys import read_key, refuse_unsafe_host
-from glm_peft.serving.http.server import Server, bind, url_of
+from glm_peft.serving.http.server import Server
 
 ASSETS = Path(__file__).parents[1] / "glm_peft" / "assets"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

@@ -12,7 +12,7 @@ from glm_peft.arguments.transformers_flags import MOST_USED
 from glm_peft.reporting.exits import exit_with_user_errors
 
 _PACKAGE = Path(__file__).absolute().parents[1]
-COMMANDS = ("chat", "convert", "doctor", "inspect_adapter", "predict", "push", "search", "serve", "train")
+COMMANDS = ("chat", "convert", "doctor", "inspect_adapter", "predict", "push", "search", "serve", "train", "web")
 
 
 def show_help_if_asked() -> None:
@@ -66,6 +66,10 @@ def _show_help(command: str) -> None:  # each parser prints its help and exits
         from glm_peft.arguments.serve import SERVE_TYPES, SERVE_WORDS
 
         parse_command(["--help"], SERVE_TYPES, **SERVE_WORDS)
+    if command == "web":
+        from glm_peft.arguments.web import WEB_TYPES, WEB_WORDS
+
+        parse_command(["--help"], WEB_TYPES, **WEB_WORDS)
     words = {"predict": PREDICTION_WORDS, "train": TRAINING_WORDS, "doctor": DOCTOR_WORDS, "search": SEARCH_WORDS}
     words = words[command]
     if command != "predict":

@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import ipaddress
 import logging
 import time
 import traceback
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from glm_peft.arguments.address import is_loopback
 from glm_peft.serving.engine import Engine
 from glm_peft.serving.http.faults import RequestError
 from glm_peft.serving.http.measurements import Measurements
@@ -149,14 +149,6 @@ class Gate:
         model = model if isinstance(model, str) and model in self.engine.answerers.by_name else ""
         endpoint = getattr(scope.get("route"), "path", "")
         self.measurements.count_request(model, endpoint, status, seconds)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine, for programs that run on it."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _ClientGone(Exception):

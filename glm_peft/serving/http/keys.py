@@ -4,8 +4,8 @@ import os
 import shlex
 from pathlib import Path
 
+from glm_peft.arguments.address import is_loopback
 from glm_peft.errors import UserError
-from glm_peft.serving.http.guards import is_loopback
 
 KEY_VARIABLE = "GLM_PEFT_API_KEY"
 

@@ -1,7 +1,6 @@
 """Listen, and end in order: what is under way is answered first."""
 
 import asyncio
-import errno
 import logging
 import socket
 import time
@@ -10,41 +9,11 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from glm_peft.errors import UserError
 from glm_peft.serving.engine import Engine
 from glm_peft.serving.http.guards import Gate
 
 _FLUSH_SECONDS = 2  # for last bytes to slow clients, once all is answered
 _IDLE_SECONDS = 75  # longer than clients and balancers keep connections, so that none is closed under a request
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """
-    Take a port without listening yet, so that nobody connects before there is an answer.
-
-    Raises:
-        UserError: the port is in use, or the host is not of this machine.
-    """
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except (OSError, OverflowError) as error:
-        if getattr(error, "errno", None) == errno.EADDRINUSE:
-            raise UserError(
-                f"--port {port} of {host} is in use: end what listens there, or give another one."
-            ) from None
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port} cannot be listened on ({reason}): give others.") from None
-    return bound
-
-
-def url_of(listener: socket.socket) -> str:
-    """Return the address that a client on this machine asks."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class Server(uvicorn.Server):

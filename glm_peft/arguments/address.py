@@ -1,0 +1,44 @@
+"""Where a command listens, and who can reach it there."""
+
+import errno
+import ipaddress
+import socket
+
+from glm_peft.errors import UserError
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """
+    Take a port without listening yet, so that nobody connects before there is an answer.
+
+    Raises:
+        UserError: the port is in use, or the host is not of this machine.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise UserError(
+                f"--port {port} of {host} is in use: end what listens there, or give another one."
+            ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port} cannot be listened on ({reason}): give others.") from None
+    return bound
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the address that a client on this machine asks."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,81 @@
+"""The arguments of `python -m glm_peft.web`: the base, its adapters, and who may see the page."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm_peft.arguments.address import is_loopback
+from glm_peft.arguments.command_line import parse_command
+from glm_peft.arguments.fields import option, require
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.prediction import for_prediction, refuse_training
+from glm_peft.errors import UserError
+
+WEB_WORDS = {
+    "usage": "python -m glm_peft.web [CONFIG.yaml|CONFIG.json] [--flags]",
+    "description": "A page in the browser: compare the base and its adapters, examine data, train, look at adapters. "
+    "Others than this machine are let in with a password only: --password_file, or the variable GLM_PEFT_PASSWORD.",
+}
+_VARIABLE = "GLM_PEFT_PASSWORD"
+
+
+@dataclass
+class WebArguments:
+    """
+    The flags of the page.
+
+    Raises:
+        UserError: others could reach the page without a password, or the file of the password cannot be read.
+    """
+
+    _argument_group_name = "page"
+
+    adapters: list[str] | None = option(
+        None, "Further adapters as name=PATH, each in a column of its own; a folder or a Hub id each."
+    )
+    host: str = option("127.0.0.1", "Address to listen on; another one than this machine's own needs a password.")
+    port: int = option(7860, "Port to listen on.")
+    password_file: str | None = option(
+        None, f"File with the password, which goes with any user name. None: the variable {_VARIABLE}, or none."
+    )
+    output_dir: str = option("output/web", "Folder for what the page writes: uploads, conversations, preferences.")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.port <= 65535, "--port must be 0 to 65535", self.port)
+        self.password = _read_password(self.password_file)
+        if self.password is None and not is_loopback(self.host):
+            raise UserError(
+                f"--host {self.host} can be reached from other machines, and there is no password: give "
+                f"--password_file, or set {_VARIABLE}."
+            )
+
+
+WEB_TYPES = (for_prediction(ModelArguments), WebArguments)
+"""The dataclasses of `python -m glm_peft.web`."""
+
+
+def parse_web_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, WebArguments]:
+    """
+    Parse the arguments of `python -m glm_peft.web [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
+
+    Raises:
+        UserError: anything that is wrong with the arguments, told in one sentence.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    model_args, web_args = parse_command(argv, WEB_TYPES, **WEB_WORDS)
+    refuse_training(model_args)
+    return model_args, web_args
+
+
+def _read_password(file: str | None) -> str | None:
+    """Return the password in a file, or else in the environment; `None` where there is neither."""
+    if file is None:
+        return os.environ.get(_VARIABLE) or None
+    try:
+        password = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--password_file {file} cannot be read ({error}): give another file.") from None
+    if not password:
+        raise UserError(f"--password_file {file} is empty: write the password into it.")
+    return password
