@@ -6,12 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm_starts
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 TESTS = Path(__file__).parent
 REFERENCE_MODELS = TESTS / "reference" / "models"
 SHARED_REFERENCE = Path(os.environ.get("GLM_PEFT_REFERENCE", TESTS.parents[1] / "shared" / "reference"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several workers share one server of warm starts, which ends with this process."""
+    if getattr(config.option, "numprocesses", None) and sys.platform == "linux":
+        os.environ[warm_starts.VARIABLE] = str(warm_starts.start_server())
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import re
 import shlex
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -22,6 +21,7 @@ from hub_stand_in import Account, Fault, HubStandIn, running
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 from safetensors.torch import save_file
+from warm_starts import warm_python
 
 from glm_peft import push
 from glm_peft.hub.errors import Unsent
@@ -478,7 +478,7 @@ def test_of_two_processes_one_pushes_and_nothing_of_the_machine_is_sent(hub, tin
     hub.faults.append(Fault("/commit/", 403, times=1000, skip=3))
     words = training_words(tiny_model_dirs, tmp_path, "--card_language", "zh")
     config = PROJECT / "accelerate_configs" / "cpu_2_processes.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launch = [warm_python("torch"), "-m", "accelerate.commands.launch", "--config_file", str(config)]
     launch += ["--main_process_port", str(free_port()), str(PROJECT / "glm_peft" / "train.py"), *words]
     done = subprocess.run(launch, env=environment_of(hub), capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
