@@ -8,12 +8,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jinja2
 import pytest
 import short_runs
 import torch
@@ -38,9 +37,6 @@ OF_A_PUSH = "mia/adapter|whoami|repos/create|validate-yaml|lfs-store"
 PROJECT = Path(__file__).parents[1]
 
 
-_compile = cache(jinja2.Template)  # hundreds of cards of one template
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     """A stand-in that this process takes for the Hub, with no waits between attempts."""
@@ -49,7 +45,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=no_wait, time=time.time, monotonic=time.monotonic))
-        monkeypatch.setattr(jinja2, "Template", _compile)
         monkeypatch.setattr(push_callback, "with_retries", partial(with_retries, sleep=no_wait))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
