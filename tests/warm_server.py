@@ -34,6 +34,7 @@ LIBRARIES = (
     "peft",
     "datasets",
     "accelerate.commands.launch",
+    "matplotlib.backends.backend_agg",
 )
 ENVIRONMENT = dict(os.environ)
 OWN_PATHS = len([path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path])
@@ -130,6 +131,7 @@ def import_commands() -> None:
         importlib.import_module(f"glm_peft.{name}")
         del sys.modules[f"glm_peft.{name}"]
         delattr(package, name)
+    sys.modules["jieba"].initialize()  # reads its dictionary, as whoever scores answers
 
 
 def become(job: dict[str, Any]) -> None:
