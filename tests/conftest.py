@@ -1,11 +1,13 @@
 """Where the reference numbers are, and small fixtures that more than one test file needs."""
 
+import gc
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm_starts
+from shortcuts import take_shortcuts
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "True")  # as Gradio sets it for the commands that the page starts
@@ -13,6 +15,19 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "True")  # as Gradio sets it f
 TESTS = Path(__file__).parent
 REFERENCE_MODELS = TESTS / "reference" / "models"
 SHARED_REFERENCE = Path(os.environ.get("GLM_PEFT_REFERENCE", TESTS.parents[1] / "shared" / "reference"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several workers share one server of warm starts, which ends with this process."""
+    if getattr(config.option, "numprocesses", None) and sys.platform == "linux":
+        os.environ[warm_starts.VARIABLE] = str(warm_starts.start_server())
+
+
+def pytest_collection_finish() -> None:
+    """Make runs in this process quicker; what has been imported is no garbage that every trainer must look through."""
+    gc.collect()
+    gc.freeze()
+    take_shortcuts()
 
 
 @pytest.fixture(scope="session")
@@ -40,27 +55,3 @@ def tiny_model_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
     root = tmp_path_factory.mktemp("tiny_models")
     return {generation: make_tiny_model(root / generation, generation, hidden_size=32) for generation in GENERATIONS}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def curves_without_pixels() -> Iterator[None]:
-    """
-    Runs in this process lay out their curves and write a file in the place of the picture.
-
-    Its pixels take longer than all else of a short run. They are drawn in tests/test_curves.py, which has the function
-    by its name, and wherever a test starts a command in a process of its own.
-    """
-    curves = sys.modules.get("glm_peft.training.curves")
-    with pytest.MonkeyPatch.context() as patch:
-        if curves:
-            draw = curves.plot_training_curves
-
-            def draw_without_pixels(*args: object) -> Path | None:
-                from matplotlib.figure import Figure
-
-                with pytest.MonkeyPatch.context() as inner:
-                    inner.setattr(Figure, "savefig", lambda figure, path, **options: path.write_bytes(b"a picture"))
-                    return draw(*args)
-
-            patch.setattr(curves, "plot_training_curves", draw_without_pixels)
-        yield

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from shortcuts import take_shortcuts
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from transformers import TrainerCallback
 
@@ -65,6 +66,7 @@ def main() -> None:
         trainer.add_callback(count)
 
     PrefixTrainer.__init__ = begin_and_count
+    take_shortcuts()
     count_calls(count)
     train.main()
 

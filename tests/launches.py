@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +35,7 @@ def launch(
     *options: str,
     config: Path = TWO_PROCESSES,
     environment: Mapping[str, str] | None = None,
-    is_cold: bool = False,
+    knows: str = "glm_peft",
 ) -> subprocess.Popen:
     """
     The command under `accelerate launch`, as it runs; all that it says is in `log`.
@@ -46,10 +45,10 @@ def launch(
         words: of the command.
         options: of the launcher; where they are not given, it starts the processes of the config on a free port.
         environment: further variables.
-        is_cold: launcher and processes are fresh interpreters, as where a user types it; see warm_starts.py.
+        knows: what launcher and processes need not import; see warm_starts.py.
     """
     variables = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)} | (environment or {})
-    command = [sys.executable if is_cold else warm_python(), "-m", "accelerate.commands.launch"]
+    command = [warm_python(knows), "-m", "accelerate.commands.launch"]
     command += ["--quiet", "--config_file", str(config), "--main_process_port", str(free_port()), *options]
     command += [str(script)] if isinstance(script, Path) else ["--module", script]
     into = {"stderr": subprocess.STDOUT, "start_new_session": True}

@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from shortcuts import take_shortcuts
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
@@ -66,6 +67,7 @@ def parse_on_cpus() -> tuple[Any, Any, Any]:
 
 
 if __name__ == "__main__":
+    take_shortcuts()
     parse_arguments = train.parse_train_arguments
     train.PrefixTrainer = TellingTrainer
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":

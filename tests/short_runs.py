@@ -1,8 +1,6 @@
 """Short training runs of a two-layer model, typed in this process or in one that can be killed."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,13 +52,6 @@ def run(words: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", *words])
         train.main()
-
-
-def start(words: list[str], **options: Any) -> subprocess.Popen:
-    """The command in a process of its own."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, str(PROJECT / "glm_peft" / "train.py"), *words]
-    return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, **options)
 
 
 def log_of(checkpoint: Path) -> list[dict[str, float]]:

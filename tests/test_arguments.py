@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import subprocess
-import sys
 from dataclasses import fields as fields_of
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import get_args, get_type_hints
 import pytest
 from data_fakes import DEFAULTS
 from transformers import Seq2SeqTrainingArguments
+from warm_starts import warm_python
 
 from glm_peft.__main__ import launch
 from glm_peft.arguments.command_line import names_of_fields
@@ -145,7 +145,7 @@ def test_recipes_hold_the_published_settings(name):
 def test_accelerate_configurations_launch_without_a_word(name, tmp_path):
     script = tmp_path / "nothing.py"
     script.write_text("import os; print('cpu', os.environ['ACCELERATE_USE_CPU'])")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command = [warm_python("torch"), "-m", "accelerate.commands.launch", "--config_file"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "unset"}
     file = str(ROOT / "accelerate_configs" / f"{name}.yaml")
     run = subprocess.run([*command, file, str(script)], env=environment, capture_output=True, text=True, timeout=120)

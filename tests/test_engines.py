@@ -241,7 +241,7 @@ def test_a_config_trains_in_two_processes_as_its_header_says(words, one, tmp_pat
     if environment:
         run_commands(tmp_path, [command], file, environment)
     else:
-        assert "2 process(es)" in run_launch(tmp_path / "log", TRAIN, command, config=file, is_cold=True)
+        assert "2 process(es)" in run_launch(tmp_path / "log", TRAIN, command, config=file, knows="torch")
     assert_close(tmp_path / WEIGHTS, one / "lora" / WEIGHTS)
     header = (CONFIGS / config).read_text().replace("\\\n#", "")
     assert " ".join(more) in " ".join(header.split())

@@ -17,6 +17,7 @@ import short_runs
 from hub_stand_in import Account, Fault, HubStandIn, running
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
+from warm_starts import warm_python
 
 from glm_peft import predict, push
 from glm_peft.adapters.saved_adapter import resolve_adapter
@@ -89,10 +90,12 @@ def set_up(hub: HubStandIn, patch: pytest.MonkeyPatch) -> None:
 
 
 def run_python(words: list[str], endpoint: str, home: Path) -> str:
-    """What a fresh process prints that knows of the stand-in and nothing else."""
+    """What a process prints that knows of the stand-in and has imported nothing that asks a Hub."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     environment |= {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], env=environment, cwd=home, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        [warm_python("torch"), *words], env=environment, cwd=home, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

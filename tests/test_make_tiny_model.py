@@ -5,7 +5,6 @@ import filecmp
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -267,7 +266,7 @@ def test_a_folder_with_files_is_left_alone(tmp_path):
 
 
 def test_the_command_writes_the_folder_and_tells_mistakes_without_a_traceback(tmp_path):
-    command = [sys.executable, "scripts/make_tiny_model.py", "--generation", "glm4", "--hidden_size", "16"]
+    command = [warm_python("torch"), "scripts/make_tiny_model.py", "--generation", "glm4", "--hidden_size", "16"]
     command += ["--output_dir", str(tmp_path / "model")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -372,7 +372,7 @@ print(float(model(input_ids=torch.arange(4, 20)[None]).logits.double().sum()))
 def test_stock_transformers_loads_a_merged_model(generation, trained, tiny_model_dirs, tmp_path):
     words = ["merge", str(trained("lora", generation)), "--base", str(tiny_model_dirs[generation])]
     convert.main([*words, "--output_dir", str(tmp_path)])
-    command = [warm_python(is_stock=True), "-c", LOADED_BY_STOCK, str(tmp_path)]
+    command = [warm_python("libraries"), "-c", LOADED_BY_STOCK, str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     expected = load(tmp_path)(input_ids=torch.arange(4, 20)[None]).logits.double().detach()

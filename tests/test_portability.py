@@ -3,10 +3,10 @@
 import ast
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_starts import warm_python
 
 from glm_peft.reporting import exits
 
@@ -44,7 +44,7 @@ for module in pkgutil.walk_packages(glm_peft.__path__, "glm_peft."):
 
 def test_every_module_is_imported_where_the_modules_of_unix_are_not_to_be_had():
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
-    command = [sys.executable, "-c", _IMPORT_ALL, *_ABSENT]
+    command = [warm_python("libraries"), "-c", _IMPORT_ALL, *_ABSENT]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 

@@ -173,7 +173,7 @@ def test_what_was_answered_when_a_process_was_killed_is_kept_for_any_number_of_t
     shutil.copytree(out, tmp_path / "by_one")
     predict_here(monkeypatch, prediction(base, adapter, rows, tmp_path / "whole"))
     predict_here(monkeypatch, prediction(base, adapter, rows, tmp_path / "by_one", "--resume"))
-    run_launch(tmp_path / "log", "glm_peft.predict", [*words, "--resume"], "--num_processes", "3", is_cold=True)
+    run_launch(tmp_path / "log", "glm_peft.predict", [*words, "--resume"], "--num_processes", "3", knows="torch")
     for folder in (out, tmp_path / "by_one"):
         assert read_lines(folder / PREDICTIONS_NAME) == read_lines(tmp_path / "whole" / PREDICTIONS_NAME)
         assert sorted(file.name for file in folder.iterdir()) == [PREDICTIONS_NAME, "predict_results.json"]

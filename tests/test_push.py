@@ -6,15 +6,13 @@ import re
 import shlex
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jinja2
 import pytest
 import short_runs
 import torch
@@ -22,6 +20,7 @@ from hub_stand_in import Account, Fault, HubStandIn, running
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 from safetensors.torch import save_file
+from warm_starts import warm_python
 
 from glm_peft import push
 from glm_peft.hub.errors import Unsent
@@ -38,9 +37,6 @@ OF_A_PUSH = "mia/adapter|whoami|repos/create|validate-yaml|lfs-store"
 PROJECT = Path(__file__).parents[1]
 
 
-_compile = cache(jinja2.Template)  # hundreds of cards of one template
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     """A stand-in that this process takes for the Hub, with no waits between attempts."""
@@ -49,7 +45,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=no_wait, time=time.time, monotonic=time.monotonic))
-        monkeypatch.setattr(jinja2, "Template", _compile)
         monkeypatch.setattr(push_callback, "with_retries", partial(with_retries, sleep=no_wait))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
@@ -478,7 +473,7 @@ def test_of_two_processes_one_pushes_and_nothing_of_the_machine_is_sent(hub, tin
     hub.faults.append(Fault("/commit/", 403, times=1000, skip=3))
     words = training_words(tiny_model_dirs, tmp_path, "--card_language", "zh")
     config = PROJECT / "accelerate_configs" / "cpu_2_processes.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launch = [warm_python("torch"), "-m", "accelerate.commands.launch", "--config_file", str(config)]
     launch += ["--main_process_port", str(free_port()), str(PROJECT / "glm_peft" / "train.py"), *words]
     done = subprocess.run(launch, env=environment_of(hub), capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 from optuna.trial import FrozenTrial
 from short_runs import PROJECT, run, training_words
+from warm_starts import warm_python
 
 from glm_peft import search
 from glm_peft.adapters import assembly
@@ -240,7 +240,7 @@ def test_a_killed_trial_is_not_counted_and_does_not_stay_running(base, whole, tm
     folder = tmp_path / "search"
     words = search_words(base, folder, "--n_trials", "2")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    killed = subprocess.run([sys.executable, "-c", KILLED, *words], env=environment, capture_output=True)
+    killed = subprocess.run([warm_python(), "-c", KILLED, *words], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL and states_of(folder) == ["COMPLETE", "RUNNING"]
     assert (folder / "trials.csv").read_text().count("\n") == 2 and (folder / "best.yaml").is_file()
     search.main(words)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from warm_starts import PROJECT, warm_python
+from warm_starts import NAMES, PROJECT, warm_python
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
 FACTS = """
@@ -82,18 +82,28 @@ def test_a_signal_reaches_it(number):
 
 
 def test_only_the_warm_ones_know_their_modules(tmp_path):
-    names = ["torch", "glm_peft", "glm_peft.models", "glm_peft.train"]
-    code = f"import sys; print([name in sys.modules for name in {names}])"
-    found = [run(program, ["-c", code], tmp_path)[1].strip() for program in (warm_python(), warm_python(True))]
-    assert found == ["[True, True, True, False]", "[True, False, False, False]"]
+    names = ["glm_peft.train", "glm_peft.models", "glm_peft", "transformers", "huggingface_hub", "torch"]
+    code = f"import sys; print(*[name for name in {names} if name in sys.modules])"
+    found = [run(warm_python(knows), ["-c", code], tmp_path)[1].split() for knows in NAMES]
+    assert found == [names[1:], names[3:], names[5:]]
 
 
 @pytest.mark.parametrize(
-    ("variables", "words"),
-    [({"HF_ENDPOINT": "http://127.0.0.1:9"}, []), ({"ATEN_CPU_CAPABILITY": "default"}, []), ({}, ["-B"])],
+    ("knows", "variables", "words"),
+    [
+        ("glm_peft", {"HF_ENDPOINT": "http://127.0.0.1:9"}, []),
+        ("torch", {"ATEN_CPU_CAPABILITY": "default"}, []),
+        ("torch", {}, ["-B"]),
+    ],
 )
-def test_what_is_read_at_the_start_asks_for_a_fresh_one(variables, words, tmp_path):
-    assert (
-        run(warm_python(), [*words, "-c", "import sys; print('torch' in sys.modules)"], tmp_path, **variables)[1]
-        == "False\n"
+def test_what_is_read_at_the_start_asks_for_a_fresh_one(knows, variables, words, tmp_path):
+    code = "import sys; print('torch' in sys.modules)"
+    assert run(warm_python(knows), [*words, "-c", code], tmp_path, **variables)[1] == "False\n"
+
+
+def test_another_hub_does_not_where_nothing_of_it_is_imported(tmp_path):
+    code = (
+        "import sys; print('torch' in sys.modules); from huggingface_hub import constants; print(constants.ENDPOINT)"
     )
+    there = "http://127.0.0.1:9"
+    assert run(warm_python("torch"), ["-c", code], tmp_path, HF_ENDPOINT=there)[1].split() == ["True", there]

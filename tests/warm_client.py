@@ -14,7 +14,9 @@ import sys
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 # Libraries decide by these what they are while they are imported, and Python while it starts.
-READ_AT_IMPORT = ("HF_", "HUGGINGFACE", "TRANSFORMERS_", "OMP_", "MKL_", "KMP_", "ATEN_", "ONEDNN_", "DNNL_", "BNB_")
+READ_BY_HUGGING_FACE = ("HF_", "HUGGINGFACE", "TRANSFORMERS_", "BNB_")
+READ_BY_INTEL_OPENMP = ("KMP_",)  # which accelerate sets for CPUs, with or without it
+READ_AT_IMPORT = ("OMP_", "MKL_", "ATEN_", "ONEDNN_", "DNNL_")
 READ_AT_IMPORT += ("LANG", "LC_", "PYTHONUTF8", "PYTHONWARN", "PYTHONHASH", "PYTHONFAULT", "MPL", "LD_")
 
 

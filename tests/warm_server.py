@@ -23,17 +23,18 @@ import types
 from pathlib import Path
 from typing import Any, NoReturn
 
-from warm_client import FORWARDED, READ_AT_IMPORT
+from warm_client import FORWARDED, READ_AT_IMPORT, READ_BY_HUGGING_FACE, READ_BY_INTEL_OPENMP
 
 PROJECT = str(Path(__file__).parents[1])
 COMMANDS = ("train", "predict")
+# What transformers and its kin import of others, most of which is torch's compiler.
+OTHERS = ("torch", "torch._dynamo", "torch._inductor.lowering", "torch.distributed.run", "pandas", "pyarrow", "nltk")
 LIBRARIES = (
-    "torch",
     "transformers.trainer_seq2seq",
     "peft",
     "datasets",
     "accelerate.commands.launch",
-    "torch.distributed.run",
+    "matplotlib.backends.backend_agg",
 )
 ENVIRONMENT = dict(os.environ)
 OWN_PATHS = len([path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path])
@@ -44,6 +45,11 @@ class Server:
 
     def __init__(self, listener: socket.socket) -> None:
         self.listener = listener
+        self.read_at_import = READ_AT_IMPORT
+        if "huggingface_hub" in sys.modules:
+            self.read_at_import += READ_BY_HUGGING_FACE
+        if "libiomp" in Path("/proc/self/maps").read_text():
+            self.read_at_import += READ_BY_INTEL_OPENMP
         self.connections: dict[int, socket.socket] = {}  # by the process
         self.exits: dict[int, int] = {}  # what is readable when a process has ended, by the process
 
@@ -74,7 +80,7 @@ class Server:
         with connection.makefile("rb") as stream:
             words = stream.read(int.from_bytes(length, "big"))
         job = json.loads(words) if words.endswith(b"}") else {}  # otherwise whoever asked for it was killed
-        pid = os.fork() if _has_this_environment(job.get("environment", {})) else -1
+        pid = os.fork() if self._has_this_environment(job.get("environment", {})) else -1
         if pid == 0:
             for number, file in enumerate(files):
                 os.dup2(file, number)
@@ -91,23 +97,28 @@ class Server:
             connection.sendall(f"{max(pid, 0)}\n".encode())
         return None
 
+    def _has_this_environment(self, other: dict[str, str]) -> bool:
+        """Where what is read while modules are imported is the same."""
+        own, found = (
+            {name: value for name, value in variables.items() if name.startswith(self.read_at_import)}
+            for variables in (ENVIRONMENT, other)
+        )
+        return own == found
+
 
 def _send(connection: socket.socket, number: int) -> None:
     with connection, contextlib.suppress(BrokenPipeError):
         connection.sendall(f"{number}\n".encode())
 
 
-def _has_this_environment(other: dict[str, str]) -> bool:
-    """Where what is read while modules are imported is the same."""
-    own, found = (
-        {name: value for name, value in variables.items() if name.startswith(READ_AT_IMPORT)}
-        for variables in (ENVIRONMENT, other)
-    )
-    return own == found
+def import_others() -> None:
+    """What takes longest, and reads none of the variables of the Hub."""
+    for name in OTHERS:
+        importlib.import_module(name)
 
 
 def import_libraries() -> None:
-    """What takes long."""
+    """What is left of what takes long."""
     for name in LIBRARIES:
         importlib.import_module(name)
     del sys.modules["accelerate.commands.launch"]  # it is run
@@ -120,6 +131,7 @@ def import_commands() -> None:
         importlib.import_module(f"glm_peft.{name}")
         del sys.modules[f"glm_peft.{name}"]
         delattr(package, name)
+    sys.modules["jieba"].initialize()  # reads its dictionary, as whoever scores answers
 
 
 def become(job: dict[str, Any]) -> None:
@@ -163,16 +175,16 @@ def run(kind: str, argv: list[str]) -> None:
 
 
 def main() -> dict[str, Any]:
-    """`warm_server.py FILE FILE`: the sockets of those that import glm_peft and of those that do not."""
-    own, stock = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
-    import_libraries()
-    if os.fork():
-        own.close()
-        listener = stock
-    else:
-        stock.close()
-        import_commands()
-        listener = own
+    """`warm_server.py FILE…`: sockets of those that know the most, less, and the least; returns in their processes."""
+    listeners = [socket.socket(fileno=int(number)) for number in sys.argv[1:]]
+    for import_more in (import_others, import_libraries, import_commands):
+        import_more()
+        listener = listeners.pop()
+        if not listeners or not os.fork():
+            break
+        listener.close()
+    for other in listeners:
+        other.close()
     gc.collect()
     gc.freeze()  # pages that nothing writes to are shared
     return Server(listener).take_job()

@@ -25,27 +25,31 @@ PROJECT = TESTS.parent
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
 
 
+NAMES = ("glm_peft", "libraries", "torch")
+"""What has been imported, each the one before it but less."""
+VARIABLE = "WARM_PROGRAMS"
+"""Names the folder of the programs where the workers of xdist share them, as a server takes ten seconds to start."""
+
+
 @functools.cache
-def _start_server() -> tuple[Path, Path]:
-    """The programs whose processes have imported glm_peft, and the libraries alone; they serve until the tests end."""
+def start_server() -> Path:
+    """The folder of programs, by `NAMES`, whose processes have imported that; they serve until the tests end."""
     folder = Path(tempfile.mkdtemp(prefix="warm_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    programs = [folder / "python", folder / "stock_python"]
-    listeners = [_listen(program.with_suffix(".socket")) for program in programs]
+    listeners = [_listen(folder / f"{name}.socket") for name in NAMES]
     files = [listener.fileno() for listener in listeners]
     command = [sys.executable, str(TESTS / "warm_server.py"), *map(str, files)]
     # Pipes, as the streams of its processes are made for these; while the first is open, it serves.
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    _start_server.server = subprocess.Popen(
-        command, env=ENVIRONMENT, pass_fds=files, start_new_session=True, **streams
-    )
-    for program, listener in zip(programs, listeners, strict=True):
+    start_server.server = subprocess.Popen(command, env=ENVIRONMENT, pass_fds=files, start_new_session=True, **streams)
+    for name, listener in zip(NAMES, listeners, strict=True):
         listener.close()
-        words = [program, sys.executable, program.with_suffix(".socket")]
+        program = folder / name
+        words = [program, sys.executable, folder / f"{name}.socket"]
         command = shlex.join([sys.executable, "-IS", str(TESTS / "warm_client.py"), *map(str, words)])
         program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         program.chmod(0o700)
-    return programs[0], programs[1]
+    return folder
 
 
 def _listen(path: Path) -> socket.socket:
@@ -55,11 +59,15 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def warm_python(is_stock: bool = False) -> str:
+def warm_python(knows: str = "glm_peft") -> str:
     """
     Return the program; where processes cannot be forked in this way, the interpreter itself.
 
     Args:
-        is_stock: only the libraries are imported, as where a test is about a process that knows nothing of glm_peft.
+        knows: what is imported: what the commands of glm_peft need; the libraries alone, as where a test is about a
+            process that knows nothing of glm_peft; or torch without transformers and its kin, as where a test is about
+            what these decide while they are imported, such as where the Hub is.
     """
-    return str(_start_server()[is_stock]) if sys.platform == "linux" else sys.executable
+    if sys.platform != "linux":
+        return sys.executable
+    return str(Path(os.environ.get(VARIABLE) or start_server(), knows))

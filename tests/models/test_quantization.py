@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from bitsandbytes.backends.cpu import ops
 from bitsandbytes.nn import Linear4bit
 from make_tiny_model import make_tiny_model
 from transformers import PreTrainedModel
+from warm_starts import warm_python
 
 import glm_peft
 from glm_peft.arguments.model import ModelArguments
@@ -107,6 +107,6 @@ def test_a_kernel_that_bitsandbytes_misses_is_not_spoken_of():
     said = "Failed to load CPU gemm_4bit_forward from kernels-community: %s."
     assert f'"{said}' in Path(ops.__file__).read_text(encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(Path(glm_peft.__file__).parents[1])}
-    command = [sys.executable, "-c", SAY_AS_BITSANDBYTES, said]
+    command = [warm_python("torch"), "-c", SAY_AS_BITSANDBYTES, said]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stderr == "Another kernel is missing: as this is a test\n"

@@ -133,7 +133,7 @@ def test_saved_models_load_in_a_process_without_this_package(reference_models, t
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
     command = [
-        warm_python(is_stock=True),
+        warm_python("libraries"),
         "-c",
         STOCK_PROCESS,
         *models,

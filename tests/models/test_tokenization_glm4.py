@@ -191,7 +191,7 @@ def test_saved_tokenizer_gives_the_same_ids_in_stock_transformers(tokenizer, tmp
         "print(tokenizer(sys.argv[2])['input_ids'], tokenizer.padding_side, 'glm_peft' in sys.modules)"
     )
     text = "the people 你好 <|user|>"
-    command = [warm_python(is_stock=True), "-c", code, str(tmp_path), text]
+    command = [warm_python("libraries"), "-c", code, str(tmp_path), text]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout
     assert printed.strip() == f"{tokenizer(text)['input_ids']} left False"
 

@@ -86,7 +86,7 @@ def test_stock_transformers_reads_a_saved_folder_right_or_not_at_all(folder, tok
         "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
         "print(sum(tokenizer.encode(row['text']) != row['ids_with_special'] for row in rows))"
     )
-    command = [warm_python(is_stock=True), "-c", code, str(tmp_path), str(folder / "expected_encode.json")]
+    command = [warm_python("libraries"), "-c", code, str(tmp_path), str(folder / "expected_encode.json")]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     if tokenizer.generation == "glm4":
         assert result.stdout.strip() == "0"
