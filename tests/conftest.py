@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import warm_starts
 from shortcuts import take_shortcuts
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +18,8 @@ SHARED_REFERENCE = Path(os.environ.get("GLM_PEFT_REFERENCE", TESTS.parents[1] / 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Several workers share one server of warm starts, which ends with this process."""
+    import warm_starts  # here, as its processes have the environment of the moment, with what is set above
+
     if getattr(config.option, "numprocesses", None) and sys.platform == "linux":
         os.environ[warm_starts.VARIABLE] = str(warm_starts.start_server())
 
