@@ -109,9 +109,9 @@ def test_a_prefix_is_in_the_cache_once_however_many_ask_for_it(engine: SharedEng
         async for _ in engine.generate(request):
             seen.append(engine.load())
 
-    gather(*(watched(ask(engine, "support", TEXTS[0], max_new_tokens=2)) for _ in range(4)))
-    request = ask(engine, "support", TEXTS[0], max_new_tokens=2)
-    own = blocks_of(37 + len(request.prompt) + 2) - 37 // PAGE_SIZE
+    gather(*(watched(ask(engine, "support", TEXTS[0], max_new_tokens=24)) for _ in range(4)))
+    request = ask(engine, "support", TEXTS[0], max_new_tokens=24)
+    own = blocks_of(37 + len(request.prompt) + 24) - 37 // PAGE_SIZE
     assert max(load.used_slots for load in seen) == (PREFIX_BLOCKS + 4 * own) * PAGE_SIZE
     assert engine.load().used_slots == PREFIX_BLOCKS * PAGE_SIZE
 
