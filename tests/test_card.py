@@ -39,9 +39,8 @@ from glm_peft.provenance.ownership import digest_weights
 from glm_peft.provenance.recipe import describe_flags
 from glm_peft.provenance.record import find_languages, read_licence
 from glm_peft.publishing.card.build import TEMPLATES, build_card
-from glm_peft.publishing.card.facts import read_facts
+from glm_peft.publishing.card.facts import _size, read_facts
 from glm_peft.publishing.card.markdown import escape, escape_cell, shorten
-from glm_peft.reporting.results import format_bytes
 
 BASE = "somebody/chatglm3"  # a folder as seen from the fixture's place, and an id as seen by the card
 ADAPTER = "runs/adapter"
@@ -724,7 +723,7 @@ def test_hardware_time_memory_and_versions_are_told(adapter):
     (shown,) = [dict(rows[1:]) for rows in tables("\n---\n" + section(build_card(adapter), "Hardware and time"))]
     assert shown["device"] == record["hardware"]["device"] and shown["processes"] == "1"
     assert shown["training, seconds"] == f"{record['measured']['seconds']['train']:,.1f}"
-    assert shown["peak resident memory"] == format_bytes(record["measured"]["peak_memory"]["resident_bytes"])
+    assert shown["peak resident memory"] == _size(record["measured"]["peak_memory"]["resident_bytes"])
     assert f"peft {record['versions']['peft']}" in shown["versions"]
 
 
