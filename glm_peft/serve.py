@@ -9,7 +9,7 @@ docs/serving.md says what clients may ask, and how to run it.
 import sys
 from importlib.util import find_spec
 
-from glm_peft.arguments.address import bind, url_of
+from glm_peft.arguments.address import bind, refuse_unsafe_host, url_of
 from glm_peft.arguments.serve import parse_serve_arguments
 from glm_peft.errors import UserError
 from glm_peft.prediction.generation_settings import GenerationSettings
@@ -30,7 +30,7 @@ def main() -> None:
     from glm_peft.serving.engines import open_engine
     from glm_peft.serving.http.app import Service, build_app
     from glm_peft.serving.http.guards import Limits
-    from glm_peft.serving.http.keys import read_key, refuse_unsafe_host
+    from glm_peft.serving.http.keys import KEY_VARIABLE, read_key
     from glm_peft.serving.http.server import Server
     from glm_peft.serving.http.summary import describe_server
 
@@ -39,7 +39,7 @@ def main() -> None:
     set_up_logging()
     adapters = parse_adapters(args.adapters or [], model_args.adapter_name_or_path)
     key, shown_key = read_key(args.api_key_file) or (None, None)
-    refuse_unsafe_host(args.host, key)
+    refuse_unsafe_host(args.host, key, "key", "--api_key_file", KEY_VARIABLE)
     listener = bind(args.host, args.port)
 
     engine = open_engine(model_args, adapters, args.cache_tokens, args.max_batch_tokens)

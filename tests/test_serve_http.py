@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from warm_starts import warm_python
 
 from glm_peft import serve
-from glm_peft.arguments.address import bind, url_of
+from glm_peft.arguments.address import bind, refuse_unsafe_host, url_of
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.serve import parse_serve_arguments
 from glm_peft.errors import UserError
@@ -35,7 +35,7 @@ from glm_peft.serving.answerers import Answerers
 from glm_peft.serving.engine import AnswerRequest, EngineStopped, Load
 from glm_peft.serving.http.app import Service, build_app
 from glm_peft.serving.http.guards import Limits
-from glm_peft.serving.http.keys import read_key, refuse_unsafe_host
+from glm_peft.serving.http.keys import read_key
 from glm_peft.serving.http.server import Server
 
 ASSETS = Path(__file__).parents[1] / "glm_peft" / "assets"
@@ -305,8 +305,8 @@ def test_a_key_is_one_word_and_other_hosts_need_one(tmp_path, monkeypatch):
     file = tmp_path / "key"
     for host in ("0.0.0.0", "::", "192.168.0.9", "gpu.example", ""):
         with pytest.raises(UserError, match="can be reached from other machines, and there is no key"):
-            refuse_unsafe_host(host, read_key(None))
-    refuse_unsafe_host("localhost", None)
+            refuse_unsafe_host(host, read_key(None), "key", "--api_key_file", "GLM_PEFT_API_KEY")
+    refuse_unsafe_host("localhost", None, "key", "--api_key_file", "GLM_PEFT_API_KEY")
     for content in ("", " \n", "two words"):
         file.write_text(content)
         with pytest.raises(UserError, match="a key is one word"):

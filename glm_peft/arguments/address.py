@@ -15,6 +15,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def refuse_unsafe_host(host: str, secret: object, name: str, flag: str, variable: str) -> None:
+    """
+    Raise a `UserError` where other machines could ask without a secret.
+
+    Args:
+        secret: that others must give; `None` for none.
+        name: what it is called, such as key.
+        flag: that takes its file.
+        variable: of the environment that may hold it instead.
+    """
+    if secret is None and not is_loopback(host):
+        raise UserError(
+            f"--host {host} can be reached from other machines, and there is no {name}: give {flag}, or set "
+            f"{variable}."
+        )
+
+
 def bind(host: str, port: int) -> socket.socket:
     """
     Take a port without listening yet, so that nobody connects before there is an answer.

@@ -1,13 +1,11 @@
 """The arguments of `python -m glm_peft.chat`: the base, its adapters, and how answers are generated."""
 
-import sys
 from dataclasses import dataclass
 
-from glm_peft.arguments.command_line import parse_command
 from glm_peft.arguments.fields import option, require, require_at_least_one
 from glm_peft.arguments.generation import GenerationArguments
 from glm_peft.arguments.model import ModelArguments
-from glm_peft.arguments.prediction import check_sampling, for_prediction, refuse_training
+from glm_peft.arguments.prediction import check_sampling, for_prediction, parse_for_answering
 
 CHAT_WORDS = {
     "usage": "python -m glm_peft.chat [CONFIG.yaml|CONFIG.json] [--flags]",
@@ -52,7 +50,4 @@ def parse_chat_arguments(argv: list[str] | None = None) -> tuple[ModelArguments,
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    model_args, chat_args = parse_command(argv, CHAT_TYPES, **CHAT_WORDS)
-    refuse_training(model_args)
-    return model_args, chat_args
+    return parse_for_answering(argv, CHAT_TYPES, CHAT_WORDS)

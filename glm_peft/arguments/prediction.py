@@ -2,7 +2,9 @@
 
 import sys
 from argparse import SUPPRESS
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, make_dataclass
+from typing import Any
 
 from glm_peft.arguments.command_line import names_of_fields, parse_command
 from glm_peft.arguments.data import DataArguments
@@ -125,6 +127,23 @@ def refuse_training(arguments: ModelArguments | DataArguments) -> None:
         value = getattr(arguments, name)
         if value != type(arguments).__dataclass_fields__[name].default:
             raise UserError(f"--{name} {value} is for training and has no effect on prediction: leave it out.")
+
+
+def parse_for_answering(argv: list[str] | None, types: Sequence[type], words: Mapping[str, str]) -> tuple[Any, ...]:
+    """
+    Parse the arguments of a command that answers: those of the base first, then its own.
+
+    Args:
+        argv: `None` for those of this process.
+        types: the dataclasses.
+        words: usage and description of the command.
+
+    Raises:
+        UserError: anything that is wrong with the arguments, told in one sentence.
+    """
+    arguments = parse_command(sys.argv[1:] if argv is None else argv, types, **words)
+    refuse_training(arguments[0])
+    return arguments
 
 
 def _check_task(data_args: DataArguments, predict_args: PredictArguments) -> None:

@@ -1,15 +1,13 @@
 """The arguments of `python -m glm_peft.web`: the base, its adapters, and who may see the page."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_peft.arguments.address import is_loopback
-from glm_peft.arguments.command_line import parse_command
+from glm_peft.arguments.address import refuse_unsafe_host
 from glm_peft.arguments.fields import option, require
 from glm_peft.arguments.model import ModelArguments
-from glm_peft.arguments.prediction import for_prediction, refuse_training
+from glm_peft.arguments.prediction import for_prediction, parse_for_answering
 from glm_peft.errors import UserError
 
 WEB_WORDS = {
@@ -44,11 +42,7 @@ class WebArguments:
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65535, "--port must be 0 to 65535", self.port)
         self.password = _read_password(self.password_file)
-        if self.password is None and not is_loopback(self.host):
-            raise UserError(
-                f"--host {self.host} can be reached from other machines, and there is no password: give "
-                f"--password_file, or set {_VARIABLE}."
-            )
+        refuse_unsafe_host(self.host, self.password, "password", "--password_file", _VARIABLE)
 
 
 WEB_TYPES = (for_prediction(ModelArguments), WebArguments)
@@ -62,10 +56,7 @@ def parse_web_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, 
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    model_args, web_args = parse_command(argv, WEB_TYPES, **WEB_WORDS)
-    refuse_training(model_args)
-    return model_args, web_args
+    return parse_for_answering(argv, WEB_TYPES, WEB_WORDS)
 
 
 def _read_password(file: str | None) -> str | None:

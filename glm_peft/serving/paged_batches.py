@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 from transformers import GenerationConfig, PreTrainedModel
@@ -33,7 +33,7 @@ class Ticket:
     blocks: int
     has_begun: bool = False
     has_ended: bool = False
-    sent: int = field(default=0)
+    sent: int = 0
 
 
 class PagedBatches:
@@ -55,7 +55,6 @@ class PagedBatches:
         self.answerers = answerers
         self.prefixes: dict[str, PagedPrefix] = {}
         self.waiting: deque[Ticket] = deque()
-        self.under_way: dict[str, Ticket] = {}
         self._lock = threading.RLock()  # adapters come and go in other threads than that of the event loop
         self._keys = count()
         self.manager = PrefixManager(answerers.model, *_configs(answerers.model, slots, max_batch_tokens))
@@ -67,13 +66,12 @@ class PagedBatches:
         except MemoryError:
             raise UserError(_too_small(slots)) from None
         self.num_blocks = self.manager.cache.num_blocks
-        self.free_blocks = self.num_blocks - sum(blocks_of(len(prefix.ids)) for prefix in self.prefixes.values())
+        self.free_blocks = self._blocks_of_requests()
         self.manager.start()
 
     def room(self) -> int:
         """Return how many tokens one request may become, its prefix counted."""
-        taken = sum(blocks_of(len(prefix.ids)) for prefix in self.prefixes.values())
-        return (self.num_blocks - taken) * PAGE_SIZE
+        return self._blocks_of_requests() * PAGE_SIZE
 
     def add(self, request: AnswerRequest, deliver: Deliver) -> Ticket:
         """
@@ -138,6 +136,10 @@ class PagedBatches:
         if reason:
             raise EngineStopped(reason)
 
+    def _blocks_of_requests(self) -> int:
+        """Return how many blocks there are beside those of the prefixes."""
+        return self.num_blocks - sum(blocks_of(len(prefix.ids)) for prefix in self.prefixes.values())
+
     def _blocks_of(self, request: AnswerRequest) -> int:
         """Return the blocks of its own that a request may need; whole pages of a prefix are shared."""
         num_virtual_tokens = len(self.prefixes[request.name].ids) if request.name in self.prefixes else 0
@@ -151,7 +153,6 @@ class PagedBatches:
                 ticket = self.waiting.popleft()
                 self.free_blocks -= ticket.blocks
                 ticket.has_begun = True
-                self.under_way[ticket.key] = ticket
                 self._submit(ticket)
 
     def _submit(self, ticket: Ticket) -> None:
@@ -181,7 +182,6 @@ class PagedBatches:
     def _end(self, ticket: Ticket) -> None:
         ticket.has_ended = True
         self.manager.forget(ticket.key)
-        del self.under_way[ticket.key]
         with self._lock:
             self.free_blocks += ticket.blocks
         self._begin()

@@ -1,10 +1,9 @@
-"""The key that clients must send, and the hosts that none is needed on."""
+"""The key that clients must send."""
 
 import os
 import shlex
 from pathlib import Path
 
-from glm_peft.arguments.address import is_loopback
 from glm_peft.errors import UserError
 
 KEY_VARIABLE = "GLM_PEFT_API_KEY"
@@ -36,12 +35,3 @@ def read_key(file: str | None) -> tuple[bytes, str] | None:
     if len(words) != 1:
         raise UserError(f"{where} has {len(words)} words: a key is one word, such as `openssl rand -hex 32` writes.")
     return words[0], shown
-
-
-def refuse_unsafe_host(host: str, key: object) -> None:
-    """Raise a `UserError` where other machines could ask without a key."""
-    if key is None and not is_loopback(host):
-        raise UserError(
-            f"--host {host} can be reached from other machines, and there is no key: give --api_key_file, or set "
-            f"{KEY_VARIABLE}."
-        )
