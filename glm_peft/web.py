@@ -32,6 +32,7 @@ def main() -> None:
     engine = open_engine(model_args, adapters)
     try:
         server = make_server(engine, model_args, adapters, folder, web_args.password)
+        listener.listen()  # before it is told: who opens the page at once waits a moment and is not refused
         print(f"The page is at {url_of(listener)}", flush=True)
         server.run(sockets=[listener])
     finally:
