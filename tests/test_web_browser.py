@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,19 +43,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made / "web"
 
 
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+@contextmanager
+def running(folder: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     """The page's process and its address."""
     flags = ["--model_name_or_path", ASSETS, "--adapters", f"fresh={folder.parent / 'adapter'}"]
     typed = [warm_python(), "-c", START, warm_python(), *flags, "--port", "0", "--output_dir", folder]
-    log = (folder.parent / "log").open("w")
-    with subprocess.Popen(
-        typed, cwd=PROJECT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=log, encoding="utf-8"
-    ) as process:
+    with (
+        (folder.parent / "log").open("a") as log,
+        subprocess.Popen(
+            typed, cwd=PROJECT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=log, encoding="utf-8"
+        ) as process,
+    ):
         try:
             yield process, process.stdout.readline().split()[-1]
         finally:
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    """Of the page that all but one test share."""
+    with running(folder) as (_, address):
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +76,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def english(browser: Browser, server: tuple) -> Iterator[Page]:
-    yield from open_page(browser, server[1], "en-US")
+def english(browser: Browser, address: str) -> Iterator[Page]:
+    yield from open_page(browser, address, "en-US")
 
 
 @pytest.fixture
-def chinese(browser: Browser, server: tuple) -> Iterator[Page]:
-    yield from open_page(browser, server[1], "zh-CN")
+def chinese(browser: Browser, address: str) -> Iterator[Page]:
+    yield from open_page(browser, address, "zh-CN")
 
 
 def open_page(browser: Browser, address: str, locale: str) -> Iterator[Page]:
@@ -154,7 +164,7 @@ def test_an_upload_is_examined(chinese):
 
 
 @needs_browser
-def test_a_training_outlives_its_page_and_answers_at_its_end(browser, server, english, folder):
+def test_a_training_outlives_its_page_and_answers_at_its_end(browser, address, english, folder):
     english.get_by_role("tab", name="Train").click()
     english.locator("#start").click()
     said_at_last(english, "Name an output folder first.")
@@ -170,7 +180,7 @@ def test_a_training_outlives_its_page_and_answers_at_its_end(browser, server, en
     expect(english.locator("#status progress")).to_be_visible()
     english.close()
 
-    for page in open_page(browser, server[1], "zh-CN"):
+    for page in open_page(browser, address, "zh-CN"):
         page.get_by_role("tab", name="训练").click()
         expect(page.locator("#status")).to_contain_text("/ 60 步")
         expect(page.locator("#loss-curve svg.marks")).to_be_visible()
@@ -190,8 +200,8 @@ def test_an_adapter_is_inspected(english):
     expect(english.locator("#inspection textarea")).to_have_value(re.compile(r"keys_mean"))
 
 
-def test_the_page_is_shown_until_it_is_ended(server):
-    process, address = server
-    assert b"gradio_config" in urllib.request.urlopen(address).read()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) in (130, 0)  # 0 where the tests are in the background of a shell, which ignores Ctrl-C
+def test_the_page_is_shown_until_it_is_ended(folder):  # one of its own: others may be used after it
+    with running(folder) as (process, address):
+        assert b"gradio_config" in urllib.request.urlopen(address).read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (130, 0)  # 0 where the tests are in the background of a shell, which ignores Ctrl-C
