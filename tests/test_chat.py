@@ -229,6 +229,11 @@ def test_adapters_have_names_of_their_own(words):
         parse_adapters(["adapter=x"], "output/other")
 
 
+def test_an_adapter_that_is_not_there_is_told_by_its_name(base, adapters):
+    with pytest.raises(UserError, match=r"output/none is not there.* \(the adapter lost\)\.$"):
+        open_answerers(ModelArguments(model_name_or_path=str(base)), {**adapters, "lost": "output/none"})
+
+
 def test_a_revision_is_of_the_one_adapter_that_it_is_given_for():
     given = ModelArguments("base", adapter_name_or_path="someone/a", adapter_revision="v1")
     assert [_arguments_of(path, given).adapter_revision for path in ("someone/a", "someone/b")] == ["v1", None]

@@ -13,6 +13,7 @@ from glm_peft.adapters.assembly import OpenedBase, open_base, put_adapter_on
 from glm_peft.adapters.loading import check_base
 from glm_peft.adapters.other_methods import load_beside
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.effects import naming_places
 from glm_peft.arguments.fields import changed
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.data import shape_prompt
@@ -143,7 +144,10 @@ def open_answerers(model_args: ModelArguments, adapters: Mapping[str, str]) -> A
     Raises:
         UserError: an adapter cannot be read or is of another base; none is loaded then.
     """
-    opened = {name: open_base(_arguments_of(path, model_args)) for name, path in adapters.items()}
+    opened = {}
+    for name, path in adapters.items():
+        with naming_places({"adapter_name_or_path": f"the adapter {name}"}):  # of several, which is meant
+            opened[name] = open_base(_arguments_of(path, model_args))
     # An adapter may name the chat format where the base's own files do not.
     first = next(iter(opened.values()), None) or open_base(model_args)
     model = first.load_model(PartialState().device)
