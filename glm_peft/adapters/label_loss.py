@@ -6,7 +6,9 @@ states is computed in the forward pass, so that no chunk is kept or recomputed. 
 gradient is not computed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +17,18 @@ from transformers import PreTrainedModel
 
 CHUNK_LOGITS = 1 << 25  # logits in a chunk: 128 MiB in float32, whatever the vocabulary
 
+Project = Callable[[torch.Tensor], torch.Tensor]
+"""A head: [n, h] -> [n, vocabulary]."""
+Measure = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
+"""(logits [n, vocabulary] of a chunk, its place) -> the summed loss [] and its gradient [n, vocabulary]."""
+
 
 def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0, caller: nn.Module | None = None) -> None:
     """
     Let calls with `labels` compute the loss in chunks; they return no logits. Other calls stay as they are.
 
-    The loss is `ForCausalLMLoss` of transformers: shifted by one, without -100, divided by `num_items_in_batch`.
+    The loss is `ForCausalLMLoss` of transformers: shifted by one, without -100, divided by `num_items_in_batch`;
+    `replaced_loss` puts another in its place.
 
     Args:
         label_smoothing: the share of each label's weight that goes to the whole vocabulary, 0 to 1.
@@ -43,26 +51,48 @@ def attach_label_loss(base: PreTrainedModel, label_smoothing: float = 0.0, calle
         is_deferred = False
         return output
 
-    def loss_function(logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Return the loss; `logits` are the hidden states that the head passed on, [b, s, h]."""
-        return label_loss(logits, labels, project, kwargs.get("num_items_in_batch"), label_smoothing)
-
     head.forward = lambda hidden_states: hidden_states if is_deferred else project(hidden_states)
-    base.loss_function = loss_function
+    base.loss_function = _HeadLoss(project, partial(label_loss, label_smoothing=label_smoothing))
     caller.register_forward_pre_hook(begin, with_kwargs=True)
     caller.register_forward_hook(end, always_call=True)  # after an error, too, or the next call would lack its logits
 
 
+class _HeadLoss:
+    """A loss function of transformers' that gets the hidden states which the head passed on, and the head."""
+
+    def __init__(self, project: Project, compute: Callable[..., torch.Tensor]) -> None:
+        self.project, self.compute = project, compute
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Return the loss []; `logits` are hidden states, [b, s, h]."""
+        return self.compute(logits, labels, self.project, kwargs.get("num_items_in_batch"))
+
+
 def has_label_loss(base: PreTrainedModel) -> bool:
     """Whether `attach_label_loss` was called on the base."""
-    return getattr(base.loss_function, "__module__", None) == __name__
+    return isinstance(base.loss_function, _HeadLoss)
+
+
+@contextmanager
+def replaced_loss(base: PreTrainedModel, compute: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """
+    Let a base with `attach_label_loss` compute another loss within this context.
+
+    Args:
+        compute: takes hidden states [b, s, h], labels [b, s], the head, and `num_items_in_batch`; returns the loss [].
+    """
+    before, base.loss_function.compute = base.loss_function.compute, compute
+    try:
+        yield
+    finally:
+        base.loss_function.compute = before
 
 
 @torch.compiler.disable  # a loop over chunks whose number follows the labels; its products need no compiler
 def label_loss(
     hidden_states: torch.Tensor,
     labels: torch.Tensor,
-    project: Callable[[torch.Tensor], torch.Tensor],
+    project: Project,
     num_items_in_batch: torch.Tensor | int | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
@@ -76,34 +106,50 @@ def label_loss(
         num_items_in_batch: what the sum is divided by; the number of labels where `None`.
         label_smoothing: the share of each label's weight that goes to the whole vocabulary, 0 to 1.
     """
+    states, targets = at_labels(hidden_states, labels)
+
+    def measure(logits: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return _loss_and_gradient(logits, targets[chunk], label_smoothing)
+
+    return mean_over_labels(states, project, measure, num_items_in_batch)
+
+
+def at_labels(hidden_states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the hidden states [n, h] that predict a token with a label, and the labels [n]."""
     targets = labels[:, 1:]
     is_label = targets != -100
-    targets = targets[is_label].to(hidden_states.device)
-    total = _ChunkedCrossEntropy.apply(hidden_states[:, :-1][is_label], targets, project, label_smoothing)
-    count = len(targets) if num_items_in_batch is None else num_items_in_batch
+    return hidden_states[:, :-1][is_label], targets[is_label].to(hidden_states.device)
+
+
+def mean_over_labels(
+    states: torch.Tensor, project: Project, measure: Measure, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """
+    Return a loss [] that is summed chunk by chunk, divided by a number of labels.
+
+    Args:
+        states: [n, h], of the positions that carry loss.
+        num_items_in_batch: what the sum is divided by; n where `None`.
+    """
+    total = _ChunkedLoss.apply(states, project, measure)
+    count = len(states) if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if isinstance(count, torch.Tensor) else count)
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Compute the summed cross-entropy in float32, and its gradient, chunk by chunk."""
+class _ChunkedLoss(torch.autograd.Function):
+    """Compute a loss summed over positions, and its gradient, chunk by chunk."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_states: torch.Tensor,
-        targets: torch.Tensor,
-        project: Callable[[torch.Tensor], torch.Tensor],
-        label_smoothing: float,
-    ) -> torch.Tensor:
+    def forward(ctx: Any, hidden_states: torch.Tensor, project: Project, measure: Measure) -> torch.Tensor:
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden_states) if needs_gradient else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
-        for chunk in _chunks(hidden_states, project):
+        for chunk in chunks_of(hidden_states, project):
             with torch.set_grad_enabled(needs_gradient):
                 # A graph of its own for each chunk, which is freed with it.
                 states = hidden_states[chunk].detach().requires_grad_(needs_gradient)
                 logits = project(states)
-            loss, logits_gradient = _loss_and_gradient(logits.detach(), targets[chunk], label_smoothing)
+            loss, logits_gradient = measure(logits.detach(), chunk)
             total += loss
             if needs_gradient:
                 (gradient[chunk],) = torch.autograd.grad(logits, states, logits_gradient)
@@ -112,10 +158,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         # The forward pass formed it for a sum whose gradient is 1.
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output.to(gradient.dtype), None, None, None
+        return gradient * grad_output.to(gradient.dtype), None, None
 
 
 def _loss_and_gradient(
@@ -137,7 +183,8 @@ def _loss_and_gradient(
     return loss, values.to(logits.dtype)
 
 
-def _chunks(hidden_states: torch.Tensor, project: Callable[[torch.Tensor], torch.Tensor]) -> list[slice]:
+def chunks_of(hidden_states: torch.Tensor, project: Project) -> list[slice]:
+    """Return the places of chunks that have at most `CHUNK_LOGITS` logits each."""
     # The head is known as a function alone, so its width shows in a call.
     vocabulary = project(hidden_states[:1].detach()).shape[-1] if len(hidden_states) else 1
     size = max(CHUNK_LOGITS // vocabulary, 1)

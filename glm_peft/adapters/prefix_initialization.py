@@ -47,10 +47,11 @@ def initialize_from_text(model: PeftModel, ids: list[int]) -> None:
     length = config.num_virtual_tokens
     base = model.get_base_model()
     repeated = torch.tensor([(ids * -(-length // len(ids)))[:length]], device=base.device)  # -(-a // b) rounds up
-    _encoder(model).load_prompt_embeddings(_keys_and_values(base, repeated))
+    _encoder(model).load_prompt_embeddings(keys_and_values(base, repeated))
 
 
-def _keys_and_values(base: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+@torch.no_grad()
+def keys_and_values(base: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Compute the keys and values of ids [1, P] as a flat prefix [P, layers * 2 * kv], in float32."""
     is_training, inputs = base.training, {"input_ids": ids}
     if base.config.model_type == "chatglm":
