@@ -60,6 +60,6 @@ def test_a_model_that_is_its_teacher_has_no_divergence_and_no_gradient(sharpness
 
 def test_a_model_that_is_certain_of_what_its_teacher_excludes_has_a_finite_gradient():
     of_teacher, logits = torch.zeros(1, VOCABULARY), torch.zeros(1, VOCABULARY)
-    logits[0, :K] = 500.0
+    of_teacher[0, :K], logits[0, :K] = 1.0, 500.0
     loss, gradient = compare_likeliest(logits, *take_likeliest(of_teacher, K))
     assert loss.isfinite() and gradient.isfinite().all() and loss > 100
