@@ -50,6 +50,17 @@ def initialize_from_text(model: PeftModel, ids: list[int]) -> None:
     _encoder(model).load_prompt_embeddings(keys_and_values(base, repeated))
 
 
+def freeze_first_tokens(model: PeftModel, number: int) -> None:
+    """Keep the first virtual tokens of a prefix without projection as they are; weight decay must be 0."""
+
+    def cut_gradient(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return torch.cat([output[..., :number, :].detach(), output[..., number:, :]], dim=-2)
+
+    # In the forward pass and not at the gradient, of which a process may hold a shard.
+    if number:
+        _encoder(model).embedding.register_forward_hook(cut_gradient)
+
+
 @torch.no_grad()
 def keys_and_values(base: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Compute the keys and values of ids [1, P] as a flat prefix [P, layers * 2 * kv], in float32."""

@@ -14,7 +14,7 @@ from transformers import Seq2SeqTrainingArguments
 from glm_peft.arguments.command_line import parse_command, warn
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.effects import naming_places
-from glm_peft.arguments.fields import changed, require, require_at_least_one
+from glm_peft.arguments.fields import changed, option, require, require_at_least_one
 from glm_peft.arguments.methods import FULL, IN_EMBEDDINGS, METHODS, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.splits import check_metric
@@ -149,6 +149,17 @@ class ExaminedArguments(TrainingArguments):
     def __post_init__(self) -> None:
         self.output_dir = self.output_dir or "unused"
         super().__post_init__()
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """The arguments of training, for `glm_peft.distil`: it always trains and evaluates, and goes on by itself."""
+
+    do_train: bool = option(True, "Train the prefix.")
+    do_eval: bool = option(True, "Take the divergence on the questions that are held out.")
+    resume_from_checkpoint: str | None = option(
+        "last", "Checkpoint to go on from: a folder, or last, the newest in --output_dir, if any."
+    )
 
 
 @dataclass(frozen=True)

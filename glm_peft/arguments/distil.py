@@ -1,0 +1,139 @@
+"""Parse `python -m glm_peft.distil`: the documents, the conversations about them, and the settings of training."""
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from glm_peft.arguments.command_line import parse_command
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.effects import naming_places
+from glm_peft.arguments.fields import option, require, require_at_least_one
+from glm_peft.arguments.methods import PREFIX_TUNING
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.errors import UserError
+
+if TYPE_CHECKING:
+    from glm_peft.arguments.training import TrainArguments, TrainingArguments
+
+DISTIL_WORDS = {
+    "usage": "accelerate launch -m glm_peft.distil [CONFIG.yaml|CONFIG.json] [--flags]",
+    "description": "Distils documents into a prefix, which answers as the base does that reads them; takes every flag "
+    "and file of training. The same command again goes on where it was stopped.",
+}
+
+_OWN_QUESTIONS = ("!train_file",)
+
+
+@dataclass(frozen=True)
+class DistilArguments:
+    """
+    The documents, how conversations about them are made, and what is learnt of the model that reads them.
+
+    Raises:
+        UserError: no document is given, or a number is out of its range.
+    """
+
+    _argument_group_name = "documents"
+
+    document: list[str] | None = option(
+        None,
+        "Files that the prefix is to know: .txt, .md, .jsonl, .pdf, .docx; or a long system text. Must be given.",
+        "system_prompt",
+        recipe="always",
+    )
+    num_conversations: int = option(
+        1024,
+        "Questions that the base asks and answers about the documents, where --train_file gives none.",
+        recipe="always",
+        needs=_OWN_QUESTIONS,
+    )
+    num_held_out: int = option(32, "Questions that are not trained on, by which the result is judged.", recipe="always")
+    chunk_tokens: int = option(
+        512, "Most tokens of the part that each question is asked about.", recipe="changed", needs=_OWN_QUESTIONS
+    )
+    question_language: Literal["zh", "en"] | None = option(
+        None, "Language of the questions. None: that of the documents.", recipe="changed", needs=_OWN_QUESTIONS
+    )
+    question_temperature: float = option(
+        1.0,
+        "Above 1 more varied questions, near 0 the most likely ones.",
+        recipe="changed",
+        needs=_OWN_QUESTIONS,
+    )
+    max_context_tokens: int | None = option(
+        None,
+        "Most tokens of the documents that are read at once; longer ones are taken in parts that overlap. "
+        "None: what the base was made for.",
+        recipe="changed",
+    )
+    teacher_top_k: int = option(
+        20,
+        "Likeliest tokens at each place that are learnt with their probabilities, the others as one; 0: all tokens.",
+        recipe="always",
+    )
+    prefix_start: Literal["document", "chunks"] = option(
+        "document",
+        "Where the prefix starts: the keys and values of the first tokens of the documents, or of parts from all over.",
+        recipe="always",
+        needs=("!prefix_init",),
+    )
+    num_frozen_tokens: int = option(
+        1, "First virtual tokens that keep their start, which steadies training.", recipe="changed"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.document:
+            raise UserError("--document is not given: name a file to distil, such as handbook.md.")
+        require_at_least_one(self, "num_conversations", "num_held_out", "chunk_tokens", "max_context_tokens")
+        require(self.question_temperature > 0, "--question_temperature must be above 0", self.question_temperature)
+        for name in ("teacher_top_k", "num_frozen_tokens"):
+            require(getattr(self, name) >= 0, f"--{name} must be 0 or more", getattr(self, name))
+
+
+def parse_distil_arguments(argv: list[str] | None = None) -> tuple[DistilArguments, "TrainArguments"]:
+    """
+    Parse the arguments of `python -m glm_peft.distil [CONFIG.yaml|CONFIG.json] [--flags]`; flags win over the file.
+
+    Args:
+        argv: the words after the command's name; `None` for those of this process.
+
+    Returns:
+        Those of the documents, and those of training.
+
+    Raises:
+        UserError: anything that is wrong with the arguments, told in one sentence.
+    """
+    from glm_peft.arguments.training import DistillationArguments, TrainArguments  # slow: the help has no time for it
+
+    types = (DistilArguments, ModelArguments, DataArguments, DistillationArguments)
+    words = sys.argv[1:] if argv is None else argv
+    distil_args, model_args, data_args, training_args = parse_command(words, types, **DISTIL_WORDS)
+    with naming_places(data_args.places):
+        _check_method(model_args)
+        _check_data(data_args, training_args)
+        if distil_args.num_frozen_tokens and training_args.weight_decay:
+            raise UserError(
+                f"--weight_decay {training_args.weight_decay} would shrink the frozen tokens, too: leave it out, or "
+                "give --num_frozen_tokens 0."
+            )
+    return distil_args, TrainArguments(model_args, data_args, training_args)
+
+
+def _check_method(model_args: ModelArguments) -> None:
+    if model_args.peft_type not in (None, PREFIX_TUNING):
+        raise UserError(f"--peft_type {model_args.peft_type} cannot be a document: leave it out, as a prefix can.")
+    if model_args.prefix_projection:
+        raise UserError("--prefix_projection cannot start as a document: leave it out.")
+
+
+def _check_data(data_args: DataArguments, training_args: "TrainingArguments") -> None:
+    """Refuse what has no meaning where the answers are the teacher's."""
+    for name in ("validation_file", "test_file"):
+        if getattr(data_args, name):
+            raise UserError(
+                f"--{name} {getattr(data_args, name)} is not read here: the last --num_held_out questions are held "
+                "out of training, so leave it out."
+            )
+    for name in ("do_predict", "predict_with_generate", "label_smoothing_factor"):
+        if getattr(training_args, name):
+            raise UserError(f"--{name} has no meaning here, where a prefix learns what a model says that reads: leave it out.")
