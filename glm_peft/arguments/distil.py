@@ -47,7 +47,9 @@ class DistilArguments:
         recipe="always",
         needs=_OWN_QUESTIONS,
     )
-    num_held_out: int = option(32, "Questions that are not trained on, by which the result is judged.", recipe="always")
+    num_held_out: int = option(
+        32, "Questions that are not trained on, by which the result is judged.", recipe="always"
+    )
     chunk_tokens: int = option(
         512, "Most tokens of the part that each question is asked about.", recipe="changed", needs=_OWN_QUESTIONS
     )
@@ -73,7 +75,7 @@ class DistilArguments:
     )
     prefix_start: Literal["document", "chunks"] = option(
         "document",
-        "Where the prefix starts: the keys and values of the first tokens of the documents, or of parts from all over.",
+        "Where the prefix starts: keys and values of the first tokens of the documents, or of parts from all over.",
         recipe="always",
         needs=("!prefix_init",),
     )
@@ -136,4 +138,6 @@ def _check_data(data_args: DataArguments, training_args: "TrainingArguments") ->
             )
     for name in ("do_predict", "predict_with_generate", "label_smoothing_factor"):
         if getattr(training_args, name):
-            raise UserError(f"--{name} has no meaning here, where a prefix learns what a model says that reads: leave it out.")
+            raise UserError(
+                f"--{name} has no meaning here, where a prefix learns what a model says that reads: leave it out."
+            )

@@ -6,9 +6,12 @@ base with a prefix adapter, and all that works with a prefix, such as batches an
 computed once. ChatGLM-6B reads its prompt in both directions, so there the text stands in each prompt.
 """
 
+import logging
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from transformers import PreTrainedModel
@@ -17,11 +20,16 @@ from glm_peft.adapters.assembly import OpenedBase
 from glm_peft.adapters.loading import put_prefix_on
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
 from glm_peft.adapters.prefix_initialization import keys_and_values
+from glm_peft.arguments.distil import DistilArguments
 from glm_peft.data import shape_prompt
+from glm_peft.errors import UserError
 from glm_peft.models.generations import CHATGLM
 from glm_peft.models.shortening import Message
 from glm_peft.prediction.evaluation import Answering
 
+logger = logging.getLogger(__name__)
+
+_FRAME_TOKENS = 8  # special tokens around a text, and its role
 _UNITS = re.compile(r"[^\n。！？.!?]*[\n。！？.!?]*")
 
 
@@ -88,6 +96,68 @@ def encode_text(base: OpenedBase, text: str) -> list[int]:
 def reads_both_ways(base: OpenedBase) -> bool:
     """Whether the base reads its prompt in both directions, so that a text's keys depend on the question behind it."""
     return base.config.model_type == CHATGLM
+
+
+class Readers:
+    """Readers of texts on one base; the last of them are kept, as their keys and values take memory."""
+
+    def __init__(self, base: OpenedBase, model: PreTrainedModel, kept: int = 2) -> None:
+        self.base, self.model = base, model
+        self._open = lru_cache(kept)(lambda text: open_reader(base, model, text))
+
+    def __call__(self, text: str) -> Reader:
+        """Return the base with a text in front of it."""
+        return self._open(text)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """
+    What is read at once.
+
+    Args:
+        texts: the whole text; parts of it that overlap, where it is too long.
+        chunks: of each text, the parts that questions are asked about.
+        num_tokens: of the first text as it stands in front of a prompt.
+    """
+
+    texts: list[str]
+    chunks: list[list[str]]
+    num_tokens: int
+
+
+def plan_reading(base: OpenedBase, text: str, distil_args: DistilArguments) -> Reading:
+    """
+    Take a text apart where it is too long for the base.
+
+    Raises:
+        UserError: there is no room for a text beside a question and its answer.
+    """
+    room = _room_for_text(base, distil_args)
+    texts, num_tokens = [text], len(encode_text(base, text))
+    if num_tokens > room:
+        texts = split_text(base, text, room - _FRAME_TOKENS, overlap=room // 8)
+        logger.warning(
+            "The documents have %d tokens, and %d are read at once (--max_context_tokens): they are taken in %d parts "
+            "that overlap, and what can be told only from two parts together is not learnt.",
+            *(num_tokens, room, len(texts)),
+        )
+        num_tokens = len(encode_text(base, texts[0]))
+    chunks = [split_text(base, own, distil_args.chunk_tokens) for own in texts]
+    return Reading(texts, chunks, num_tokens)
+
+
+def _room_for_text(base: OpenedBase, distil_args: DistilArguments) -> int:
+    args = base.data_args
+    beside = args.max_source_length + args.max_target_length
+    room = min(distil_args.max_context_tokens or sys.maxsize, base.config.max_position_embeddings - beside)
+    if room <= _FRAME_TOKENS:
+        raise UserError(
+            f"The base takes {base.config.max_position_embeddings} tokens, and --max_source_length "
+            f"{args.max_source_length} and --max_target_length {args.max_target_length} leave no room for the "
+            "documents: lower them."
+        )
+    return room
 
 
 def split_text(base: OpenedBase, text: str, max_tokens: int, overlap: int = 0) -> list[str]:

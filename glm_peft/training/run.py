@@ -59,8 +59,8 @@ class TrainingRun:
         if self.checkpoint:
             check_weights(read_origin(self.checkpoint), model, self.arguments.model.allow_other_base)
 
-    def begin_record(self, scoring: Scoring, splits: Mapping[str, Split]) -> RunRecord:
-        """Begin the record of the run, in which its steps and seconds are noted later."""
+    def begin_record(self, scoring: Scoring, splits: Mapping[str, Split], **more: Any) -> RunRecord:
+        """Begin the record of the run, with `more` facts, in which its steps and seconds are noted later."""
         answering = scoring.answering
         facts = describe_origin(
             answering.model,
@@ -71,17 +71,22 @@ class TrainingRun:
             self.data,
             self.arguments,
         )
+        facts |= more if facts else {}  # empty in processes other than the main one
         self.record = RunRecord(facts, self.checkpoint, self.arguments.model.adapter_name_or_path)
         return self.record
 
     def train(self, trainer: PrefixTrainer, scoring: Scoring) -> dict[str, float]:
         """Train, and save the adapter with its record."""
         results = trainer.train(resume_from_checkpoint=self.checkpoint).metrics
+        self.save(scoring)
+        self.write_record(trainer, results)
+        return results
+
+    def save(self, scoring: Scoring) -> None:
+        """Save the adapter as it is."""
         answering = scoring.answering
         tokenizer = answering.tokenizer if self.arguments.model.keeps_tokenizer else None
         self.weights = save_adapter(answering.model, self.output_dir, tokenizer)
-        self.write_record(trainer, results)
-        return results
 
     def predict(self, scoring: Scoring, prompts: GenerationFeatures) -> dict[str, float | str]:
         """Answer and score the rows of the test file."""

@@ -83,9 +83,7 @@ class TeacherValues:
 def number_labels(examples: Dataset, numbers: Iterator[int] | None = None) -> Dataset:
     """Return the examples with numbers in the place of the tokens that are labels, counted through all of them."""
     numbers = count() if numbers is None else numbers
-    labels = [
-        [label if label == IGNORED_LABEL else next(numbers) for label in row] for row in examples["labels"][:]
-    ]
+    labels = [[label if label == IGNORED_LABEL else next(numbers) for label in row] for row in examples["labels"][:]]
     return examples.remove_columns("labels").add_column("labels", labels)
 
 
