@@ -84,7 +84,7 @@ def load_adapter(
     if not is_trainable:
         return PeftModel.from_pretrained(model, saved.source)
     # PEFT refuses to train a loaded prefix, so the trained one starts as its copy.
-    return _with_weights(model, weight, is_trainable)
+    return put_prefix_on(model, weight, is_trainable)
 
 
 def check_base(model: PreTrainedModel, saved: SavedAdapter, allow_other_base: bool = False) -> None:
@@ -103,7 +103,7 @@ def _load_published(model: PreTrainedModel, saved: SavedAdapter, is_trainable: b
     # ChatGLM2's and ChatGLM3's projection has not PEFT's form: there training goes on from its result, the prefix.
     if is_trainable and prefix.encoder and "transform.0.weight" in prefix.encoder:
         return _with_encoder(model, prefix.encoder)
-    return _with_weights(model, rotate_prefix_keys(prefix.weight, model.config), is_trainable)
+    return put_prefix_on(model, rotate_prefix_keys(prefix.weight, model.config), is_trainable)
 
 
 def _with_encoder(model: PreTrainedModel, encoder: dict[str, torch.Tensor]) -> PeftModel:
@@ -117,7 +117,8 @@ def _with_encoder(model: PreTrainedModel, encoder: dict[str, torch.Tensor]) -> P
     return adapted
 
 
-def _with_weights(model: PreTrainedModel, weight: torch.Tensor, is_trainable: bool) -> PeftModel:
+def put_prefix_on(model: PreTrainedModel, weight: torch.Tensor, is_trainable: bool = False) -> PeftModel:
+    """Put a prefix of given keys and values, [P, layers * 2 * kv], on the base."""
     adapted = _new_adapter(model, num_virtual_tokens=len(weight), inference_mode=not is_trainable)
     adapted.prompt_encoder["default"].load_prompt_embeddings(weight)
     return adapted

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -35,7 +35,7 @@ def attach_prefix_attention(model: PeftModel, dropout: float = 0.0) -> None:
 
     Loss and gradients stay the same bit for bit; activation checkpointing, which drops a cache, works.
 
-    Nothing changes where the base has it already, for this prefix or another.
+    Where the base has it already, for another prefix, only the model itself is prepared.
 
     Args:
         dropout: share of the prefix's parameters that each row loses while the base is in training mode.
@@ -44,9 +44,14 @@ def attach_prefix_attention(model: PeftModel, dropout: float = 0.0) -> None:
         UserError: the attention implementation cannot take a prefix.
     """
     base = model.get_base_model()
+    if not base.config._attn_implementation.startswith(_NAME.format("")):
+        _let_carry_prefix(base, dropout)
+    if "get_prompt" not in vars(model):
+        model.get_prompt = partial(_prompt_of_one_row, model.get_prompt)
+
+
+def _let_carry_prefix(base: PreTrainedModel, dropout: float) -> None:
     implementation = base.config._attn_implementation
-    if implementation.startswith(_NAME.format("")):
-        return
     if implementation not in (*_SUPPORTED, *(_ON_GPU if torch.cuda.is_available() else ())):
         raise UserError(
             f"--attn_implementation {implementation} cannot carry a prefix in training: use sdpa or eager."
@@ -59,7 +64,6 @@ def attach_prefix_attention(model: PeftModel, dropout: float = 0.0) -> None:
     )
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
     base.set_attn_implementation(name)
-    model.get_prompt = partial(_prompt_of_one_row, model.get_prompt)
     # Dropout is applied in the layers and not in PEFT's encoder, whose output is what gets saved.
     for index, layer in enumerate(decoder_layers(base)):
         layer.register_forward_pre_hook(partial(_take_own_prefix, index, dropout), with_kwargs=True)

@@ -53,7 +53,7 @@ def initialize_from_text(model: PeftModel, ids: list[int]) -> None:
 @torch.no_grad()
 def keys_and_values(base: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Compute the keys and values of ids [1, P] as a flat prefix [P, layers * 2 * kv], in float32."""
-    is_training, inputs = base.training, {"input_ids": ids}
+    is_training, inputs = base.training, {"input_ids": ids, "logits_to_keep": 1}  # those of all may not fit
     if base.config.model_type == "chatglm":
         # Its text counts from 0, so what stands before it has negative positions.
         positions = torch.arange(-ids.shape[1], 0, device=ids.device)
