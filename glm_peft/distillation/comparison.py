@@ -18,10 +18,11 @@ from glm_peft.adapters.label_loss import (
     mean_over_labels,
     replaced_loss,
 )
+from glm_peft.distillation.reading import Reader, encode_text, reads_both_ways
 from glm_peft.metrics import SCORE_NAMES, compute_scores
 from glm_peft.models.unwrapping import base_of
 from glm_peft.prediction.evaluation import Answering
-from glm_peft.prediction.generation_settings import GenerationSettings, token_bytes
+from glm_peft.prediction.generation_settings import GenerationSettings, num_virtual_tokens, token_bytes
 from glm_peft.prediction.prefix_cache import prefix_computed_once
 from glm_peft.preprocessing.collators import IGNORED_LABEL
 from glm_peft.preprocessing.messages import Message
@@ -49,6 +50,22 @@ class Way:
     encode: Callable[[list[Message]], list[int]]
     context_tokens: int
     whole_prompt: Callable[[list[Message]], list[int]] | None = None
+
+
+def ways_of(reader: Reader, adapted: PeftModel) -> list[Way]:
+    """Return the three ways to ask about what a reader reads, one of them with the prefix of `adapted`."""
+    bare = replace(reader, answering=replace(reader.answering, model=adapted.get_base_model()), text="")
+    with_prefix = replace(reader.answering, model=adapted)
+
+    def encode_whole(messages: list[Message]) -> list[int]:
+        return encode_text(reader.base, reader.text) + bare.encode(messages)
+
+    whole = None if reads_both_ways(reader.base) else encode_whole
+    return [
+        Way(DOCUMENT, reader.answering, reader.encode, reader.num_tokens, whole),
+        Way(PREFIX, with_prefix, bare.encode, num_virtual_tokens(adapted)),
+        Way(NEITHER, bare.answering, bare.encode, 0),
+    ]
 
 
 @dataclass(frozen=True)

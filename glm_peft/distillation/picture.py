@@ -7,7 +7,7 @@ from glm_peft.distillation.comparison import DOCUMENT, NEITHER, PREFIX, Comparis
 
 _SIZE = (12.6, 3.4)  # inches
 _DOTS_PER_INCH = 120
-_COLOURS = {DOCUMENT: "tab:gray", PREFIX: "tab:blue", NEITHER: "tab:orange"}
+_COLOURS = {DOCUMENT: "0.25", PREFIX: "tab:blue", NEITHER: "#ffbb78"}  # told apart in print without colours, too
 _LABELS = {DOCUMENT: "document in context", PREFIX: "prefix", NEITHER: "neither"}
 _WIDTH = 0.26  # of a bar, where there is one for each way at every place
 

@@ -31,10 +31,10 @@ _WORDS = {
         "tokens": "tokens before the question",
         "memory": "memory of their keys and values, a row",
         "seconds": "seconds to the first token",
-        "sentence": "With the prefix {saved:,} tokens of context are saved with every question, the memory of their "
-        "keys and values by a factor of {memory:.1f} and the time to the first token by {time:.1f}; of the divergence "
-        "without the document, {neither:.3g}, there is left {prefix:.3g}, and {same:.0f} % of the answers are those "
-        "with the document ({without:.0f} % without).",
+        "sentence": "Won: with every question {saved:,} tokens of context fewer, the memory of their keys and values "
+        "down by a factor of {memory:.1f}, the time to the first token by {time:.1f}. Lost: {other:.0f} % of the "
+        "answers are not those with the document (with neither {other_neither:.0f} %), and the divergence is "
+        "{prefix:.3g} (with neither {neither:.3g}).",
     },
     "zh": {
         "asked": "{questions:,} 个没有训练过的问题，分别在上下文中有文档、用前缀、两者都没有时提问；"
@@ -47,9 +47,9 @@ _WORDS = {
         "tokens": "问题之前的 token 数",
         "memory": "其键和值的内存，每行",
         "seconds": "到第一个 token 的秒数",
-        "sentence": "用前缀，每个问题省去 {saved:,} 个 token 的上下文，键和值的内存为原来的 1/{memory:.1f}，"
-        "到第一个 token 的时间为 1/{time:.1f}；没有文档时的散度为 {neither:.3g}，用前缀为 {prefix:.3g}；{same:.0f} % "
-        "的回答与有文档时相同（没有文档时为 {without:.0f} %）。",
+        "sentence": "得：每个问题少 {saved:,} 个 token 的上下文，键和值的内存为 1/{memory:.1f}，"
+        "到第一个 token 的时间为 1/{time:.1f}。失：{other:.0f} % 的回答与有文档时不同（都没有时为 {other_neither:.0f} %），"
+        "散度为 {prefix:.3g}（都没有时为 {neither:.3g}）。",
     },
 }
 
@@ -146,6 +146,6 @@ def _gains(comparison: Comparison) -> dict[str, float]:
         "time": document.first_token_seconds / prefix.first_token_seconds,
         "prefix": prefix.divergence,
         "neither": neither.divergence,
-        "same": 100 * prefix.same_answers,
-        "without": 100 * neither.same_answers,
+        "other": 100 * (1 - prefix.same_answers),
+        "other_neither": 100 * (1 - neither.same_answers),
     }
