@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import median
 
 import torch
@@ -146,6 +146,32 @@ def compare(
         )
     known = sum(reference is not None for reference in references)
     return Comparison(measured, len(questions), known, sum(map(len, encoded)), protocol)
+
+
+_MEANS = [field.name for field in fields(Measures) if field.name != "scores"]
+# By what a mean over several comparisons is weighted where it is not by questions.
+_WEIGHTS = {"divergence": "answer_tokens", "exact_match": "references"}
+
+
+def join(comparisons: Sequence[Comparison]) -> Comparison:
+    """Return the comparison over all questions of several, such as those about the pieces of a long document."""
+
+    def mean(values: Iterable[float | None], name: str) -> float | None:
+        weights = [getattr(one, _WEIGHTS.get(name, "questions")) for one in comparisons]
+        weighted = [value * weight for value, weight in zip(values, weights, strict=True) if weight]
+        return sum(weighted) / sum(weights) if weighted else None
+
+    ways = {}
+    for way in comparisons[0].ways:
+        of_way = [one.ways[way] for one in comparisons]
+        found = {name: mean([getattr(one, name) for one in of_way], name) for name in _MEANS}
+        scores = {name: mean([one.scores[name] for one in of_way], name) for name in SCORE_NAMES}
+        sizes = {name: round(found[name]) for name in ("context_tokens", "cache_bytes")}
+        ways[way] = Measures(**found | sizes, scores=scores)
+    sums = {
+        name: sum(getattr(one, name) for one in comparisons) for name in ("questions", "references", "answer_tokens")
+    }
+    return Comparison(ways, protocol=comparisons[0].protocol, **sums)
 
 
 @torch.no_grad()

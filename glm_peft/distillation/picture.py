@@ -9,6 +9,12 @@ _SIZE = (12.6, 3.4)  # inches
 _DOTS_PER_INCH = 120
 _COLOURS = {DOCUMENT: "0.25", PREFIX: "tab:blue", NEITHER: "#ffbb78"}  # told apart in print without colours, too
 _LABELS = {DOCUMENT: "document in context", PREFIX: "prefix", NEITHER: "neither"}
+_SHARES = {"same_answers": "equal to those with\nthe document", "exact_match": "equal to\nthe references"}
+_COSTS = {"context_tokens": "tokens of context", "first_token_seconds": "time to the first token"}
+_FORMATS = {
+    **dict.fromkeys(_SHARES, "{:.0%}"),
+    **{"context_tokens": "{:,}", "first_token_seconds": "{:.3g} s"},
+}
 _WIDTH = 0.26  # of a bar, where there is one for each way at every place
 
 
@@ -27,8 +33,10 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     FigureCanvasAgg(figure)
     divergence, answers, cost = figure.subplots(1, 3, width_ratios=(2, 3, 3))
     _draw_divergence(divergence, comparison)
-    _draw_answers(answers, comparison)
-    _draw_cost(cost, comparison)
+    shares = _SHARES if comparison.references else {"same_answers": _SHARES["same_answers"]}
+    _draw_groups(answers, comparison, shares, "greedy answers (%)", [1] * len(shares))
+    wholes = [getattr(comparison.ways[DOCUMENT], field) for field in _COSTS]
+    _draw_groups(cost, comparison, _COSTS, "cost (% of the document in context)", wholes)
     figure.legend(*answers.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=_DOTS_PER_INCH, format="png")
     return Path(path)
@@ -42,36 +50,22 @@ def _draw_divergence(axes: Any, comparison: Comparison) -> None:
     axes.set_ylim(0, 1.15 * max(*values.values(), 1e-12))
 
 
-def _draw_answers(axes: Any, comparison: Comparison) -> None:
-    rows = {"equal to those with\nthe document": {way: one.same_answers for way, one in comparison.ways.items()}}
-    if comparison.references:
-        rows["equal to\nthe references"] = {way: one.exact_match for way, one in comparison.ways.items()}
-    percents = {title: {way: 100 * share for way, share in row.items()} for title, row in rows.items()}
-    _draw_groups(axes, percents, {title: {way: f"{row[way]:.0f}" for way in row} for title, row in percents.items()})
-    axes.set_title("greedy answers (%)", fontsize=10)
+def _draw_groups(axes: Any, comparison: Comparison, fields: dict[str, str], title: str, wholes: list[float]) -> None:
+    """
+    Draw a group of bars for each field, in it one for each way, with its value over it.
 
-
-def _draw_cost(axes: Any, comparison: Comparison) -> None:
-    """Draw tokens and seconds, each as a part of the document's, with the numbers themselves over the bars."""
-    tokens = {way: one.context_tokens for way, one in comparison.ways.items()}
-    seconds = {way: one.first_token_seconds for way, one in comparison.ways.items()}
-    rows = {"tokens of context": tokens, "time to the first token": seconds}
-    percents = {
-        title: {way: 100 * value / (row[DOCUMENT] or 1) for way, value in row.items()} for title, row in rows.items()
-    }
-    shown = {"tokens of context": {way: f"{value:,}" for way, value in tokens.items()}}
-    shown["time to the first token"] = {way: f"{value:.3g} s" for way, value in seconds.items()}
-    _draw_groups(axes, percents, shown)
-    axes.set_title("cost (% of the document in context)", fontsize=10)
-
-
-def _draw_groups(axes: Any, rows: dict[str, dict[str, float]], shown: dict[str, dict[str, str]]) -> None:
-    """Draw a group of bars for each row, in it one for each way, with a text over it."""
+    Args:
+        fields: of `Measures`, with their titles.
+        wholes: the values of 100 %, one for each field.
+    """
     for number, way in enumerate(_COLOURS):
-        places = [place + (number - 1) * (_WIDTH + 0.03) for place in range(len(rows))]
-        heights = [row[way] for row in rows.values()]
+        places = [place + (number - 1) * (_WIDTH + 0.03) for place in range(len(fields))]
+        values = [getattr(comparison.ways[way], field) for field in fields]
+        heights = [100 * value / whole for value, whole in zip(values, wholes, strict=True)]
         bars = axes.bar(places, heights, _WIDTH, color=_COLOURS[way], label=_LABELS[way])
-        axes.bar_label(bars, [row[way] for row in shown.values()], padding=2, fontsize=9)
-    axes.set_xticks(range(len(rows)), rows)
-    axes.set_xlim(-0.6, len(rows) - 0.4)
-    axes.set_ylim(0, 1.15 * max(100, *(height for row in rows.values() for height in row.values())))
+        shown = [_FORMATS[field].format(value) for field, value in zip(fields, values, strict=True)]
+        axes.bar_label(bars, shown, padding=2, fontsize=9)
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks(range(len(fields)), fields.values())
+    axes.set_xlim(-0.6, len(fields) - 0.4)
+    axes.set_ylim(0, 1.15 * axes.dataLim.y1)

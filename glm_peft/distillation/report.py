@@ -48,8 +48,8 @@ _WORDS = {
         "memory": "其键和值的内存，每行",
         "seconds": "到第一个 token 的秒数",
         "sentence": "得：每个问题少 {saved:,} 个 token 的上下文，键和值的内存为 1/{memory:.1f}，"
-        "到第一个 token 的时间为 1/{time:.1f}。失：{other:.0f} % 的回答与有文档时不同（都没有时为 {other_neither:.0f} %），"
-        "散度为 {prefix:.3g}（都没有时为 {neither:.3g}）。",
+        "到第一个 token 的时间为 1/{time:.1f}。失：{other:.0f} % 的回答与有文档时不同"
+        "（都没有时为 {other_neither:.0f} %），散度为 {prefix:.3g}（都没有时为 {neither:.3g}）。",
     },
 }
 
