@@ -10,6 +10,8 @@ from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.reporting.file_names import (
     CARD_NAME,
+    COMPARISON_NAME,
+    COMPARISON_PICTURE_NAME,
     CURVES_NAME,
     PREDICT_RESULTS_NAME,
     PREDICTIONS_NAME,
@@ -25,7 +27,10 @@ WEIGHTS = ("adapter_model.*", "pytorch_model*", "model*.safetensors")
 """The names of weights: PEFT's, which count first, those of a published prefix, and those of a whole model."""
 
 _RESULTS = (RESULTS_NAME, PREDICT_RESULTS_NAME)
-_OF_WEIGHTS = (PROVENANCE_NAME, CARD_NAME, *_RESULTS, PREDICTIONS_NAME)
+_OF_WEIGHTS = (
+    *(PROVENANCE_NAME, CARD_NAME, *_RESULTS, PREDICTIONS_NAME),
+    *(COMPARISON_NAME, COMPARISON_PICTURE_NAME),
+)
 
 
 def digest_weights(folder: str | Path) -> str | None:
@@ -42,15 +47,16 @@ def digest_weights(folder: str | Path) -> str | None:
 
 
 def find_foreign(folder: str | Path) -> list[str]:
-    """Return the names of the record, results, predictions and curves in a folder that are of other weights."""
+    """Return the names of the record, results, predictions and pictures in a folder that are of other weights."""
     folder, own = Path(folder), digest_weights(folder)
     record = read_json(folder / PROVENANCE_NAME)
     recorded = record.get(WEIGHTS_KEY, own)
     # Of what an earlier version left nobody knows: it counts, unless a record says that a later one wrote here.
     unstated = None if WEIGHTS_KEY in record else own
-    stated = {name: read_json(folder / name).get(WEIGHTS_KEY, unstated) for name in _RESULTS}
+    stated = {name: read_json(folder / name).get(WEIGHTS_KEY, unstated) for name in (*_RESULTS, COMPARISON_NAME)}
     # Written together with their results, which say whose they are.
     stated |= {PROVENANCE_NAME: recorded, PREDICTIONS_NAME: stated[PREDICT_RESULTS_NAME], CURVES_NAME: recorded}
+    stated[COMPARISON_PICTURE_NAME] = stated[COMPARISON_NAME]
     foreign = [name for name in stated if (folder / name).is_file() and stated[name] != own]
     # The picture is drawn before the weights are written, so the record says which one is theirs.
     if CURVES_KEY in record and CURVES_NAME not in foreign and (folder / CURVES_NAME).is_file():

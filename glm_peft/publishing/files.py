@@ -17,6 +17,8 @@ from glm_peft.publishing.card.build import build_card
 from glm_peft.publishing.card.values import part, text_of
 from glm_peft.reporting.file_names import (
     CARD_NAME,
+    COMPARISON_NAME,
+    COMPARISON_PICTURE_NAME,
     CURVES_NAME,
     PREDICT_RESULTS_NAME,
     PROVENANCE_NAME,
@@ -26,7 +28,10 @@ from glm_peft.reporting.files import read_json
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 # A list, as `Trainer.push_to_hub` uploads the output folder whole, `training_args.bin` with its paths included.
-SENT_NAMES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, CURVES_NAME, RESULTS_NAME, PREDICT_RESULTS_NAME, PROVENANCE_NAME)
+SENT_NAMES = (
+    *(CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, CURVES_NAME, COMPARISON_PICTURE_NAME),
+    *(RESULTS_NAME, PREDICT_RESULTS_NAME, COMPARISON_NAME, PROVENANCE_NAME),
+)
 """Every file that may be sent, in this order; the first three always are."""
 
 _NAMES_OF_BASE = ("base_model_name_or_path", "tokenizer_name_or_path")  # the second is of PEFT's prompt tuning

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from glm_peft.arguments.methods import PREFIX_TUNING
+from glm_peft.distillation.report import format_comparison
 from glm_peft.errors import UserError
 from glm_peft.hub.rights import is_hub_id
 from glm_peft.metrics import SCORE_NAMES
@@ -17,7 +18,7 @@ from glm_peft.publishing.card import bootstrap, markdown
 from glm_peft.publishing.card.commands import quoted
 from glm_peft.publishing.card.facts import Facts, read_facts
 from glm_peft.publishing.card.scores import Scores, show_score
-from glm_peft.reporting.file_names import CARD_NAME, CURVES_NAME, PREDICTIONS_NAME
+from glm_peft.reporting.file_names import CARD_NAME, COMPARISON_PICTURE_NAME, CURVES_NAME, PREDICTIONS_NAME
 from glm_peft.reporting.files import write_atomically
 from glm_peft.reporting.results import format_bytes
 
@@ -46,6 +47,8 @@ _IN_TEMPLATES = {
     "show_score": show_score,
     "quoted": quoted,
     "format_bytes": format_bytes,
+    "format_comparison": format_comparison,
+    "comparison_picture_name": COMPARISON_PICTURE_NAME,
     "curves_name": CURVES_NAME,
     "predictions_name": PREDICTIONS_NAME,
     "resamples": bootstrap.RESAMPLES,

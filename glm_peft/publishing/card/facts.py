@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from glm_peft.arguments.methods import FULL, MERGED, METHODS
+from glm_peft.distillation.comparison import Comparison
+from glm_peft.distillation.report import read_comparison
 from glm_peft.errors import UserError
 from glm_peft.hub.rights import is_hub_id
 from glm_peft.provenance.hardware import RUNTIMES
@@ -27,7 +29,13 @@ from glm_peft.publishing.card.scores import (
     read_splits,
 )
 from glm_peft.publishing.card.values import is_number, part, read_messages, text_of
-from glm_peft.reporting.file_names import CURVES_NAME, PREDICTIONS_NAME, PROVENANCE_NAME
+from glm_peft.reporting.file_names import (
+    COMPARISON_NAME,
+    COMPARISON_PICTURE_NAME,
+    CURVES_NAME,
+    PREDICTIONS_NAME,
+    PROVENANCE_NAME,
+)
 from glm_peft.reporting.files import read_json
 from glm_peft.reporting.results import format_bytes
 
@@ -51,6 +59,15 @@ class Stretch:
 
 
 @dataclass(frozen=True)
+class Document:
+    """A text that was distilled into the prefix: the name of its file, its SHA-256, its length in tokens."""
+
+    name: str | None
+    digest: str | None
+    tokens: int | None
+
+
+@dataclass(frozen=True)
 class Facts:
     """
     The variables of the card's templates; what is not known is `None` or empty.
@@ -66,6 +83,8 @@ class Facts:
         origins: the adapter that this one was made from, by the way it was made.
         splits: the data by split; validation sets with names of their own are `validation_NAME`.
         train_sets: what it was trained on, one after the other; empty where that is not recorded.
+        documents: the texts that were distilled into it.
+        comparison: with the document, with the prefix, with neither; `None` where none was made.
         languages: codes of the rows' languages.
         predictions: the generated answers with prompts, conversations and references.
         examples: the first of them, as many as are shown.
@@ -95,6 +114,9 @@ class Facts:
     splits: dict[str, Split]
     train_sets: list[Split]
     test: Split
+    documents: list[Document]
+    comparison: Comparison | None
+    has_comparison_picture: bool
     languages: list[str]
     predictions: list[dict[str, Any]]
     examples: list[dict[str, Any]]
@@ -165,6 +187,9 @@ def read_facts(
         splits=splits,
         train_sets=_distinct([stretch.data for stretch in stretches] + [splits.get("train", Split("train"))]),
         test=splits.get("test", Split("test")),
+        documents=_read_documents(record.get("documents")),
+        comparison=None if COMPARISON_NAME in foreign else read_comparison(folder),
+        has_comparison_picture=COMPARISON_PICTURE_NAME not in foreign and (folder / COMPARISON_PICTURE_NAME).is_file(),
         languages=[name for name in map(text_of, languages) if name] if isinstance(languages, list) else [],
         predictions=predictions,
         examples=shown,
@@ -237,6 +262,14 @@ def _read_stretch(stretch: Mapping[str, Any]) -> Stretch:
         date=text_of(stretch.get("date")),
         data=read_split("train", part(stretch, "data")),
     )
+
+
+def _read_documents(recorded: Any) -> list[Document]:
+    documents = [each for each in recorded if isinstance(each, dict)] if isinstance(recorded, list) else []
+    return [
+        Document(text_of(each.get("file")), text_of(each.get("sha256")), _number(each.get("tokens")))
+        for each in documents
+    ]
 
 
 def _distinct(splits: list[Split]) -> list[Split]:
