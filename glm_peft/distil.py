@@ -86,7 +86,7 @@ def main() -> None:
         data_collator=collator,
         batching=batching,
         eval_dataset=evaluation_sets(data.examples),
-        record=run.begin_record(scoring, splits, distilled=document.describe(distil_args)),
+        record=run.begin_record(scoring, splits, documents=describe_documents(document, base)),
     )
     trainer.add_callback(TrainingCurves(run.output_dir, scoring.protocol))
     trainer.add_callback(pusher)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -18,10 +19,11 @@ from glm_peft.adapters.label_loss import (
     mean_over_labels,
     replaced_loss,
 )
-from glm_peft.distillation.reading import Reader, encode_text, reads_both_ways
+from glm_peft.distillation.lessons import Lessons
+from glm_peft.distillation.reading import Reader, Readers, encode_text, reads_both_ways
 from glm_peft.metrics import SCORE_NAMES, compute_scores
 from glm_peft.models.unwrapping import base_of
-from glm_peft.prediction.evaluation import Answering
+from glm_peft.prediction.evaluation import Answering, Scoring
 from glm_peft.prediction.generation_settings import GenerationSettings, num_virtual_tokens, token_bytes
 from glm_peft.prediction.prefix_cache import prefix_computed_once
 from glm_peft.preprocessing.collators import IGNORED_LABEL
@@ -102,6 +104,42 @@ class Comparison:
     references: int
     answer_tokens: int
     protocol: str
+
+
+def compare_held_out(lessons: Lessons, readers: Readers, student: PeftModel, scoring: Scoring) -> Comparison:
+    """Compare on the questions that were held out, each with the text in context that it is about; see `compare`."""
+    by_text: dict[int, list[dict[str, Any]]] = {}
+    for row in lessons.held_out:
+        by_text.setdefault(row["context"], []).append(row)
+    compared = []
+    for context, rows in by_text.items():
+        questions, references = [row["messages"][:-1] for row in rows], [row.get("reference") for row in rows]
+        ways = ways_of(readers(lessons.texts[context]), student)
+        compared.append(compare(ways, questions, references, scoring.settings, scoring.protocol))
+    return compared[0] if len(compared) == 1 else _join(compared)
+
+
+def _join(parts: list[Comparison]) -> Comparison:
+    """Return the means of comparisons on several texts, weighted by what each was measured on."""
+
+    def mean(values: list[float | None], weights: list[int]) -> float | None:
+        known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
+        return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else None
+
+    questions, references = [part.questions for part in parts], [part.references for part in parts]
+    tokens, ways = [part.answer_tokens for part in parts], {}
+    for name in parts[0].ways:
+        of_way = [part.ways[name] for part in parts]
+        ways[name] = Measures(
+            divergence=mean([own.divergence for own in of_way], tokens),
+            same_answers=mean([own.same_answers for own in of_way], questions),
+            scores={score: mean([own.scores[score] for own in of_way], questions) for score in of_way[0].scores},
+            exact_match=mean([own.exact_match for own in of_way], references),
+            context_tokens=round(mean([own.context_tokens for own in of_way], questions)),
+            cache_bytes=round(mean([own.cache_bytes for own in of_way], questions)),
+            first_token_seconds=mean([own.first_token_seconds for own in of_way], questions),
+        )
+    return Comparison(ways, sum(questions), sum(references), sum(tokens), parts[0].protocol)
 
 
 def compare(
