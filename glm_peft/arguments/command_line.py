@@ -105,6 +105,7 @@ class _Parser(HfArgumentParser):
         super().__init__(dataclass_types, allow_abbrev=False, formatter_class=_HelpFormatter, **options)
         self.refused, names = refused, names_of_fields(dataclass_types)
         self.names = names | {old: new for old, new in renamed.items() if new in names}
+        self.lists = {action.dest for action in self._actions if action.nargs == "+"}
         for action in self._actions:
             if action.type is string_to_bool and action.nargs is None:
                 action.nargs, action.const = "?", True  # --flag alone is true; transformers forgets `bool | None`
@@ -138,6 +139,8 @@ class _Parser(HfArgumentParser):
                     f"{setting.where}: {' '.join(setting.values)} contradicts {other.name} "
                     f"{' '.join(other.values)}, which is another name for the same argument; give one of them."
                 )
+            if other is not setting and target in self.lists:  # given once more: no value is lost
+                setting = dataclasses.replace(setting, values=[*other.values, *setting.values])
             self._read_setting(target, setting, values)
             by_target[target] = setting
         return by_target

@@ -116,11 +116,13 @@ class Reading:
     What is read at once.
 
     Args:
-        texts: the whole text; parts of it that overlap, where it is too long.
-        chunks: of each text, the parts that questions are asked about.
-        num_tokens: of the first text as it stands in front of a prompt.
+        text: all of the documents.
+        texts: that text; parts of it that overlap, where it is too long.
+        chunks: of each of these, the parts that questions are asked about.
+        num_tokens: of all as it stands in front of a prompt.
     """
 
+    text: str
     texts: list[str]
     chunks: list[list[str]]
     num_tokens: int
@@ -142,9 +144,8 @@ def plan_reading(base: OpenedBase, text: str, distil_args: DistilArguments) -> R
             "that overlap, and what can be told only from two parts together is not learnt.",
             *(num_tokens, room, len(texts)),
         )
-        num_tokens = len(encode_text(base, texts[0]))
     chunks = [split_text(base, own, distil_args.chunk_tokens) for own in texts]
-    return Reading(texts, chunks, num_tokens)
+    return Reading(text, texts, chunks, num_tokens)
 
 
 def _room_for_text(base: OpenedBase, distil_args: DistilArguments) -> int:
@@ -166,19 +167,25 @@ def split_text(base: OpenedBase, text: str, max_tokens: int, overlap: int = 0) -
 
     Args:
         max_tokens: the most tokens of a piece.
-        overlap: how many tokens, at most, a piece has in common with the one before it.
+        overlap: how many tokens a piece has in common with the one before it, at most or in one sentence; 0 for none.
     """
     pieces, piece, sizes = [], [], []
     for unit, size in _units(base, text, max_tokens):
         if piece and sum(sizes) + size > max_tokens:
             pieces.append("".join(piece))
-            keep = next(
-                start for start in range(len(sizes) + 1) if sum(sizes[start:]) <= min(overlap, max_tokens - size)
-            )
+            keep = _common(sizes, overlap, max_tokens - size)
             piece, sizes = piece[keep:], sizes[keep:]
         piece.append(unit)
         sizes.append(size)
     return [*pieces, "".join(piece)]
+
+
+def _common(sizes: list[int], overlap: int, room: int) -> int:
+    """Return the number of the first sentence that the next piece has, too."""
+    if not overlap:
+        return len(sizes)
+    start = next(number for number in range(len(sizes) + 1) if sum(sizes[number:]) <= min(overlap, room))
+    return start - 1 if start == len(sizes) and sizes[-1] <= room else start
 
 
 def _units(base: OpenedBase, text: str, max_tokens: int) -> Iterator[tuple[str, int]]:

@@ -22,7 +22,8 @@ def resolve_length(base: OpenedBase, reading: Reading) -> OpenedBase:
     given, num_tokens = base.model_args.num_virtual_tokens, reading.num_tokens
     if base.adapter or given <= num_tokens:
         return base
-    exact = "" if reads_both_ways(base) else ": as long as they are, a prefix is the documents themselves"
+    is_same = len(reading.texts) == 1 and not reads_both_ways(base)
+    exact = ": as long as they are, a prefix is the documents themselves" if is_same else ""
     logger.warning(
         "--num_virtual_tokens %d is more than the documents have, and becomes %d%s.", given, num_tokens, exact
     )
@@ -38,7 +39,7 @@ def is_exact(base: OpenedBase, reading: Reading) -> bool:
 def start_as_text(student: PeftModel, base: OpenedBase, reading: Reading, distil_args: DistilArguments) -> None:
     """Initialize a new prefix with keys and values of the text, and freeze its first tokens."""
     if _starts_as_text(base):
-        ids, length = encode_text(base, reading.texts[0]), base.model_args.num_virtual_tokens
+        ids, length = encode_text(base, reading.text), base.model_args.num_virtual_tokens
         initialize_from_text(student, spread(ids, length) if distil_args.prefix_start == "chunks" else ids[:length])
     freeze_first_tokens(student, distil_args.num_frozen_tokens)
 
