@@ -116,30 +116,7 @@ def compare_held_out(lessons: Lessons, readers: Readers, student: PeftModel, sco
         questions, references = [row["messages"][:-1] for row in rows], [row.get("reference") for row in rows]
         ways = ways_of(readers(lessons.texts[context]), student)
         compared.append(compare(ways, questions, references, scoring.settings, scoring.protocol))
-    return compared[0] if len(compared) == 1 else _join(compared)
-
-
-def _join(parts: list[Comparison]) -> Comparison:
-    """Return the means of comparisons on several texts, weighted by what each was measured on."""
-
-    def mean(values: list[float | None], weights: list[int]) -> float | None:
-        known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
-        return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else None
-
-    questions, references = [part.questions for part in parts], [part.references for part in parts]
-    tokens, ways = [part.answer_tokens for part in parts], {}
-    for name in parts[0].ways:
-        of_way = [part.ways[name] for part in parts]
-        ways[name] = Measures(
-            divergence=mean([own.divergence for own in of_way], tokens),
-            same_answers=mean([own.same_answers for own in of_way], questions),
-            scores={score: mean([own.scores[score] for own in of_way], questions) for score in of_way[0].scores},
-            exact_match=mean([own.exact_match for own in of_way], references),
-            context_tokens=round(mean([own.context_tokens for own in of_way], questions)),
-            cache_bytes=round(mean([own.cache_bytes for own in of_way], questions)),
-            first_token_seconds=mean([own.first_token_seconds for own in of_way], questions),
-        )
-    return Comparison(ways, sum(questions), sum(references), sum(tokens), parts[0].protocol)
+    return join(compared)
 
 
 def compare(
