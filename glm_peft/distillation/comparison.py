@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -30,7 +31,7 @@ from glm_peft.preprocessing.collators import IGNORED_LABEL
 from glm_peft.preprocessing.messages import Message
 
 DOCUMENT, PREFIX, NEITHER = "document", "prefix", "neither"
-TIMED_QUESTIONS = 8
+TIMED_QUESTIONS, TIMED_SECONDS = 8, 60  # the most of each by which the time to the first token is measured
 
 
 @dataclass(frozen=True)
@@ -269,11 +270,15 @@ def _time_first_token(way: Way, questions: Sequence[list[Message]]) -> float:
     model, encode = way.answering.model, way.encode
     if way.whole_prompt:
         model, encode = base_of(model), way.whole_prompt
-    seconds = []
+
+    def measure(question: list[Message]) -> float:
+        inputs = _as_inputs(model, encode(question))
+        start = time.perf_counter()
+        model(**inputs, use_cache=True, logits_to_keep=1).logits.argmax().item()  # waits for the device
+        return time.perf_counter() - start
+
     with prefix_computed_once(model):
-        for question in (questions[0], *questions):  # the first call of all is slower than those that follow
-            inputs = _as_inputs(model, encode(question))
-            start = time.perf_counter()
-            model(**inputs, use_cache=True, logits_to_keep=1).logits.argmax().item()  # waits for the device
-            seconds.append(time.perf_counter() - start)
-    return median(seconds[1:])
+        first = measure(questions[0])  # slower than those that follow, and not counted
+        # A long document takes minutes a question on a CPU. Processes that share a model must agree on their number.
+        (number,) = broadcast_object_list([max(int(TIMED_SECONDS / first), 1)])
+        return median(map(measure, questions[:number]))
