@@ -19,7 +19,7 @@ from glm_peft.arguments.splits import evaluation_sets
 from glm_peft.distillation.comparison import compare_held_out
 from glm_peft.distillation.conversations import make_conversations
 from glm_peft.distillation.documents import read_documents
-from glm_peft.distillation.lessons import Lessons, encode_lessons, hear_teacher
+from glm_peft.distillation.lessons import Lessons, encode_lessons, hear_teacher, learning_from_conversations
 from glm_peft.distillation.reading import Readers, plan_reading
 from glm_peft.distillation.report import write_comparison
 from glm_peft.distillation.start import is_exact, resolve_length, start_as_text
@@ -54,6 +54,7 @@ def main() -> None:
     reading = plan_reading(base, document.text, distil_args)
     base = resolve_length(base, reading)
     arguments = arguments.resolve(base.model_args, base.data_args)
+    asked, arguments = arguments.data, learning_from_conversations(arguments)
     model_args, data_args, training_args = arguments
     check_base_weights(model_args)
     pusher = prepare_push(model_args, training_args)
@@ -68,7 +69,7 @@ def main() -> None:
     readers = Readers(base, model)
 
     # Conversations about the documents, and what reading them gives each token of the answers
-    rows = make_conversations(reading, readers, distil_args, arguments)
+    rows = make_conversations(reading, readers, distil_args, training_args, asked)
     lessons = Lessons(rows, reading.texts, distil_args.num_held_out, run.output_dir)
     splits, data = lessons.as_splits(), encode_lessons(lessons, base, data_args)
     run.take_rows(splits)
@@ -86,7 +87,7 @@ def main() -> None:
         data_collator=collator,
         batching=batching,
         eval_dataset=evaluation_sets(data.examples),
-        record=run.begin_record(scoring, splits, documents=describe_documents(document, base)),
+        record=run.begin_record(scoring, splits, documents=document.describe(base.tokenizer)),
     )
     trainer.add_callback(TrainingCurves(run.output_dir, scoring.protocol))
     trainer.add_callback(pusher)

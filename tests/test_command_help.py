@@ -13,6 +13,7 @@ from warm_starts import warm_python
 from glm_peft.arguments.chat import ChatArguments
 from glm_peft.arguments.command_help import COMMANDS, _command
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.distil import DistilArguments
 from glm_peft.arguments.inspection import InspectArguments
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.prediction import PredictArguments
@@ -27,6 +28,7 @@ from glm_peft.reporting.exits import exit_with_user_errors
 
 PROJECT = Path(__file__).parents[1]
 OWN = {"predict": PredictArguments, "train": TrainingDefaults, "doctor": TrainingDefaults, "search": SearchArguments}
+OWN["distil"] = DistilArguments
 OWN_NAMES = {
     command: {field.name for kind in (ModelArguments, DataArguments, own) for field in fields(kind)}
     for command, own in OWN.items()
@@ -56,7 +58,12 @@ def test_help_names_every_argument_of_the_command_without_importing_torch(comman
     names = OWN_NAMES[command]
     assert [name for name in names if f"--{name}" not in run.stdout] == []
     flags = set(run.stdout.split())
-    assert [name for name in OF_TRAINING if f"--{name}" in flags] == [] or command in ("train", "doctor", "search")
+    assert [name for name in OF_TRAINING if f"--{name}" in flags] == [] or command in (
+        "train",
+        "distil",
+        "doctor",
+        "search",
+    )
     assert command != "predict" or "None: the base alone." in " ".join(run.stdout.split())
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
     assert not imported & {"torch", "peft", "glm_peft.models"}

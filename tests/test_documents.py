@@ -43,6 +43,7 @@ from glm_peft.arguments.chat import ChatArguments, parse_chat_arguments
 from glm_peft.arguments.command_line import names_of_fields
 from glm_peft.arguments.conversion import parse_convert_arguments
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.distil import DistilArguments, parse_distil_arguments
 from glm_peft.arguments.doctor import parse_doctor_arguments
 from glm_peft.arguments.former_options import IGNORED, REFUSED, RENAMED
 from glm_peft.arguments.inspection import parse_inspect_arguments
@@ -176,6 +177,7 @@ MODULES = {
     "glm_peft.chat": parse_chat_arguments,
     "glm_peft.serve": parse_serve_arguments,
     "glm_peft.web": parse_web_arguments,
+    "glm_peft.distil": parse_distil_arguments,
     "glm_peft.search": parse_search_arguments,
     "glm_peft.push": parse_push_arguments,
     "glm_peft.convert": parse_convert_arguments,
@@ -203,8 +205,8 @@ def test_every_command_is_understood(words, monkeypatch):
         launched = launch_command_parser().parse_args(words[2:])
         assert Path(launched.config_file).is_file()
         assert launched.quiet  # or accelerate's traceback follows the sentence
-        parse = {"glm_peft/train.py": parse_train_arguments, "glm_peft.predict": parse_predict_arguments}
-        assert bool(launched.module) == (launched.training_script == "glm_peft.predict")
+        assert bool(launched.module) == (launched.training_script in MODULES)
+        parse = {**MODULES, "glm_peft/train.py": parse_train_arguments}
         parse[launched.training_script](launched.training_script_args)
     elif words[:2] == ["python", "-m"]:
         words = words[: words.index("<")] if "<" in words else words
@@ -231,7 +233,7 @@ def test_every_module_and_make_target_that_is_named_exists(document):
 def test_every_flag_that_is_named_exists(document):
     """But for the demo's page, whose flags are those of its own scripts."""
     types = (ModelArguments, DataArguments, TrainingArguments, PredictArguments, SearchArguments, PushArguments)
-    types = (*types, ChatArguments, ServeArguments, WebArguments)
+    types = (*types, ChatArguments, ServeArguments, WebArguments, DistilArguments)
     known = {f"--{name}" for name in (*names_of_fields(types), *IGNORED, *REFUSED, *RENAMED)} | set(OTHER_FLAGS)
     prose = re.sub(r"^(> .*|```.*?^```)$", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"(?<![\w-])--[a-z_0-9]+", prose)) - known == set()

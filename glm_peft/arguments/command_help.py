@@ -12,7 +12,19 @@ from glm_peft.arguments.transformers_flags import MOST_USED
 from glm_peft.reporting.exits import exit_with_user_errors
 
 _PACKAGE = Path(__file__).absolute().parents[1]
-COMMANDS = ("chat", "convert", "doctor", "inspect_adapter", "predict", "push", "search", "serve", "train", "web")
+COMMANDS = (
+    "chat",
+    "convert",
+    "distil",
+    "doctor",
+    "inspect_adapter",
+    "predict",
+    "push",
+    "search",
+    "serve",
+    "train",
+    "web",
+)
 
 
 def show_help_if_asked() -> None:
@@ -52,6 +64,7 @@ def _show_help(command: str) -> None:  # each parser prints its help and exits
         parse_push_arguments(["--help"])
     from glm_peft.arguments.command_line import parse_command
     from glm_peft.arguments.data import DataArguments
+    from glm_peft.arguments.distil import DISTIL_WORDS, DistilArguments
     from glm_peft.arguments.doctor import DOCTOR_WORDS
     from glm_peft.arguments.model import ModelArguments
     from glm_peft.arguments.prediction import PREDICTION_TYPES, PREDICTION_WORDS
@@ -70,13 +83,14 @@ def _show_help(command: str) -> None:  # each parser prints its help and exits
         from glm_peft.arguments.web import WEB_TYPES, WEB_WORDS
 
         parse_command(["--help"], WEB_TYPES, **WEB_WORDS)
-    words = {"predict": PREDICTION_WORDS, "train": TRAINING_WORDS, "doctor": DOCTOR_WORDS, "search": SEARCH_WORDS}
-    words = words[command]
+    words = {"train": TRAINING_WORDS, "doctor": DOCTOR_WORDS, "search": SEARCH_WORDS, "distil": DISTIL_WORDS}
+    words = {**words, "predict": PREDICTION_WORDS}[command]
     if command != "predict":
         words = words | {"epilog": "\n".join([_transformers_flags(), words.get("epilog", "")])}
     # Without transformers' hundred arguments of its Trainer, whose import takes seconds: --help_all has them.
     types = PREDICTION_TYPES if command == "predict" else (ModelArguments, DataArguments, TrainingDefaults)
-    types = (SearchArguments, *types) if command == "search" else types
+    first = {"search": SearchArguments, "distil": DistilArguments}
+    types = (first[command], *types) if command in first else types
     parse_command(["--help"], types, **words)
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.json_values import json_values
 from glm_peft.preprocessing.records import describe_value
@@ -14,11 +16,11 @@ from glm_peft.reporting.text_files import read_text
 
 @dataclass(frozen=True)
 class DocumentPart:
-    """One file of a document: its name without folders, the sha256 of its bytes, and the characters of its text."""
+    """One file of a document: its name without folders, the sha256 of its bytes, and its text."""
 
     name: str
     digest: str
-    num_characters: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,17 @@ class Document:
 
     text: str
     parts: tuple[DocumentPart, ...]
+
+    def describe(self, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+        """Return what a record tells of the files: names, digests and tokens, never their text."""
+        return [
+            {
+                "file": part.name,
+                "sha256": part.digest,
+                "tokens": len(tokenizer(part.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]),
+            }
+            for part in self.parts
+        ]
 
 
 def read_documents(paths: list[str]) -> Document:
@@ -40,9 +53,7 @@ def read_documents(paths: list[str]) -> Document:
         UserError: a file is not there, of another kind, not readable as what it is called, or has no text.
     """
     texts = [_read(path) for path in paths]
-    parts = [
-        DocumentPart(Path(path).name, digest_file(path), len(text)) for path, text in zip(paths, texts, strict=True)
-    ]
+    parts = [DocumentPart(Path(path).name, digest_file(path), text) for path, text in zip(paths, texts, strict=True)]
     return Document("\n\n".join(texts), tuple(parts))
 
 

@@ -1,7 +1,7 @@
 """Turn conversations about a text into what the prefix learns: tokens, and what a reader of the text gives each."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from glm_peft.adapters.assembly import OpenedBase
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.distil import DistilArguments
 from glm_peft.arguments.fields import changed
-from glm_peft.arguments.training import TrainingArguments
+from glm_peft.arguments.training import TrainArguments, TrainingArguments
 from glm_peft.data import EncodedSplits, build_training_features, encode_splits
 from glm_peft.distillation.reading import Readers, reads_both_ways
 from glm_peft.errors import UserError
@@ -68,6 +68,13 @@ class Lessons:
         start = len(made) - self.num_held_out
         source = str(self.file)
         return {"train": Split("train", source, made[:start]), "validation": Split("validation", source, made[start:])}
+
+
+def learning_from_conversations(arguments: TrainArguments) -> TrainArguments:
+    """Return the arguments of a training on the conversations, which will stand in the output folder."""
+    file = str(Path(arguments.training.output_dir) / CONVERSATIONS_NAME)
+    data_args = changed(arguments.data, train_file=file, validation_file=file, dataset_name=None)
+    return replace(arguments, data=data_args)
 
 
 def encode_lessons(lessons: Lessons, base: OpenedBase, data_args: DataArguments) -> EncodedSplits:
