@@ -109,6 +109,8 @@ class Comparison:
 
 def compare_held_out(lessons: Lessons, readers: Readers, student: PeftModel, scoring: Scoring) -> Comparison:
     """Compare on the questions that were held out, each with the text in context that it is about; see `compare`."""
+    # As training may have left it on, and PEFT then puts no further prefix, such as a text, on the base.
+    readers.model.activation_checkpointing_disable()
     by_text: dict[int, list[dict[str, Any]]] = {}
     for row in lessons.held_out:
         by_text.setdefault(row["context"], []).append(row)
