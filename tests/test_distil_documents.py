@@ -44,9 +44,9 @@ def test_documents_of_every_kind_are_joined_with_a_blank_line(tmp_path: Path) ->
     (tmp_path / "b.MD").write_text("# Title\n", encoding="utf-8")
     lines = ["plain", {"text": "of text"}, {"content": "of content", "id": 1}]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    write_pdf(tmp_path / "d.pdf", "page one", "page two", password="")
+    write_pdf(tmp_path / "d.pdf", "page one", "page \ufb01ve", password="")
     write_docx(tmp_path / "e.docx")
-    texts = ["第一行\n第二行", "# Title", "plain\nof text\nof content", "page one\npage two"]
+    texts = ["第一行\n第二行", "# Title", "plain\nof text\nof content", "page one\npage five"]
     texts += ["价格\n2026\n茶 | 绿 | 12元\n含税。"]
     files = sorted(tmp_path.iterdir())
     document = read_documents(list(map(str, files)))

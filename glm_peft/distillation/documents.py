@@ -1,5 +1,7 @@
 """Read the documents that are to become a prefix: text, Markdown, JSON lines, PDF and DOCX."""
 
+import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from glm_peft.preprocessing.json_values import json_values
 from glm_peft.preprocessing.records import describe_value
 from glm_peft.reporting.files import digest_file
 from glm_peft.reporting.text_files import read_text
+
+# Radicals that look like a character, compatibility characters and ligatures, as PDF fonts name them.
+_LOOKALIKES = re.compile("[\u2f00-\u2fdf\uf900-\ufaff\ufb00-\ufb06]")
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,12 @@ def _read_pdf(file: str) -> str:
     except ImportError as error:
         raise _missing_package(file, "pypdf") from error
     try:
-        return "\n".join(page.extract_text() for page in PdfReader(file).pages)
+        text = "\n".join(page.extract_text() for page in PdfReader(file).pages)
     except (FileNotDecryptedError, DependencyError) as error:
         raise UserError(f"--document {file} is encrypted: save it without a password, and give that file.") from error
     except Exception as error:  # whatever a damaged file makes the library stumble over
         raise _damaged(file, "PDF", error) from error
+    return _LOOKALIKES.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
 
 
 def _read_docx(file: str) -> str:

@@ -56,6 +56,7 @@ def generate_answers(
     known_answers: Mapping[int, str] | None = None,
     keep_white_space: bool = False,
     watch: StoppingCriteria | None = None,
+    shows_progress: bool = True,
 ) -> list[str]:
     """
     Generate the model's answer to every prompt, without the prompt, special tokens and what follows the end.
@@ -70,6 +71,7 @@ def generate_answers(
         known_answers: answers of an earlier run by row number, which are not generated again.
         keep_white_space: return the answers with the white space around them.
         watch: is called with the ids of a batch after each token, and may end its rows.
+        shows_progress: draw a bar; off where the caller draws one over many calls.
 
     Returns:
         One answer for each prompt, in the order of the prompts.
@@ -83,7 +85,7 @@ def generate_answers(
     settings = choose_batch_size(settings, model, lengths)
     mine, filler = _own_share(plan_batches(lengths, settings, answers))
     generator = _Generator(model, tokenizer, chat_format, settings, watch)
-    is_hidden = len(prompts) == 1 or watch is not None  # who watches shows the answers
+    is_hidden = not shows_progress or len(prompts) == 1 or watch is not None  # who watches shows the answers
     with _one_at_a_time, _progress(mine, is_hidden) as progress, _ready(model, generator.config):
         for batch in generator.run(mine, prompts):
             answers.update(zip(batch.rows, batch.answers, strict=True))
