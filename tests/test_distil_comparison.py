@@ -22,12 +22,15 @@ from glm_peft.distillation.comparison import (
     Measures,
     Way,
     compare,
+    compare_held_out,
     join,
     ways_of,
 )
-from glm_peft.distillation.reading import encode_text, open_reader
+from glm_peft.distillation.lessons import Lessons
+from glm_peft.distillation.reading import Readers, encode_text, open_reader
 from glm_peft.distillation.report import format_comparison, is_useless, read_comparison, write_comparison
 from glm_peft.metrics import SCORE_NAMES, compute_scores
+from glm_peft.prediction.evaluation import Scoring
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.publishing.card.build import TEMPLATES, build_card
 from glm_peft.publishing.files import collect_files
@@ -120,6 +123,32 @@ def test_measures_are_those_of_full_distributions_over_the_answers_with_the_docu
         assert (
             way.cache_bytes == 2 * 2 * base.config.num_key_value_heads * base.config.head_dim * 4 * way.context_tokens
         )
+
+
+def test_held_out_questions_are_asked_with_the_text_that_their_answers_were_given_with(tiny_model_dirs, tmp_path):
+    base = open_base(ModelArguments(str(tiny_model_dirs["chatglm3"])))
+    model = base.load_model()
+    readers = Readers(base, model)
+    ids = torch.tensor([encode_text(base, TEXT)])
+    asked = [question + [{"role": "assistant", "content": "是"}] for question in QUESTIONS]
+    rows = [{"messages": asked[number], "context": number % 2, "reference": None} for number in (2, 1, 0)]
+    lessons = Lessons(rows, [TEXT, TEXT[:15]], 2, tmp_path)
+    student = put_prefix_on(model, keys_and_values(model, ids))
+    scoring = Scoring(readers(TEXT).answering, SETTINGS, "thudm")
+    model.activation_checkpointing_enable()  # as training leaves it; a resumed run has opened no reader before
+    found = compare_held_out(lessons, readers, student, scoring)
+    expected = [
+        compare(ways_of(readers(text), student), [question], [None], SETTINGS, "thudm")
+        for text, question in ((TEXT[:15], QUESTIONS[1]), (TEXT, QUESTIONS[0]))
+    ]
+    assert timeless(found) == timeless(join(expected)) and found.questions == 2
+    assert expected[1].ways[PREFIX].divergence == 0 < expected[0].ways[PREFIX].divergence
+
+
+def timeless(comparison: Comparison) -> Comparison:
+    return replace(
+        comparison, ways={way: replace(one, first_token_seconds=0.0) for way, one in comparison.ways.items()}
+    )
 
 
 def test_comparisons_are_joined_by_what_each_mean_is_over():

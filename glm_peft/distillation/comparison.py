@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -30,7 +31,7 @@ from glm_peft.preprocessing.collators import IGNORED_LABEL
 from glm_peft.preprocessing.messages import Message
 
 DOCUMENT, PREFIX, NEITHER = "document", "prefix", "neither"
-TIMED_QUESTIONS = 8
+TIMED_QUESTIONS, TIMED_SECONDS = 8, 60  # the most of each by which the time to the first token is measured
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ class Comparison:
 
 def compare_held_out(lessons: Lessons, readers: Readers, student: PeftModel, scoring: Scoring) -> Comparison:
     """Compare on the questions that were held out, each with the text in context that it is about; see `compare`."""
+    # As training may have left it on, and PEFT then puts no further prefix, such as a text, on the base.
+    readers.model.activation_checkpointing_disable()
     by_text: dict[int, list[dict[str, Any]]] = {}
     for row in lessons.held_out:
         by_text.setdefault(row["context"], []).append(row)
@@ -116,30 +119,7 @@ def compare_held_out(lessons: Lessons, readers: Readers, student: PeftModel, sco
         questions, references = [row["messages"][:-1] for row in rows], [row.get("reference") for row in rows]
         ways = ways_of(readers(lessons.texts[context]), student)
         compared.append(compare(ways, questions, references, scoring.settings, scoring.protocol))
-    return compared[0] if len(compared) == 1 else _join(compared)
-
-
-def _join(parts: list[Comparison]) -> Comparison:
-    """Return the means of comparisons on several texts, weighted by what each was measured on."""
-
-    def mean(values: list[float | None], weights: list[int]) -> float | None:
-        known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
-        return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else None
-
-    questions, references = [part.questions for part in parts], [part.references for part in parts]
-    tokens, ways = [part.answer_tokens for part in parts], {}
-    for name in parts[0].ways:
-        of_way = [part.ways[name] for part in parts]
-        ways[name] = Measures(
-            divergence=mean([own.divergence for own in of_way], tokens),
-            same_answers=mean([own.same_answers for own in of_way], questions),
-            scores={score: mean([own.scores[score] for own in of_way], questions) for score in of_way[0].scores},
-            exact_match=mean([own.exact_match for own in of_way], references),
-            context_tokens=round(mean([own.context_tokens for own in of_way], questions)),
-            cache_bytes=round(mean([own.cache_bytes for own in of_way], questions)),
-            first_token_seconds=mean([own.first_token_seconds for own in of_way], questions),
-        )
-    return Comparison(ways, sum(questions), sum(references), sum(tokens), parts[0].protocol)
+    return join(compared)
 
 
 def compare(
@@ -292,11 +272,15 @@ def _time_first_token(way: Way, questions: Sequence[list[Message]]) -> float:
     model, encode = way.answering.model, way.encode
     if way.whole_prompt:
         model, encode = base_of(model), way.whole_prompt
-    seconds = []
+
+    def measure(question: list[Message]) -> float:
+        inputs = _as_inputs(model, encode(question))
+        start = time.perf_counter()
+        model(**inputs, use_cache=True, logits_to_keep=1).logits.argmax().item()  # waits for the device
+        return time.perf_counter() - start
+
     with prefix_computed_once(model):
-        for question in (questions[0], *questions):  # the first call of all is slower than those that follow
-            inputs = _as_inputs(model, encode(question))
-            start = time.perf_counter()
-            model(**inputs, use_cache=True, logits_to_keep=1).logits.argmax().item()  # waits for the device
-            seconds.append(time.perf_counter() - start)
-    return median(seconds[1:])
+        first = measure(questions[0])  # slower than those that follow, and not counted
+        # A long document takes minutes a question on a CPU. Processes that share a model must agree on their number.
+        (number,) = broadcast_object_list([max(int(TIMED_SECONDS / first), 1)])
+        return median(map(measure, questions[:number]))

@@ -56,7 +56,9 @@ _WORDS = {
 
 def write_comparison(folder: str | Path, comparison: Comparison) -> None:
     """
-    Write `comparison.json` and `comparison.png` beside an adapter, in the main process; warn of a useless prefix.
+    Write `comparison.json` and `comparison.png` beside an adapter, and log them, in the main process.
+
+    A prefix that is no better than neither is warned of.
 
     Args:
         folder: with the weights of the adapter, whose digest the file states.
@@ -71,6 +73,7 @@ def write_comparison(folder: str | Path, comparison: Comparison) -> None:
         plot_comparison(comparison, folder / COMPARISON_PICTURE_NAME)
     except (OSError, ImportError) as error:
         logger.warning("The comparison could not be drawn (%s).", error)
+    logger.info("%s", format_comparison(comparison))
     if is_useless(comparison):
         logger.warning(
             "The prefix is no better than neither prefix nor document on %d held-out questions: try more "
