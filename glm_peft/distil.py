@@ -21,7 +21,7 @@ from glm_peft.distillation.conversations import make_conversations
 from glm_peft.distillation.documents import read_documents
 from glm_peft.distillation.lessons import Lessons, encode_lessons, hear_teacher, learning_from_conversations
 from glm_peft.distillation.reading import Readers, plan_reading
-from glm_peft.distillation.report import format_comparison, write_comparison
+from glm_peft.distillation.report import write_comparison
 from glm_peft.distillation.start import is_exact, resolve_length, start_as_text
 from glm_peft.models.loading import check_base_weights
 from glm_peft.prediction.evaluation import Answering, Scoring
@@ -101,14 +101,13 @@ def main() -> None:
             else:
                 results |= run.train(trainer, scoring)
             results |= trainer.evaluate()
-        comparison = compare_held_out(lessons, readers, student, scoring)
-        write_comparison(run.output_dir, comparison)
+        write_comparison(run.output_dir, compare_held_out(lessons, readers, student, scoring))
         run.save_results(results)
 
         # Adapter out
         run.write_record(trainer, results)
         write_card(run.output_dir)
-    logger.info("%s\n%s\nresults: %s", format_results(results), format_comparison(comparison), run.output_dir)
+    logger.info("%s\nresults: %s", format_results(results), run.output_dir)
     pusher.finish()  # last: where the adapter cannot be sent, the last line is the command that sends it
 
 

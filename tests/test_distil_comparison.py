@@ -178,7 +178,7 @@ def test_what_was_won_and_lost_is_written_beside_the_adapter(tmp_path, caplog):
         (measures(1.5, 0.0, 10.0, 100, 0.0), True),
         (measures(2.0, 0.0, 5.0, 100, 0.0), True),
         (measures(1.4, 0.0, 5.0, 100, 0.0), False),
-        (measures(2.0, 0.0, 5.0, 100, 0.25), False),
+        (measures(2.0, 0.0, 5.0, 100, 0.25), True),
     ],
 )
 def test_a_prefix_that_is_no_better_than_neither_is_warned_of(prefix, useless, tmp_path, caplog, monkeypatch):

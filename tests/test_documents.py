@@ -19,6 +19,7 @@ import benchmark
 import compare_demo
 import cost_growth
 import pytest
+import serving_benchmark
 import soak_server
 import torch
 import train_demo_model
@@ -185,6 +186,7 @@ MODULES = {
 }
 SCRIPTS = {
     "scripts/soak_server.py": soak_server.parse_arguments,
+    "scripts/serving_benchmark.py": serving_benchmark.parse_arguments,
     "scripts/scaling_table.py": HfArgumentParser(Assumptions).parse_args_into_dataclasses,
     "scripts/benchmark.py": benchmark.parse_arguments,
     "scripts/cost_growth.py": cost_growth.parse_arguments,

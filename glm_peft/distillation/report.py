@@ -95,12 +95,9 @@ def read_comparison(folder: str | Path) -> Comparison | None:
 
 
 def is_useless(comparison: Comparison) -> bool:
-    """Whether the prefix is nowhere nearer to the document than the base alone."""
-    prefix, neither = comparison.ways[PREFIX], comparison.ways[NEITHER]
-    gains = [prefix.scores[name] - neither.scores[name] for name in SCORE_NAMES]
-    gains += [neither.divergence - prefix.divergence, prefix.same_answers - neither.same_answers]
-    gains += [prefix.exact_match - neither.exact_match] if comparison.references else []
-    return max(gains) <= 0
+    """Whether the prefix is not nearer to the document than the base alone."""
+    # By the divergence alone: of answers that are all wrong some score is always a little higher.
+    return comparison.ways[PREFIX].divergence >= comparison.ways[NEITHER].divergence
 
 
 def format_comparison(comparison: Comparison, language: str = "en") -> str:
