@@ -27,7 +27,7 @@ from glm_peft.errors import UserError
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.reporting.file_names import CONVERSATIONS_NAME
 
-READING = Reading(["甲一甲二", "乙一乙二"], [["甲一", "甲二"], ["乙一", "乙二"]], 4)
+READING = Reading("甲一甲二乙一乙二", ["甲一甲二", "乙一乙二"], [["甲一", "甲二"], ["乙一", "乙二"]], 4)
 
 
 class FakeReader:
@@ -192,7 +192,7 @@ def test_killed_at_any_write_and_resumed_the_files_are_the_same(tmp_path: Path, 
         ({"seed": 2}, "is of another run, with seed 1 where this one has 2: give another --output_dir, or remove it"),
         ({"num_conversations": 65}, "with num_conversations 64 where this one has 65"),
         ({"max_new_tokens": 9}, "with settings of the questions 'at most 8 new tokens a row; drawn"),
-        ({"reading": Reading(["甲"], [["甲"]], 1)}, "with digest of the documents"),
+        ({"reading": Reading("甲", ["甲"], [["甲"]], 1)}, "with digest of the documents"),
     ],
 )
 def test_conversations_of_another_run_are_refused_by_what_differs(
@@ -220,7 +220,7 @@ def test_a_file_that_was_changed_or_is_not_ours_is_refused(tmp_path: Path) -> No
 def test_the_questions_of_a_user_are_answered_and_keep_their_own_answers(tmp_path: Path) -> None:
     turns = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
     file = write_questions(tmp_path, {"prompt": "a", "response": "b"}, {"prompt": "c"}, {"prompt": "a"})
-    whole = Reading(["甲"], [["甲"]], 1)
+    whole = Reading("甲", ["甲"], [["甲"]], 1)
     rows = make(tmp_path, reading=whole, train_file=file)
     assert [row["messages"][-1]["content"] for row in rows] == ["甲: a", "甲: c"]
     assert [(row["reference"], row["kind"]) for row in rows] == [("b", "given"), (None, "given")]

@@ -53,7 +53,7 @@ def test_documents_of_every_kind_are_joined_with_a_blank_line(tmp_path: Path) ->
     assert document.text == "\n\n".join(texts)
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     assert document.parts == tuple(
-        DocumentPart(file.name, digest, len(text)) for file, digest, text in zip(files, digests, texts, strict=True)
+        DocumentPart(file.name, digest, text) for file, digest, text in zip(files, digests, texts, strict=True)
     )
 
 

@@ -61,7 +61,7 @@ class SelfStudy:
         # Drawn, or a piece would be asked the same again and again.
         drawing = {"do_sample": True, "temperature": distil_args.question_temperature, "top_p": 1.0, "num_beams": 1}
         self.settings = replace(settings, **drawing)
-        language = distil_args.question_language or language_of("".join(reading.texts))
+        language = distil_args.question_language or language_of(reading.text)
         num_pieces = [len(pieces) for pieces in reading.chunks]
         self.groups = plan_study(num_pieces, self.num_questions, language, settings.seed, group_size)
         self.run = {
