@@ -61,7 +61,7 @@ def build_training_features(
     if split.kind == "validation":
         limit = data_args.val_max_target_length or limit
     encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, limit)
-    rows = _as_rows(split, data_args, lambda conversation: _trained_turns(conversation, data_args.train_on))
+    rows = _as_rows(split, data_args, lambda conversation: conversation.trained_turns(data_args.train_on))
     dataset = _encode(rows, encoder, _TRAINING_FEATURES, data_args, f"{split.name} examples")
     return _with_report(dataset, split, data_args, limit)
 
@@ -172,16 +172,6 @@ def _token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str
 def _token_lines(name: str, tokens: list[str]) -> Iterator[str]:
     for start in range(0, len(tokens), _TOKENS_PER_LINE):
         yield f"  {name if start == 0 else '':<8}" + " | ".join(tokens[start : start + _TOKENS_PER_LINE])
-
-
-def _trained_turns(conversation: Conversation, train_on: str) -> list[tuple[list[Message], str]]:
-    """Return the (prompt, answer) pairs to train on: every assistant turn of a row of messages, or the last one."""
-    messages = conversation.messages
-    # As in the published scripts: the `history` of a row of columns is context, and only its response is learnt.
-    if not conversation.is_chat or train_on == "last":
-        return [(conversation.prompt, messages[-1]["content"])]
-    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    return [(messages[:number], messages[number]["content"]) for number in answers]
 
 
 def _as_rows(

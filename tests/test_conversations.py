@@ -43,7 +43,7 @@ def error_of(*rows: object, **flags: object) -> str:
 
 
 PAIRS = [("content", "summary"), ("prompt", "response"), ("instruction", "output"), ("question", "answer")]
-PAIRS += [("prompt", "completion"), ("query", "response")]
+PAIRS += [("prompt", "completion"), ("query", "response"), ("question", "response"), ("input", "target")]
 
 
 @pytest.mark.parametrize("names", PAIRS)
@@ -51,7 +51,8 @@ def test_well_known_columns_are_read_without_flags_and_the_log_says_so(caplog, n
     caplog.set_level(logging.INFO, logger="glm_peft")
     [conversation] = load(dict(zip(names, "qa", strict=True)))
     assert turns(conversation) == [("user", "q"), ("assistant", "a")]
-    assert f"train.json: reading the columns '{names[0]}', '{names[1]}'.\n" in caplog.text
+    form = "Alpaca's" if "instruction" in names else "question and answer"
+    assert f"train.json: reading the columns '{names[0]}', '{names[1]}' as {form}.\n" in caplog.text
 
 
 @pytest.mark.parametrize("names", PAIRS)
@@ -74,6 +75,68 @@ def test_alpacas_input_follows_the_instruction():
     assert load(row, **flags).conversations == load(row).conversations
     [other_way] = load({**row, "instruction": ""})
     assert other_way.prompt[0]["content"] == "hello"
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (
+            [{"instruction": "q", "input": "", "output": "a"}, {"instruction": "q", "output": "a", "system": "s"}],
+            "'instruction', 'input', 'output', 'system' as Alpaca's; an input follows its instruction on a line of its",
+        ),
+        ([{"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]}], "as ShareGPT's"),
+        ([{"messages": CHAT}, {"messages": CHAT, "system": "s"}], "'messages', 'system' as messages.\n"),
+    ],
+)
+def test_the_log_says_in_one_line_which_form_is_read_and_which_columns(caplog, rows, told):
+    caplog.set_level(logging.INFO, logger="glm_peft")
+    load(*rows)
+    [line] = [record.message for record in caplog.records if "reading the columns" in record.message]
+    assert told in f"{line}\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        (PAIR, {"messages": CHAT}, "messages, column 'messages') than the first (question and answer)"),
+        (
+            {"messages": CHAT},
+            {**PAIR, "messages": None},
+            "question and answer, column 'content') than the first (mess",
+        ),
+        ({"input": "q", "output": "a"}, {"instruction": "i", "input": "q", "output": "a"}, "Alpaca's, column 'instr"),
+    ],
+)
+def test_a_row_of_another_form_is_not_half_read(first, second, found):
+    assert f"train.json, line 2, this row is of another form ({found}" in error_of(first, second)
+    assert [bad_row.kind for bad_row in load(first, second, skip_bad_rows=True).left_out] == ["another form"]
+
+
+def test_answers_without_loss_are_context_and_rows_without_any_are_told(caplog):
+    muted, weighed = {**CHAT[1], "loss": False}, {**CHAT[1], "weight": 1}
+    system = {"role": "system", "content": "s", "weight": 0}
+    split = load({"messages": [system, CHAT[0], muted, CHAT[0], weighed]}, {"messages": [CHAT[0], muted]})
+    [conversation] = split
+    assert conversation.trained_turns("all") == [(conversation.messages[:4], "a")]
+    assert split.without_loss == ["train.json, line 2"] and not split.unread
+    assert "no answer carries loss in 1 row (train.json, line 2)." in caplog.text
+    told = error_of({"messages": [CHAT[0], weighed, CHAT[0], muted]}, train_on="last")
+    assert "no other row is left to learn from" in told
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({**CHAT[1], "loss": 0}, "'loss' of message 2 must be true or false, found the number 0"),
+        ({**CHAT[1], "weight": 0.5}, "'weight' of message 2 must be 0 or 1, loss off or on, as no other weighs it"),
+        ({**CHAT[1], "weight": False}, "'weight' of message 2 must be 0 or 1"),
+        ({**CHAT[1], "weight": 1, "loss": False}, "'loss' and 'weight' of message 2 contradict each other"),
+    ],
+)
+def test_a_loss_that_cannot_be_is_told(message, words):
+    assert f"train.json, line 1, column 'messages': {words}" in error_of({"messages": [CHAT[0], message]})
+    asked = error_of({"messages": [{**CHAT[0], "loss": True}, CHAT[1]]})
+    assert "message 1 asks for loss, which only answers of the assistant can carry" in asked
 
 
 def test_a_system_text_stands_before_messages_but_not_beside_their_own():
@@ -106,9 +169,9 @@ def test_a_system_text_stands_before_messages_but_not_beside_their_own():
             "'System' (1 row; --system_column reads it)",
         ),
         (
-            [{"messages": [CHAT[0], {**CHAT[1], "loss": False}], "answer": "b"}],
+            [{"messages": [CHAT[0], {**CHAT[1], "thinking": "t"}], "answer": "b"}],
             {},
-            "'answer' (1 row; --response_column reads it), 'messages[].loss' (1 row; no flag reads it)",
+            "'answer' (1 row; --response_column reads it), 'messages[].thinking' (1 row; no flag reads it)",
         ),
     ],
 )
@@ -146,8 +209,8 @@ def test_keys_of_calls_that_hold_nothing_are_no_calls():
 
 
 def test_the_place_of_what_is_not_read_in_a_conversation_tells_rows_apart():
-    muted = {**CHAT[1], "loss": False}
-    rows = ([CHAT[0], muted, *CHAT], [*CHAT, CHAT[0], muted])
+    noted = {**CHAT[1], "thinking": "t"}
+    rows = ([CHAT[0], noted, *CHAT], [*CHAT, CHAT[0], noted])
     one, other = load(*({"messages": messages} for messages in rows))
     assert one.unread != other.unread
 

@@ -73,6 +73,9 @@ def test_every_assistant_turn_is_an_example_with_its_history_as_the_prompt(train
     learnt = [[label for label in labels if label != -100] for labels in dataset["labels"]]
     assert [text_of(labels) for labels in learnt] == ["a1.", "a2."]
     assert report.examples == 2
+    muted = [*CHAT[:2], {**CHAT[2], "loss": False}, *CHAT[3:]]
+    dataset, _ = training_features([{"messages": muted}])
+    assert [text_of(ids) for ids in dataset["input_ids"]] == ["s!q1>a1;q2>a2."]
 
 
 def test_only_the_last_turn_is_an_example_on_request(training_features):

@@ -61,7 +61,15 @@ class Finding:
 
 def check_split(split: Split) -> list[Finding]:
     """Run every check of one split; a finding without rows is left out."""
-    checks = (find_unread, find_duplicates, find_echoes, find_far_longer, find_invisible, find_suspicious_characters)
+    checks = (
+        find_unread,
+        find_without_loss,
+        find_duplicates,
+        find_echoes,
+        find_far_longer,
+        find_invisible,
+        find_suspicious_characters,
+    )
     findings = [finding for check in checks for finding in check(split)]
     return [finding for finding in findings if finding.rows]
 
@@ -70,6 +78,16 @@ def find_unread(split: Split) -> list[Finding]:
     """Find rows with columns that hold something and are not read."""
     rows = _where(split, lambda conversation: bool(conversation.unread))
     return [Finding(describe_unread(split.unread), rows, _READ_MORE)] if rows else []
+
+
+def find_without_loss(split: Split) -> list[Finding]:
+    """Find rows of which no answer is learnt, and rows of which some are not."""
+    advice = "let an answer carry loss, or remove them: they are left out"
+    some = _where(split, lambda conversation: bool(conversation.muted))
+    return [
+        Finding("rows in which no answer carries loss", split.without_loss, advice),
+        Finding("rows with answers that carry no loss", some, "look whether they are meant as context alone"),
+    ]
 
 
 def find_duplicates(split: Split) -> list[Finding]:

@@ -1,17 +1,14 @@
 """Find the columns of a file that hold the prompt, the answer, the history, the system text or the messages."""
 
 import difflib
-import logging
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from glm_peft.arguments.data import DataArguments
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.records import Row, quoted
-
-logger = logging.getLogger(__name__)
 
 # The names of the published scripts come first: GLM-4's and ChatGLM3's; ADGEN's and the chat data of ChatGLM-6B and
 # ChatGLM2. Then Alpaca's, and those of other well-known data.
@@ -25,7 +22,13 @@ _PAIR_COLUMNS = (
     ("instruction", "response"),
     ("query", "response"),
     ("query", "answer"),
+    ("instruction", "answer"),
+    ("question", "response"),
+    ("question", "output"),
+    ("prompt", "output"),
+    ("prompt", "answer"),
     ("input", "output"),
+    ("input", "target"),
 )
 _HISTORY, _SYSTEM = "history", ("system", "system_prompt")
 _ALPACA_PROMPT, _ALPACA_INPUT = "instruction", "input"
@@ -57,6 +60,7 @@ class Columns:
     system: str | None = None
     input: str | None = None  # Alpaca's: what the instruction is about
     required: tuple[str | None, ...] = ()
+    form: str = ""  # what the log calls them; empty where flags name them
 
     @property
     def named(self) -> set[str]:
@@ -75,6 +79,13 @@ class Columns:
         history = row.values.get(self.history)
         is_text = isinstance(history, str) and history.lstrip()[:1] not in ("[", "")
         return not is_text or self.history in self.required
+
+    def describe(self, names: Iterable[str]) -> str:
+        """Write which of the columns that a file has are read, and as what."""
+        found = [name for name in names if name in self.named]
+        # The classic way to read half of a row: nobody should have to guess what became of it.
+        joined = "; an input follows its instruction on a line of its own" if self.input in found else ""
+        return f"reading the columns {quoted(found)}{f' as {self.form}' if self.form else ''}{joined}"
 
 
 def find_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> Columns:
@@ -110,9 +121,30 @@ def find_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> Colu
     }
     taken = main.values()
     others = {role: given.get(role) or (name if name not in taken else None) for role, name in known.items()}
-    columns = Columns(**main, **others, required=tuple(filter(None, given.values())))
-    logger.info("%s: reading the columns %s.", row.file, quoted(name for name in row.values if name in columns.named))
-    return columns
+    form = "" if data_args.prompt_column else _name_form(row, main)
+    return Columns(**main, **others, required=tuple(filter(None, given.values())), form=form)
+
+
+def find_other_form(row: Row, columns: Columns) -> str | None:
+    """Return the name of the form that a row has where it is not the one that the file's first row has."""
+    if not columns.form:
+        return None
+    # An instruction may be empty beside its input; rows of tables hold null in the columns of other forms.
+    held = {name: value for name, value in row.values.items() if value == "" or holds_something(value)}
+    try:
+        main = _known_columns(replace(row, values=held), needs_answer=False)
+    except UserError:  # a row of no form is told by the column that it lacks
+        return None
+    asked = main.get("messages") or main["prompt"]
+    return None if asked in (columns.messages, columns.prompt) else f"{_name_form(row, main)}, column {asked!r}"
+
+
+def _name_form(row: Row, main: Mapping[str, Any]) -> str:
+    if "messages" in main:
+        items = row.values[main["messages"]]
+        has_from = isinstance(items, list) and isinstance(next(iter(items), None), dict) and "from" in items[0]
+        return "ShareGPT's conversations" if has_from else "messages"
+    return "Alpaca's" if main["prompt"] == _ALPACA_PROMPT else "question and answer"
 
 
 def holds_something(value: Any) -> bool:

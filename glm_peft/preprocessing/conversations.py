@@ -13,11 +13,12 @@ from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.splits import expand_splits, file_of
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.columns import Columns, carries_meaning, describe_unread, find_columns
-from glm_peft.preprocessing.messages import Message, read_messages, unread_values
+from glm_peft.preprocessing.messages import Message, read_messages, read_muted, unread_values
 from glm_peft.preprocessing.records import BadRow, Row, read_hub_rows, read_rows
 
 logger = logging.getLogger(__name__)
 
+_SHOWN_ROWS = 5
 _LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
 
 
@@ -34,6 +35,7 @@ class Conversation:
     is_chat: bool  # a row of messages, where every assistant turn may be trained on, not one of columns
     number: int = 0  # of the line of the file on which it begins, or of the row where there are no lines; from 1
     unread: str = ""  # what the row holds in columns that are not read, as JSON
+    muted: frozenset[int] = frozenset()  # its assistant messages, counted from 0, that carry no loss
 
     @property
     def prompt(self) -> list[Message]:
@@ -50,13 +52,22 @@ class Conversation:
         """Return the answer to the last question, or `None` where the row has none."""
         return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else None
 
+    def trained_turns(self, train_on: str) -> list[tuple[list[Message], str]]:
+        """Return the (prompt, answer) pairs to train on: every answer of a row of messages, or the last one."""
+        answers = [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
+        # As in the published scripts: the `history` of a row of columns is context, and only its response is learnt.
+        first = 0 if self.is_chat and train_on == "all" else len(answers) - 1
+        chosen = [answers[number] for number in range(first, len(answers)) if number not in self.muted]
+        return [(self.messages[:number], self.messages[number]["content"]) for number in chosen]
+
 
 @dataclass
 class Split:
     """
     Conversations of one split, with the rows that were left out and the limit that stopped the reading.
 
-    `unread` has the number of rows in which each column that was not read holds something.
+    `unread` has the number of rows in which each column that was not read holds something, `read` the names of the
+    columns that were, and `without_loss` the places of the rows of which no answer is learnt: they are left out, too.
     """
 
     name: str
@@ -65,6 +76,9 @@ class Split:
     left_out: list[BadRow] = field(default_factory=list)
     limit: str | None = None
     unread: Counter[str] = field(default_factory=Counter)
+    columns: Columns | None = None
+    read: dict[str, None] = field(default_factory=dict)
+    without_loss: list[str] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -75,7 +89,7 @@ class Split:
     @property
     def rows_read(self) -> int:
         """Return how many rows were used or left out."""
-        return len(self.conversations) + len(self.left_out)
+        return len(self.conversations) + len(self.left_out) + len(self.without_loss)
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -122,7 +136,11 @@ def _load_split(data_args: DataArguments, name: str) -> Split:
     split = Split(name, file or f"{data_args.dataset_name} ({name})")
     limit = getattr(data_args, _LIMITS[split.kind])
     # islice ends the reading itself at the limit: the rest of a large file is neither read nor checked.
-    split.conversations = list(islice(_conversations(rows, split, data_args), limit))
+    try:
+        split.conversations = list(islice(_conversations(rows, split, data_args), limit))
+    finally:  # at a bad row, too, and only now: history and system text may begin in a later row
+        if split.columns:
+            logger.info("%s: %s.", split.source, split.columns.describe(split.read))
     if limit is not None and len(split) == limit:
         split.limit = f"--{_LIMITS[split.kind]} {limit}"
     if not split.conversations:
@@ -130,19 +148,26 @@ def _load_split(data_args: DataArguments, name: str) -> Split:
     if split.unread:
         level = logging.WARNING if carries_meaning(split.unread) else logging.INFO
         logger.log(level, "%s: %s.", split.source, describe_unread(split.unread))
+    if split.without_loss:
+        logger.warning("%s.", _describe_without_loss(split))
     return split
 
 
 def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) -> Iterator[Conversation]:
-    columns, needs_answer = None, split.name != "test"
+    needs_answer = split.name != "test"
     for row in rows:
         try:
             if row.problem:
                 raise BadRow(row, row.problem, "unreadable row")
             # By the first row that can be read; a later one without these columns is an error of that row.
-            if columns is None:
-                columns = find_columns(row, data_args, needs_answer)
-            yield read_conversation(row, columns, needs_answer, split.unread)
+            if split.columns is None:
+                split.columns = find_columns(row, data_args, needs_answer)
+            split.read |= dict.fromkeys(name for name in row.values if name in split.columns.named)
+            conversation = read_conversation(row, split.columns, needs_answer, split.unread)
+            if needs_answer and not conversation.trained_turns(data_args.train_on):
+                split.without_loss.append(row.where)
+            else:
+                yield conversation
         except BadRow as bad_row:
             if not data_args.skip_bad_rows:
                 raise UserError(f"{bad_row}; correct it, or leave such rows out with --skip_bad_rows.") from None
@@ -150,9 +175,17 @@ def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) 
 
 
 def _nothing_left(split: Split) -> str:
+    if split.without_loss:
+        return f"{_describe_without_loss(split)}, and no other row is left to learn from: let some answer carry loss."
     if not split.left_out:
         return f"{split.source} holds no rows: it must hold at least one."
     return f"{split.source}: none of the {len(split.left_out)} rows can be used; the first: {split.left_out[0]}."
+
+
+def _describe_without_loss(split: Split) -> str:
+    number, first = len(split.without_loss), ", ".join(split.without_loss[:_SHOWN_ROWS])
+    more = ", …" if number > _SHOWN_ROWS else ""
+    return f"{split.source}: no answer carries loss in {number} row{'s' if number > 1 else ''} ({first}{more})"
 
 
 def read_conversation(
@@ -171,5 +204,5 @@ def read_conversation(
     messages, left = read_messages(row, columns, needs_answer), unread_values(row, columns)
     if unread is not None:
         unread.update(left.keys())
-    as_json = json.dumps(left, default=str) if left else ""
-    return Conversation(messages, row.where, is_chat=bool(columns.messages), unread=as_json, number=row.number)
+    as_json, muted = json.dumps(left, default=str) if left else "", read_muted(row, columns)
+    return Conversation(messages, row.where, bool(columns.messages), row.number, as_json, muted)

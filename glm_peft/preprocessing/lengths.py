@@ -58,7 +58,7 @@ class LengthReport:
         without = f", {unanswered} rows without an answer to compare with" if unanswered else ""
         return (
             f"{split.name}: {split.rows_read} rows read from {split.source}{stopped}, "
-            f"{len(split.left_out)} left out, {self.examples} examples{without}"
+            f"{split.rows_read - len(split)} left out, {self.examples} examples{without}"
         )
 
 
@@ -88,7 +88,7 @@ def limit_report(report: LengthReport, lengths: list[list[int]], data_args: Data
 
 
 def _left_out_lines(split: Split) -> list[str]:
-    lines = []
+    lines = [f"  left out, no answer carries loss: {len(split.without_loss)}"] if split.without_loss else []
     # groupby joins neighbours only, hence the sorting; it keeps the rows of a kind in the order of the file.
     for kind, group in groupby(sorted(split.left_out, key=lambda bad_row: bad_row.kind), lambda bad_row: bad_row.kind):
         numbers = [bad_row.row.number for bad_row in group]

@@ -4,7 +4,13 @@ import json
 from typing import Any
 
 from glm_peft.models.shortening import Message
-from glm_peft.preprocessing.columns import IN_MESSAGES, Columns, describe_missing_column, holds_something
+from glm_peft.preprocessing.columns import (
+    IN_MESSAGES,
+    Columns,
+    describe_missing_column,
+    find_other_form,
+    holds_something,
+)
 from glm_peft.preprocessing.records import BadRow, Row, describe_value, quoted
 
 # ShareGPT's names stand beside the published ones.
@@ -12,6 +18,7 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
 _MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 _OF_TOOLS = ("tool", "tool_call", "tool_response", "observation", "function", "function_call", "function_response")
 _OF_TOOLS += ("ipython",)
+_LOSS = ("loss", "weight")  # of a message: ChatGLM3's key and OpenAI's
 _CALLS = ("tool_calls", "function_call", "tool_call_id")  # keys of a message
 
 
@@ -25,6 +32,9 @@ def read_messages(row: Row, columns: Columns, needs_answer: bool) -> list[Messag
     Raises:
         BadRow: a column is missing, a value has the wrong type or is empty, or the roles do not take turns.
     """
+    if other := find_other_form(row, columns):
+        problem = f"this row is of another form ({other}) than the first ({columns.form}): give each a file of its own"
+        raise BadRow(row, problem, "another form")
     if columns.messages:
         messages = _read_turns(row, columns.messages, needs_answer)
     else:
@@ -35,12 +45,55 @@ def read_messages(row: Row, columns: Columns, needs_answer: bool) -> list[Messag
     return _with_system(row, columns, messages)
 
 
+def read_muted(row: Row, columns: Columns) -> frozenset[int]:
+    """
+    Read which of a row's assistant messages, counted from 0, are context only, by `"loss": false` or `"weight": 0`.
+
+    Raises:
+        BadRow: one of the two is of another kind or value, they contradict, or they ask for loss on a question.
+    """
+    if not columns.messages:
+        return frozenset()
+    items = _list(row, columns.messages, row.values[columns.messages], "conversation")
+    loss = [_read_loss(row, columns.messages, number, item) for number, item in enumerate(items, 1)]
+    answers = [carries for item, carries in zip(items, loss, strict=True) if _is_answer(item)]
+    return frozenset(number for number, carries in enumerate(answers) if carries is False)
+
+
+def _read_loss(row: Row, column: str, number: int, item: dict[str, Any]) -> bool | None:
+    """Return whether a message is to carry loss, `None` where it does not say."""
+    said = {key: item[key] for key in _LOSS if item.get(key) is not None}
+    for key, value in said.items():
+        # In Python, though not in JSON, true is 1.
+        if isinstance(value, bool) != (key == "loss") or value not in (0, 1):
+            takes = "true or false" if key == "loss" else "0 or 1, loss off or on, as no other weighs it here"
+            problem = f"{key!r} of message {number} must be {takes}, found {describe_value(value)}"
+            raise BadRow(row, f"column {column!r}: {problem}", f"wrong {key}")
+    values = {bool(value) for value in said.values()}
+    if len(values) > 1:
+        problem = f"'loss' and 'weight' of message {number} contradict each other; keep one of them"
+        raise BadRow(row, f"column {column!r}: {problem}", "wrong loss")
+    if values == {True} and not _is_answer(item):
+        problem = f"message {number} asks for loss, which only answers of the assistant can carry"
+        raise BadRow(row, f"column {column!r}: {problem}", "wrong loss")
+    return next(iter(values), None)
+
+
+def _is_answer(item: dict[str, Any]) -> bool:
+    return ROLES.get(item[_keys_of(item)[0]]) == "assistant"
+
+
+def _keys_of(item: Any) -> tuple[str, str] | None:
+    pairs = _MESSAGE_KEYS if isinstance(item, dict) else ()
+    return next((keys for keys in pairs if keys[0] in item and keys[1] in item), None)
+
+
 def unread_values(row: Row, columns: Columns) -> dict[str, Any]:
     """Return what the row holds that is not read: columns, and keys of its messages."""
     left = {name: row.values[name] for name in columns.unread(row)}
     if columns.messages:
         messages = _list(row, columns.messages, row.values[columns.messages], "conversation")
-        known = {key for keys in _MESSAGE_KEYS for key in keys}
+        known = {key for keys in (*_MESSAGE_KEYS, _LOSS) for key in keys}
         for number, item in enumerate(messages):
             for key in filter(lambda key: key not in known and holds_something(item[key]), item):
                 left.setdefault(f"{columns.messages}{IN_MESSAGES}{key}", {})[number] = item[key]
@@ -154,9 +207,7 @@ def _read_message(row: Row, column: str, number: int, item: Any) -> Message:
     ):
         problem = f"message {number} calls a tool or is a tool's answer, and conversations with tools are not read yet"
         raise BadRow(row, f"column {column!r}: {problem}", "tool call")
-    keys = isinstance(item, dict) and next(
-        (keys for keys in _MESSAGE_KEYS if keys[0] in item and keys[1] in item), None
-    )
+    keys = _keys_of(item)
     if not keys:
         problem = f"message {number} must have 'role' and 'content', found {describe_value(item)}"
         raise BadRow(row, f"column {column!r}: {problem}", "wrong message")
