@@ -82,7 +82,7 @@ def test_alpacas_input_follows_the_instruction():
     [
         (
             [{"instruction": "q", "input": "", "output": "a"}, {"instruction": "q", "output": "a", "system": "s"}],
-            "'instruction', 'input', 'output', 'system' as Alpaca's; an input follows its instruction on a line of its",
+            "'instruction', 'input', 'output', 'system' as Alpaca's; an input follows its instruction on a line",
         ),
         ([{"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]}], "as ShareGPT's"),
         ([{"messages": CHAT}, {"messages": CHAT, "system": "s"}], "'messages', 'system' as messages.\n"),

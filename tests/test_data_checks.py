@@ -61,7 +61,13 @@ def test_columns_that_are_not_read_are_remarked_upon():
     split = make_split(("q", "a"), ("p", "a"))
     split.conversations[1] = replace(split.conversations[1], unread='{"context": "c"}')
     split.unread["context"] = 1
-    rows = {"not read: 'context' (1 row; no flag reads it)": ["train.json, line 2"]}
+    split.conversations[0] = replace(split.conversations[0], muted=frozenset({0}))
+    split.without_loss.append("train.json, line 3")
+    rows = {
+        "not read: 'context' (1 row; no flag reads it)": ["train.json, line 2"],
+        "rows in which no answer carries loss": ["train.json, line 3"],
+        "rows with answers that carry no loss": ["train.json, line 1"],
+    }
     assert rows_by_name(check_split(split)) == rows
 
 
