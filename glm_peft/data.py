@@ -16,6 +16,7 @@ from glm_peft.preprocessing.collators import IGNORED_LABEL
 from glm_peft.preprocessing.conversations import Conversation, Split, paused_collection
 from glm_peft.preprocessing.lengths import LengthReport, summarize_lengths
 from glm_peft.preprocessing.messages import Message
+from glm_peft.preprocessing.mixing import MixtureReport, mix_sources
 
 _IDS, _NUMBER = List(Value("int32")), Value("int32")
 _PROMPT_FEATURES = Features({"input_ids": _IDS, "length": _NUMBER, "prompt_length": _NUMBER})
@@ -108,12 +109,12 @@ class EncodedSplits:
     Args:
         examples: prompts with answers, for training and for the loss in evaluation; by split, without `test`.
         prompts: prompts alone, of the splits whose answers are generated.
-        reports: rows and lengths of every split.
+        reports: rows and lengths of every split and source, and how sources are mixed.
     """
 
     examples: dict[str, Dataset]
     prompts: dict[str, GenerationFeatures]
-    reports: dict[str, LengthReport]
+    reports: dict[str, LengthReport | MixtureReport]
 
 
 def encode_splits(
@@ -138,7 +139,14 @@ def encode_splits(
             prompts[name] = build_generation_features(split, chat_format, tokenizer, data_args)
             reports[name] = prompts[name].report
         if name != "test":
-            examples[name], reports[name] = build_training_features(split, chat_format, tokenizer, data_args)
+            encoded = [
+                build_training_features(part, chat_format, tokenizer, data_args) for part in split.parts or [split]
+            ]
+            reports |= {report.split.name: report for _, report in encoded}
+            examples[name] = encoded[0][0]
+            if split.parts:
+                own = [dataset for dataset, _ in encoded]
+                examples[name], reports[name] = mix_sources(split.parts, own, data_args)
     return EncodedSplits(examples, prompts, reports)
 
 
@@ -268,7 +276,7 @@ def _with_report(
     lengths = [summarize_lengths("prompt", "--max_source_length", data_args.max_source_length, prompt_lengths)]
     measured = ["prompt_length"]
     if max_answer_length is not None:
-        flag = "--val_max_target_length" if split.name != "train" else "--max_target_length"
+        flag = "--val_max_target_length" if split.kind != "train" else "--max_target_length"
         lengths.append(summarize_lengths("answer", flag, max_answer_length, dataset["answer_length"][:]))
         measured.append("answer_length")
     # Columns that served the report only.

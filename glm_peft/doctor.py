@@ -43,6 +43,7 @@ from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.conversations import Conversation, Split, load_splits
 from glm_peft.preprocessing.lengths import limit_report, measure_lengths
+from glm_peft.preprocessing.mixing import mix_sources
 from glm_peft.provenance.record import describe_data
 from glm_peft.provenance.stretches import check_same_rows
 from glm_peft.reporting.exits import exit_with_user_errors
@@ -93,9 +94,12 @@ class Examination:
         for name in wanted_splits(self.data_args, self.training_args):
             self.examine_split(name)
         # Rows of training among those for validation make its scores measure memory.
-        for name, other in combinations(self.splits, 2):
-            finding = find_overlap(self.splits[name], self.splits[other])
-            print_section(f"Overlap of {name} and {other}", format_findings([finding] if finding.rows else []))
+        parts = [part for split in self.splits.values() for part in split.parts or [split]]
+        for one, other in combinations(parts, 2):
+            finding = find_overlap(one, other)
+            print_section(
+                f"Overlap of {one.name} and {other.name}", format_findings([finding] if finding.rows else [])
+            )
         if "train" in self.splits:
             self.examine_resumption()
         if "train" in self.features:
@@ -153,13 +157,24 @@ class Examination:
         except UserError as error:
             self.report(f"Rows of {name}", [str(error)])
             return
+        self.splits[name] = split
+        for part in split.parts or [split]:
+            self.examine_rows(part)
+        if split.parts and all(part.name in self.features for part in split.parts):
+            encoded = [self.features[part.name] for part in split.parts]
+            self.features[name], report = mix_sources(split.parts, encoded, self.data_args)
+            print_section(f"Sources of {name}", f"  {report}".replace("\n", "\n  "))
+
+    def examine_rows(self, split: Split) -> None:
+        """Examine the rows of a split, or of one of the sources of training."""
+        name = split.name
         if split.left_out and self.data_args.skip_bad_rows:
             print_section(
                 f"Rows of {name} that are left out", format_problems(list(map(str, split.left_out)), MOST_PROBLEMS)
             )
         elif split.left_out:
             self.report(f"Rows of {name} that cannot be used", list(map(str, split.left_out)))
-        self.splits[name] = split  # the rows that can be used, which are examined in any case
+        # The rows that can be used are examined in any case.
         if self.base:
             self.examine_lengths(split)
         print_section(f"Remarks on {name}", format_findings(check_split(split)))

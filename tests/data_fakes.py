@@ -28,6 +28,9 @@ DEFAULTS = {
     "preprocessing_num_workers": None,
     "train_on": "all",
     "skip_bad_rows": False,
+    "validation_split": None,
+    "stopping_strategy": "first_exhausted",
+    "rows_seed": 42,
 }
 
 

@@ -62,6 +62,16 @@ def test_a_good_run_is_told_in_full_and_leaves_with_0(visit: Visit):
     assert text.endswith("\nTraining can start.\n")
 
 
+def test_sources_are_examined_one_by_one_and_what_is_drawn_of_each_is_told(visit: Visit):
+    chats = [{"messages": [*turns(), turns()[0], {**turns()[1], "loss": False}]}, {"messages": turns()}]
+    mixed = f"{visit.write(ROWS)}:2,chats={visit.write(chats, 'chats.json')}:1"
+    code, text = visit("--train_file", mixed, "--stopping_strategy", "all_exhausted", "--validation_split", "2")
+    assert code == 0 and "Overlap of train_train and train_chats\n" in text
+    assert "rows with answers that carry no loss: 1" in text
+    drawn = re.search(r"chats: weight 33.3 %, (\d+) drawn \([\d.]+ %\) of 2 examples", text)
+    assert int(drawn[1]) >= 2 and "validation: 2 rows read" in text
+
+
 def test_every_bad_row_is_listed_and_the_command_leaves_with_1(visit: Visit):
     bad = ['{"content": "a', {"content": "a"}, {"content": "", "summary": "b"}, {"content": 5, "summary": "b"}]
     code, text = visit("--train_file", visit.write([*ROWS, *bad]))

@@ -53,6 +53,7 @@ from glm_peft.arguments.prediction import PredictArguments, parse_predict_argume
 from glm_peft.arguments.push import PushArguments, parse_push_arguments
 from glm_peft.arguments.search import SearchArguments, parse_search_arguments
 from glm_peft.arguments.serve import ServeArguments, parse_serve_arguments
+from glm_peft.arguments.sources import read_train_sources
 from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
 from glm_peft.arguments.training_defaults import TrainingDefaults
 from glm_peft.arguments.web import WebArguments, parse_web_arguments
@@ -222,7 +223,13 @@ def test_every_command_is_understood(words, monkeypatch):
 def test_configurations_that_are_shown_are_understood(language, text, tmp_path):
     file = tmp_path / "shown.yaml"
     file.write_text(text, encoding="utf-8")
-    assert parse_distil_arguments([str(file)])[0].document == ["handbook.md", "prices.pdf"]
+    if "document:" in text:
+        assert parse_distil_arguments([str(file)])[0].document == ["handbook.md", "prices.pdf"]
+    else:
+        _, data_args, _ = parse_train_arguments(
+            [str(file), *["--output_dir", "out", "--model_name_or_path", "base", "--do_train"]]
+        )
+        assert [source.name for source in read_train_sources(data_args.train_file)] == ["chats", "facts"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

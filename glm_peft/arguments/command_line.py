@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 from glm_peft.arguments.effects import find_outdone, find_without_effect, naming_places
+from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.former_options import IGNORED, REFUSED, RENAMED
 from glm_peft.arguments.settings import Setting, check_order, read_sources
 from glm_peft.errors import UserError
@@ -105,6 +106,7 @@ class _Parser(HfArgumentParser):
         super().__init__(dataclass_types, allow_abbrev=False, formatter_class=_HelpFormatter, **options)
         self.refused, names = refused, names_of_fields(dataclass_types)
         self.names = names | {old: new for old, new in renamed.items() if new in names}
+        self.joined = {name for kind in dataclass_types for name in flags_with(kind, "joined")}
         self.lists = {action.dest for action in self._actions if action.nargs == "+"}
         for action in self._actions:
             if action.type is string_to_bool and action.nargs is None:
@@ -160,6 +162,9 @@ class _Parser(HfArgumentParser):
         return None
 
     def _read_setting(self, target: str, setting: Setting, values: argparse.Namespace) -> None:
+        if target in self.joined and len(setting.values) > 1:
+            check_order(setting)
+            setting = dataclasses.replace(setting, values=[",".join(setting.values)])
         # A single value is joined to its flag by =, as argparse would take one that begins with a hyphen for a flag.
         joined = [f"--{target}={setting.values[0]}"] if len(setting.values) == 1 else [f"--{target}", *setting.values]
         try:

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from glm_peft.arguments.fields import flags_with, option, require_at_least_one
+from glm_peft.arguments.fields import flags_with, option, require, require_at_least_one
+from glm_peft.arguments.sources import read_train_sources
 from glm_peft.arguments.transformers_flags import EVALUATION
+from glm_peft.errors import UserError
 
 # Facts that several flags share, see `option`.
 _COLUMN = {"recipe": "changed", "public": "text", "reads": True, "needs": ("!prompt",)}
@@ -27,14 +29,43 @@ class DataArguments:
 
     train_file: str | None = option(
         None,
-        "Rows to train on (.json, .jsonl, .csv, .parquet). None: --dataset_name.",
+        "Rows to train on (.json, .jsonl, .csv, .parquet); several with weights as FILE:WEIGHT,FILE:WEIGHT, or "
+        "NAME=FILE:WEIGHT. None: --dataset_name.",
         recipe="always",
+        public="sources",
+        joined=True,
         prediction="refused",
     )
     validation_file: str | None = option(
         None,
-        "Rows for --do_eval, in the same form; several as NAME=FILE,NAME=FILE. None: --dataset_name.",
+        "Rows for --do_eval, in the same form; several as NAME=FILE,NAME=FILE. None: --validation_split or "
+        "--dataset_name.",
         prediction="refused",
+        outdoes=("validation_split",),
+    )
+    validation_split: float | None = option(
+        None,
+        "Rows of training to hold out for --do_eval: a share below 1, or a number; rows that begin with the same "
+        "question stay together. None: --validation_file or --dataset_name.",
+        recipe="changed",
+        prediction="refused",
+        needs=("do_eval", "eval_strategy"),
+        outdoes=("validation_file",),
+    )
+    stopping_strategy: Literal["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"] = option(
+        "first_exhausted",
+        "Where a mixture of several sources ends: with the first source that has no more rows, or with the last, the "
+        "others repeated or not.",
+        recipe="changed",
+        prediction="refused",
+        needs=("train_file",),
+    )
+    rows_seed: int = option(
+        42,
+        "Seed of --validation_split, and of the order in which several sources are mixed.",
+        recipe="changed",
+        prediction="refused",
+        needs=("validation_split", "train_file"),
     )
     test_file: str | None = option(
         None,
@@ -100,7 +131,7 @@ class DataArguments:
         prediction="Another name for --max_new_tokens. None: --max_target_length.",
     )
     max_train_samples: int | None = option(
-        None, "Use only so many rows to train on. None: all.", recipe="changed", prediction="refused"
+        None, "Use only so many rows to train on, of each source. None: all.", recipe="changed", prediction="refused"
     )
     max_eval_samples: int | None = option(
         None,
@@ -172,6 +203,26 @@ class DataArguments:
             "max_predict_samples",
             "preprocessing_num_workers",
         )
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        wanted = self.validation_split
+        require(
+            wanted is None or 0 < wanted < 1 or (wanted >= 1 and wanted == int(wanted)),
+            "--validation_split must be a share between 0 and 1, or a whole number of rows",
+            wanted,
+        )
+        if wanted and self.validation_file:
+            raise UserError(
+                f"--validation_split {wanted:g} and --validation_file {self.validation_file} both give rows to "
+                "evaluate on: leave one of them out."
+            )
+        sources = read_train_sources(self.train_file)  # what is wrong with them is told before anything is read
+        if self.stopping_strategy != "first_exhausted" and not sources:
+            raise UserError(
+                f"--stopping_strategy {self.stopping_strategy} needs several sources: give --train_file as "
+                "FILE:WEIGHT,FILE:WEIGHT."
+            )
 
     def _fill_in(self, name: str, value: int) -> None:
         if getattr(self, name) is None:

@@ -130,7 +130,7 @@ def _check_method(model_args: ModelArguments) -> None:
 
 def _check_data(data_args: DataArguments, training_args: "TrainingArguments") -> None:
     """Refuse what has no meaning where the answers are the teacher's."""
-    for name in ("validation_file", "test_file", "dataset_name"):
+    for name in ("validation_file", "validation_split", "test_file", "dataset_name"):
         if getattr(data_args, name):
             raise UserError(
                 f"--{name} {getattr(data_args, name)} is not read here: questions are in --train_file, of which "

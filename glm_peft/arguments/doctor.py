@@ -44,5 +44,7 @@ def wanted_splits(data_args: DataArguments, training_args: "TrainingArguments") 
     """Return the splits that have a file or that a task needs, or else `train` of the dataset on the Hub."""
     # A file without its --do_ flag is examined, too: the doctor is asked before the flags are all there.
     tasks = {"train": training_args.do_train, "validation": training_args.do_eval, "test": training_args.do_predict}
-    names = [name for name, is_needed in tasks.items() if is_needed or getattr(data_args, f"{name}_file")]
+    given = {name: is_needed or getattr(data_args, f"{name}_file") for name, is_needed in tasks.items()}
+    given["validation"] = given["validation"] or data_args.validation_split
+    names = [name for name, is_given in given.items() if is_given]
     return expand_splits(names or (["train"] if data_args.dataset_name else []), data_args)

@@ -22,8 +22,9 @@ def option(default: Any, help: str, *aliases: str, **facts: Any) -> Any:
         facts: what is true of the flag, by these names.
             methods: the values of `--peft_type` that the flag belongs to; of all where it is missing.
             recipe: whether the model card tells the value: "always", or "changed" where it is not the default.
-            public: how a record tells the value: "text" as it is, "never" not at all; of paths the last part where
-                it is missing.
+            public: how a record tells the value: "text" as it is, "never" not at all, "sources" by the files in it;
+                of paths the last part where it is missing.
+            joined: whether several values, such as a list in YAML, are joined by commas.
             prediction: what `glm_peft.predict` makes of it: "ignored", "refused", or the help text that it has there.
             reads: whether it says which column of a row is read.
             encodes: whether the token ids of a row depend on it.

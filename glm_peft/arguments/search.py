@@ -97,7 +97,8 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
             "start it with python -m glm_peft.search, and leave out --deepspeed and --fsdp."
         )
     for file in ("train_file", "validation_file"):
-        if getattr(data_args, file) is None and data_args.dataset_name is None:
+        is_held_out = file == "validation_file" and data_args.validation_split is not None
+        if getattr(data_args, file) is None and data_args.dataset_name is None and not is_held_out:
             raise UserError(f"A search trains and evaluates every trial: give --{file} or --dataset_name.")
     if search_args.metric != "loss" and not training_args.predict_with_generate:
         raise UserError(

@@ -234,7 +234,8 @@ def _check_tasks(data_args: DataArguments, training_args: TrainingArguments) -> 
     if not wanted:
         raise UserError("There is nothing to do: give --do_train, --do_eval or --do_predict.")
     for task in wanted:
-        if getattr(data_args, files[task]) is None and data_args.dataset_name is None:
+        is_held_out = task == "do_eval" and data_args.validation_split is not None
+        if getattr(data_args, files[task]) is None and data_args.dataset_name is None and not is_held_out:
             raise UserError(f"--{task} needs data: give --{files[task]} or --dataset_name.")
     for task, file in files.items():
         # A recipe may name the rows of other commands, too; but a validation that is not made is a mistake.

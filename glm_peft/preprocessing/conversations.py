@@ -6,13 +6,15 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.sources import read_train_sources
 from glm_peft.arguments.splits import expand_splits, file_of
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.columns import Columns, carries_meaning, describe_unread, find_columns
+from glm_peft.preprocessing.division import choose_held_out
 from glm_peft.preprocessing.messages import Message, read_messages, read_muted, unread_values
 from glm_peft.preprocessing.records import BadRow, Row, read_hub_rows, read_rows
 
@@ -68,6 +70,7 @@ class Split:
 
     `unread` has the number of rows in which each column that was not read holds something, `read` the names of the
     columns that were, and `without_loss` the places of the rows of which no answer is learnt: they are left out, too.
+    Where several sources are mixed for training, `parts` are their splits, each with its `weight`.
     """
 
     name: str
@@ -79,11 +82,18 @@ class Split:
     columns: Columns | None = None
     read: dict[str, None] = field(default_factory=dict)
     without_loss: list[str] = field(default_factory=list)
+    parts: tuple["Split", ...] = ()
+    weight: float = 1.0
+
+    @property
+    def source_name(self) -> str:
+        """Return the name of a source, without that of the split that it is a part of."""
+        return self.name.partition("_")[2]
 
     @property
     def kind(self) -> str:
         """Return `train`, `validation` or `test`."""
-        # Several files for evaluation are called `validation_NAME`.
+        # Several files for evaluation are called `validation_NAME`, and sources of training `train_NAME`.
         return self.name.partition("_")[0]
 
     @property
@@ -111,8 +121,14 @@ def load_splits(data_args: DataArguments, splits: list[str]) -> dict[str, Split]
         UserError: a source is missing or cannot be read, columns are not found, or (unless `skip_bad_rows`) a row
             cannot be used; the message names file, line, column and what was found.
     """
+    names = expand_splits(splits, data_args)
     with paused_collection():
-        return {name: _load_split(data_args, name) for name in expand_splits(splits, data_args)}
+        if data_args.validation_split is None:
+            return {name: _load(data_args, name) for name in names}
+        loaded = {name: _load(data_args, name) for name in names if name == "test"}
+        if len(loaded) < len(names):
+            loaded |= _hold_out(_load(data_args, "train", is_limited=False), data_args)
+        return {name: loaded[name] for name in names}
 
 
 @contextmanager
@@ -128,13 +144,55 @@ def paused_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _load_split(data_args: DataArguments, name: str) -> Split:
-    file = file_of(data_args, name)
+def _load(data_args: DataArguments, name: str, is_limited: bool = True) -> Split:
+    """Read a split, or the sources that it is mixed of; without the limit on its rows if not `is_limited`."""
+    sources = read_train_sources(data_args.train_file) if name == "train" else []
+    if not sources:
+        return _load_split(data_args, name, file_of(data_args, name), is_limited)
+    parts = []
+    for source in sources:
+        own_args = replace(data_args, **source.columns) if source.columns else data_args
+        part = _load_split(own_args, f"{name}_{source.name}", source.file, is_limited)
+        parts.append(replace(part, weight=source.weight))
+    return _join(parts)
+
+
+def _join(parts: list[Split]) -> Split:
+    """Return the split that has the conversations of all its parts."""
+    conversations = [conversation for part in parts for conversation in part]
+    return Split("train", ", ".join(part.source for part in parts), conversations, parts=tuple(parts))
+
+
+def _hold_out(whole: Split, data_args: DataArguments) -> dict[str, Split]:
+    """Divide the rows of training: return those to train on, and those that are held out for its evaluation."""
+    wanted, seed = data_args.validation_split, data_args.rows_seed
+    chosen = choose_held_out(map(_first_question, whole), wanted, seed)
+    held = [conversation for conversation in whole if _first_question(conversation) in chosen]
+    told = f"--validation_split {wanted:g}, --rows_seed {seed}"
+    logger.info("%s: %d of %d rows are held out for evaluation (%s).", whole.source, len(held), len(whole), told)
+    kept = [_without(part, chosen, data_args.max_train_samples) for part in whole.parts or [whole]]
+    validation = Split("validation", f"{whole.source} ({told})", held[: data_args.max_eval_samples])
+    return {"train": _join(kept) if whole.parts else kept[0], "validation": validation}
+
+
+def _without(split: Split, held_out: set[str], limit: int | None) -> Split:
+    kept = [conversation for conversation in split if _first_question(conversation) not in held_out][:limit]
+    if not kept:
+        raise UserError(f"{split.source}: --validation_split leaves no row of it to train on: give less.")
+    return replace(split, conversations=kept)
+
+
+def _first_question(conversation: Conversation) -> str:
+    text = next(message["content"] for message in conversation.messages if message["role"] == "user")
+    return " ".join(text.split())
+
+
+def _load_split(data_args: DataArguments, name: str, file: str | None, is_limited: bool) -> Split:
     if file is None and data_args.dataset_name is None:
         raise UserError(f"There is no {name} data: give --{name}_file or --dataset_name.")
     rows = read_rows(file) if file else read_hub_rows(data_args.dataset_name, data_args.dataset_config_name, name)
     split = Split(name, file or f"{data_args.dataset_name} ({name})")
-    limit = getattr(data_args, _LIMITS[split.kind])
+    limit = getattr(data_args, _LIMITS[split.kind]) if is_limited else None
     # islice ends the reading itself at the limit: the rest of a large file is neither read nor checked.
     try:
         split.conversations = list(islice(_conversations(rows, split, data_args), limit))

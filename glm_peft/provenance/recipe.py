@@ -7,7 +7,8 @@ import re
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from glm_peft.arguments.fields import flags_with
+from glm_peft.arguments.fields import facts_of, flags_with
+from glm_peft.arguments.sources import read_train_sources, tell_sources
 from glm_peft.arguments.transformers_flags import NEVER_TOLD_KINDS
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def describe_recipe(arguments: "TrainArguments") -> dict[str, Any]:
     values |= {"world_size": arguments.training.world_size, length: getattr(arguments.training, length)}
     for part in arguments:
         values |= _changed_settings(part)
-    for name in ("train_file", "dataset_name"):
-        values[name] = public_name(values[name]) if values[name] else None
+    values["train_file"] = public_sources(values["train_file"])
+    values["dataset_name"] = public_name(values["dataset_name"]) if values["dataset_name"] else None
     return {name: getattr(value, "value", value) for name, value in values.items() if value or name == "seed"}
 
 
@@ -40,10 +41,20 @@ def describe_flags(*arguments: object) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for part in arguments:
         given = getattr(part, "given", {})
-        hidden, texts = set(flags_with(part, "public", "never")), set(flags_with(part, "public", "text"))
+        how = facts_of(part, "public")
         named = {name: value for name, value in given.items() if not name.startswith(NEVER_TOLD_KINDS)}
-        told |= {name: v if name in texts else _public_value(v) for name, v in named.items() if name not in hidden}
+        told |= {
+            name: _TELLERS.get(how.get(name), _public_value)(v)
+            for name, v in named.items()
+            if how.get(name) != "never"
+        }
     return told
+
+
+def public_sources(value: str | None) -> str | None:
+    """Return a value of `--train_file`, of each file in it only the name."""
+    sources = read_train_sources(value)
+    return tell_sources(sources, public_name) if sources else _public_value(value)
 
 
 def _public_value(value: Any) -> Any:
@@ -59,6 +70,9 @@ def _public_value(value: Any) -> Any:
         return public_name(value)
     parts = [part.partition("=") for part in _NEXT_NAMED.split(value)]
     return ",".join(f"{name}={public_name(part)}" for name, _, part in parts)
+
+
+_TELLERS = {"text": lambda value: value, "sources": public_sources}
 
 
 def select_scores(results: dict[str, Any]) -> dict[str, Any]:

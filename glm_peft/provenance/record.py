@@ -25,6 +25,7 @@ from transformers.utils import cached_file
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.sources import Source, read_train_sources
 from glm_peft.arguments.splits import file_of
 from glm_peft.arguments.training import TrainArguments
 from glm_peft.models.chat_formats import ChatFormat
@@ -150,15 +151,33 @@ def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict
     if not PartialState().is_main_process:
         return described  # every file of data is read: once is enough
     for name, split in splits.items():
-        file = file_of(data_args, name)
-        if file:
+        is_held_out = name == "validation" and data_args.validation_split is not None
+        file = file_of(data_args, "train" if is_held_out else name)
+        sources = read_train_sources(file) if name == "train" or is_held_out else []
+        if sources:
+            source = {"file": ", ".join(Path(each.file).name for each in sources)}
+        elif file:
             source = {"file": Path(file).name, "sha256": digest_file(file)}
         else:
             source = {"dataset": public_name(data_args.dataset_name), "config": data_args.dataset_config_name}
-        if not file or name == "train":  # a dataset on the Hub may change under its name
-            source |= {"rows_sha256": digest_rows(map(_as_digested, split))}
+        mixture = [_describe_source(*pair) for pair in zip(sources, split.parts, strict=False)]
+        if mixture:
+            source |= {"sources": mixture, "stopping_strategy": data_args.stopping_strategy}
+        if not file or name == "train" or is_held_out:  # a dataset on the Hub may change under its name
+            # With other weights or another order a run would go on with other examples.
+            order = [[each["weight"] for each in mixture], data_args.stopping_strategy, data_args.rows_seed]
+            source |= {"rows_sha256": digest_rows([*map(_as_digested, split), *([order] if mixture else [])])}
+        if mixture or is_held_out:
+            source |= {"seed": data_args.rows_seed}
+        if is_held_out:
+            source |= {"held_out": data_args.validation_split}
         described[name] = source | {"rows": len(split)}
     return described
+
+
+def _describe_source(source: Source, part: Split) -> dict[str, Any]:
+    file = {"file": Path(source.file).name, "sha256": digest_file(source.file)}
+    return {"name": source.name, **file, "weight": source.weight, "rows": len(part)}
 
 
 def _as_digested(conversation: Conversation) -> list[Any]:

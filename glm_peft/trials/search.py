@@ -15,6 +15,7 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from glm_peft.arguments.search import SearchArguments, Settings, may_change
+from glm_peft.arguments.sources import read_train_sources
 from glm_peft.arguments.splits import validation_files
 from glm_peft.arguments.training import TrainArguments
 from glm_peft.errors import UserError
@@ -172,7 +173,8 @@ class Search:
         values = {each.name: json.loads(distribution_to_json(each.distribution))["attributes"] for each in self.space}
         described |= {f"{name} in the space": value for name, value in values.items()}
         data_args = self.arguments.data
-        files = {"train": data_args.train_file} | validation_files(data_args.validation_file)
+        sources = {source.name: source.file for source in read_train_sources(data_args.train_file)}
+        files = (sources or {"train": data_args.train_file}) | validation_files(data_args.validation_file)
         # By their content, as a file may have been replaced under its name; Hub data sets are known by name alone.
         there = {name: file for name, file in files.items() if file and Path(file).is_file()}
         adapter = self.arguments.model.adapter_name_or_path
