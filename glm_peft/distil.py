@@ -17,7 +17,7 @@ from glm_peft.adapters.label_loss import replaced_loss
 from glm_peft.arguments.distil import parse_distil_arguments
 from glm_peft.arguments.splits import evaluation_sets
 from glm_peft.distillation.comparison import compare_held_out
-from glm_peft.distillation.conversations import make_conversations
+from glm_peft.distillation.conversations import make_conversations, read_questions
 from glm_peft.distillation.documents import read_documents
 from glm_peft.distillation.lessons import Lessons, encode_lessons, hear_teacher, learning_from_conversations
 from glm_peft.distillation.reading import Readers, plan_reading
@@ -54,7 +54,7 @@ def main() -> None:
     reading = plan_reading(base, document.text, distil_args)
     base = resolve_length(base, reading)
     arguments = arguments.resolve(base.model_args, base.data_args)
-    asked, arguments = arguments.data, learning_from_conversations(arguments)
+    questions, arguments = read_questions(reading, arguments.data, distil_args), learning_from_conversations(arguments)
     model_args, data_args, training_args = arguments
     check_base_weights(model_args)
     pusher = prepare_push(model_args, training_args)
@@ -69,7 +69,7 @@ def main() -> None:
     readers = Readers(base, model)
 
     # Conversations about the documents, and what reading them gives each token of the answers
-    rows = make_conversations(reading, readers, distil_args, training_args, asked)
+    rows = make_conversations(reading, readers, distil_args, training_args, data_args, questions)
     lessons = Lessons(rows, reading.texts, distil_args.num_held_out, run.output_dir)
     splits, data = lessons.as_splits(), encode_lessons(lessons, base, data_args)
     run.take_rows(splits)

@@ -19,7 +19,7 @@ from glm_peft.arguments.distil import DistilArguments
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.distillation import conversation_file
 from glm_peft.distillation.conversation_file import STATE_NAME, read_conversations
-from glm_peft.distillation.conversations import make_conversations
+from glm_peft.distillation.conversations import make_conversations, read_questions
 from glm_peft.distillation.reading import Readers, Reading, plan_reading
 from glm_peft.distillation.seed_prompts import SEED_PROMPTS
 from glm_peft.distillation.self_study import clean_question, plan_study
@@ -66,10 +66,11 @@ READERS = FakeReaders()
 
 def make(folder: Path, readers: Any = READERS, reading: Reading = READING, **changes: Any) -> list[dict[str, Any]]:
     """Make conversations as the command does; the changes are of arguments."""
-    distil = DistilArguments(document=["d"], num_conversations=changes.pop("num_conversations", 64))
+    wanted = {"num_conversations": changes.pop("num_conversations", 64), "num_held_out": changes.pop("held_out", 1)}
+    distil = DistilArguments(document=["d"], **wanted)
     data = DataArguments(train_file=changes.pop("train_file", None))
     training = SimpleNamespace(**{"output_dir": str(folder), "seed": 1, "max_new_tokens": 8, **changes})
-    return make_conversations(reading, readers, distil, training, data)
+    return make_conversations(reading, readers, distil, training, data, read_questions(reading, data, distil))
 
 
 def write_questions(folder: Path, *rows: dict[str, Any]) -> str:
@@ -225,10 +226,13 @@ def test_the_questions_of_a_user_are_answered_and_keep_their_own_answers(tmp_pat
     assert [row["messages"][-1]["content"] for row in rows] == ["甲: a", "甲: c"]
     assert [(row["reference"], row["kind"]) for row in rows] == [("b", "given"), (None, "given")]
     (tmp_path / "more").mkdir()
-    (row,) = make(tmp_path / "more", reading=whole, train_file=write_questions(tmp_path, {"messages": turns}))
+    file = write_questions(tmp_path, {"messages": turns}, {"messages": turns})
+    (row,) = make(tmp_path / "more", reading=whole, train_file=file)
     assert row["messages"] == [*turns, {"role": "assistant", "content": "甲: u"}]
     with pytest.raises(UserError, match=r"read in 2 parts, and which of them answers a question of --train_file"):
         make(tmp_path, train_file=file)
+    with pytest.raises(UserError, match=r"has 2 questions, and --num_held_out 2 of them are not trained on"):
+        make(tmp_path, reading=whole, train_file=file, held_out=2)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ from glm_peft.training.trainer import PrefixTrainer
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README_zh.md")
 DOCUMENTS = [*READMES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-LANGUAGES = {"bash", "python", "json", "jsonl", "csv", "text"}
+LANGUAGES = {"bash", "python", "json", "jsonl", "csv", "text", "yaml"}
 
 UNCHECKED_COMMANDS = {"pip install": "it installs from a registry; `make test` installs the same way"}
 OTHER_FLAGS = {
@@ -218,6 +218,13 @@ def test_every_command_is_understood(words, monkeypatch):
     else:
         assert words[0] == "python"
         SCRIPTS[words[1]](words[2:])
+
+
+@pytest.mark.parametrize(("language", "text"), blocks_of("yaml"))
+def test_configurations_that_are_shown_are_understood(language, text, tmp_path):
+    file = tmp_path / "shown.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert parse_distil_arguments([str(file)])[0].document == ["handbook.md", "prices.pdf"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -130,11 +130,11 @@ def _check_method(model_args: ModelArguments) -> None:
 
 def _check_data(data_args: DataArguments, training_args: "TrainingArguments") -> None:
     """Refuse what has no meaning where the answers are the teacher's."""
-    for name in ("validation_file", "test_file"):
+    for name in ("validation_file", "test_file", "dataset_name"):
         if getattr(data_args, name):
             raise UserError(
-                f"--{name} {getattr(data_args, name)} is not read here: the last --num_held_out questions are held "
-                "out of training, so leave it out."
+                f"--{name} {getattr(data_args, name)} is not read here: questions are in --train_file, of which "
+                "--num_held_out are held out, so leave it out."
             )
     for name in ("do_predict", "predict_with_generate", "label_smoothing_factor", "keep_file"):
         if getattr(training_args, name):

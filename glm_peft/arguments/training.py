@@ -165,6 +165,8 @@ class ExaminedArguments(TrainingArguments):
 class DistillationArguments(TrainingArguments):
     """The arguments of training, for `glm_peft.distil`: it always trains and evaluates, and goes on by itself."""
 
+    # As published (Cartridges, arXiv 2506.06266): what is learnt is what the base itself would say.
+    learning_rate: float | None = option(2e-2, "Highest learning rate.", recipe="always")
     do_train: bool = option(True, "Train the prefix.")
     do_eval: bool = option(True, "Take the divergence on the questions that are held out.")
     resume_from_checkpoint: str | None = option(

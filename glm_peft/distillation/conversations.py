@@ -26,30 +26,38 @@ _SMALLEST_GROUP = 64  # conversations that are written at once
 _BATCHES = 4  # of a group at least, so that several processes have a share of it
 
 
-class UserQuestions:
-    """Questions of a user's file, each with the answer that it may have there."""
+def read_questions(reading: Reading, data_args: DataArguments, distil_args: DistilArguments) -> list[Question] | None:
+    """
+    Read a user's questions, each with the answer that it may have; `None` where the base is to ask.
 
-    def __init__(self, reading: Reading, data_args: DataArguments, group_size: int) -> None:
-        """
-        Read the file, of which rows need no answer.
-
-        Raises:
-            UserError: it cannot be read, or the text is in several parts.
-        """
-        if len(reading.texts) > 1:
-            raise UserError(
-                f"The documents are read in {len(reading.texts)} parts, and which of them answers a question of "
-                f"--train_file {data_args.train_file} is not known: raise --max_context_tokens where the base can "
-                "read more, or leave out --train_file, and the base asks about each part by itself."
-            )
-        as_prompts = changed(
-            data_args, test_file=data_args.train_file, max_predict_samples=data_args.max_train_samples
+    Raises:
+        UserError: the file cannot be read or has too few of them, or the text is in several parts.
+    """
+    if not data_args.train_file:
+        return None
+    if len(reading.texts) > 1:
+        raise UserError(
+            f"The documents are read in {len(reading.texts)} parts, and which of them answers a question of "
+            f"--train_file {data_args.train_file} is not known: raise --max_context_tokens where the base can "
+            "read more, or leave out --train_file, and the base asks about each part by itself."
         )
-        rows = load_splits(as_prompts, ["test"])["test"]
-        questions = [Question(row.prompt, "given", reference=row.answer) for row in rows]
+    as_prompts = changed(data_args, test_file=data_args.train_file, max_predict_samples=data_args.max_train_samples)
+    rows = load_splits(as_prompts, ["test"])["test"]
+    if len(rows) <= distil_args.num_held_out:
+        raise UserError(
+            f"--train_file {data_args.train_file} has {len(rows)} questions, and --num_held_out "
+            f"{distil_args.num_held_out} of them are not trained on: give more questions, or hold out fewer."
+        )
+    return [Question(row.prompt, "given", reference=row.answer) for row in rows]
+
+
+class UserQuestions:
+    """Questions of a user, in groups."""
+
+    def __init__(self, questions: list[Question], group_size: int) -> None:
         self.num_questions = len(questions)
         self.groups = [questions[start : start + group_size] for start in range(0, len(questions), group_size)]
-        self.run = {"digest of the questions": digest_rows(row.messages for row in rows)[:12]}
+        self.run = {"digest of the questions": digest_rows([one.messages, one.reference] for one in questions)[:12]}
 
     def ask(self, number: int) -> list[Question]:
         """Return the questions of a group."""
@@ -62,6 +70,7 @@ def make_conversations(
     distil_args: DistilArguments,
     training_args: TrainingArguments,
     data_args: DataArguments,
+    questions: list[Question] | None,
 ) -> list[dict[str, Any]]:
     """
     Let the base answer questions with the text in front of it, and write what the folder has not yet.
@@ -69,18 +78,19 @@ def make_conversations(
     Args:
         reading: the texts that the answers are given with, and their pieces, which are asked about.
         readers: put a text in front of the base.
-        data_args: with the user's questions as its `train_file`; without, the base asks.
+        data_args: by which prompts are shaped.
+        questions: of the user; `None` where the base asks.
 
     Returns:
         The rows of `conversations.jsonl`.
 
     Raises:
-        UserError: the folder has conversations of another run, the questions cannot be used, or nothing is answered.
+        UserError: the folder has conversations of another run, or nothing is answered.
     """
     settings = GenerationSettings.from_arguments(training_args, data_args)
     group_size = max(_SMALLEST_GROUP, _BATCHES * (settings.batch_size or 0))
-    if data_args.train_file:
-        source = UserQuestions(reading, data_args, group_size)
+    if questions:
+        source = UserQuestions(questions, group_size)
     else:
         source = SelfStudy(reading, readers, distil_args, settings, group_size)
     run = {
@@ -95,6 +105,7 @@ def make_conversations(
     logger.info("%s; they are in %s", counts, file.path)
     if not counts.kept:
         raise UserError(f"{file.path}: {counts}; give another base, or questions of your own by --train_file.")
+    PartialState().wait_for_everyone()  # or a process could read before the main one has written the last group
     return read_conversations(file.path)
 
 

@@ -28,7 +28,7 @@ _MORE_THAN_ANY_PROMPT = 1 << 30  # tokens
 @dataclass(frozen=True)
 class Lessons:
     """
-    Conversations about the texts, those that are held out last.
+    Conversations about the texts, some of which are held out, from all over them.
 
     Args:
         rows: as `conversations.jsonl` has them.
@@ -57,7 +57,18 @@ class Lessons:
     @property
     def held_out(self) -> list[dict[str, Any]]:
         """Return the rows that are not trained on."""
-        return self.rows[-self.num_held_out :]
+        return [self.rows[number] for number in self._numbers()["validation"]]
+
+    @property
+    def in_order(self) -> list[dict[str, Any]]:
+        """Return the rows in the order of the examples of all splits."""
+        return [self.rows[number] for numbers in self._numbers().values() for number in numbers]
+
+    def _numbers(self) -> dict[str, list[int]]:
+        # Evenly, as rows that stand together may be about the same part of the text.
+        total, held = len(self.rows), self.num_held_out
+        validation = [(number + 1) * total // held - 1 for number in range(held)]
+        return {"train": sorted({*range(total)} - {*validation}), "validation": validation}
 
     def as_splits(self) -> dict[str, Split]:
         """Return the conversations for training, and for its evaluation those that are held out."""
@@ -65,9 +76,8 @@ class Lessons:
             Conversation(row["messages"], f"{self.file}, line {number}", is_chat=True, number=number)
             for number, row in enumerate(self.rows, start=1)
         ]
-        start = len(made) - self.num_held_out
-        source = str(self.file)
-        return {"train": Split("train", source, made[:start]), "validation": Split("validation", source, made[start:])}
+        numbers = self._numbers()
+        return {name: Split(name, str(self.file), [made[number] for number in own]) for name, own in numbers.items()}
 
 
 def learning_from_conversations(arguments: TrainArguments) -> TrainArguments:
@@ -103,7 +113,7 @@ def hear_teacher(
     examples = concatenate_datasets([*data.examples.values()])
     if reads_both_ways(readers.base):
         examples = _with_texts(lessons, readers.base, examples)
-    contexts = [row["context"] for row in lessons.rows]
+    contexts = [row["context"] for row in lessons.in_order]
     batches = _plan(examples["length"][:], contexts, training_args.per_device_eval_batch_size)
     described = {
         "texts": [hashlib.sha256(text.encode()).hexdigest() for text in lessons.texts],
@@ -140,7 +150,7 @@ def _with_texts(lessons: Lessons, base: OpenedBase, examples: Dataset) -> Datase
         Conversation(
             [{"role": "system", "content": lessons.texts[row["context"]]}, *row["messages"]], lessons.file.name, True
         )
-        for row in lessons.rows
+        for row in lessons.in_order
     ]
     data_args = changed(base.data_args, max_source_length=_MORE_THAN_ANY_PROMPT)
     split = Split("train", str(lessons.file), made)
