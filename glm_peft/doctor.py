@@ -49,6 +49,7 @@ from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.log import set_up_logging
 from glm_peft.reporting.results import print_section
 from glm_peft.training.checkpoints import choose_checkpoint, complete_checkpoints
+from glm_peft.training.keeping import read_general_prompts
 
 MOST_PROBLEMS = 50  # bad rows that are listed, of each split
 MOST_REFUSED = 10  # rows that the lengths cannot hold: each takes several looks to find
@@ -119,9 +120,11 @@ class Examination:
         print_section("Model", f"  {name}: {self.base.config.model_type}, prompts of {self.base.chat_format.name}")
 
     def examine_start(self) -> None:
-        """Check what training would stop at before its first step: weight files, the checkpoint to resume from."""
+        """Check what training would stop at before its first step: weight files, general prompts, the checkpoint."""
         given = self.training_args.resume_from_checkpoint
         checks = [partial(check_base_weights, self.model_args)] if self.base else []
+        keeps = self.training_args.keep_file, self.training_args.max_keep_samples
+        checks += [partial(read_general_prompts, self.base, *keeps)] if self.base else []
         # Only a checkpoint that is named must be there already; the newest is chosen when training starts.
         if given not in _NEWEST_OR_NONE:
             checks.append(partial(choose_checkpoint, given, self.training_args.output_dir))

@@ -184,6 +184,7 @@ def test_a_learning_rate_is_far_from_that_of_its_method(method: str, rate: float
         (("--adapter_name_or_path", "nowhere"), "--adapter_name_or_path nowhere is no"),
         (("--resume_from_checkpoint", "nowhere"), "--resume_from_checkpoint nowhere is no"),
         (("--do_eval", "true"), "There is no validation data"),
+        (("--keep_file", "nowhere.json"), "nowhere.json: there is no such file"),
     ],
 )
 def test_flags_with_which_training_would_fail_leave_with_1(visit: Visit, words: tuple[str, ...], problem: str):
