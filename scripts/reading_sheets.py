@@ -37,6 +37,7 @@ DEPARTMENTS = _words(
 )
 HOBBIES = _words("游泳 下棋 画画 跑步 唱歌 摄影 钓鱼 爬山 书法 跳舞 打球 看书 做饭 养花 骑车 听戏")
 UNITS = _words("元 个 月 室 点 折 天")
+FACTS_PER_KIND = 20  # or its first words may run out
 TITLES = ("服务手册", "店员须知", "客服资料", "内部说明")
 
 
@@ -154,24 +155,26 @@ def is_held_out(name: str) -> bool:
 
 def draw_sheet(chooser: random.Random, num_facts: int, held_out: bool = False, whole: bool = True) -> Sheet:
     """
-    Draws a sheet.
+    Draws a sheet, in which names of one kind differ in their first word.
 
     Args:
-        num_facts: the number of facts.
+        num_facts: the number of facts; at most 80.
         held_out: whether its names are those that are held out, or those of the training.
         whole: whether it has a title, and one section for each kind of things; a part of a sheet has neither.
     """
-    kinds = KINDS if whole else chooser.sample(KINDS, chooser.randint(1, len(KINDS)))
+    fewest = -(-num_facts // FACTS_PER_KIND)
+    kinds = KINDS if whole else chooser.sample(KINDS, chooser.randint(fewest, len(KINDS)))
     least = 2 if whole else 1
     lines: dict[str, list[list[Fact]]] = {}
-    names: set[str] = set()
+    used: set[tuple[str, str]] = set()
     left = num_facts
     while left:
         kind = chooser.choice(kinds)
-        name = chooser.choice(kind.first) + chooser.choice(kind.second)
-        if name in names or is_held_out(name) != held_out:
+        first = chooser.choice(kind.first)
+        name = first + chooser.choice(kind.second)
+        if (kind.heading, first) in used or is_held_out(name) != held_out:
             continue
-        names.add(name)
+        used.add((kind.heading, first))
         count = min(left, chooser.randint(least, len(kind.attributes)))
         told = [_state(chooser, name, attribute) for attribute in chooser.sample(kind.attributes, count)]
         lines.setdefault(kind.heading, []).append(told)
@@ -195,7 +198,7 @@ def _write(chooser: random.Random, lines: dict[str, list[list[Fact]]], whole: bo
 
 
 def all_texts() -> list[str]:
-    """Every word of a pool and every part of a sentence or question, for the tokenizer; figures are digit by digit."""
+    """Every word of a pool and every part of a sentence or question: what the tokenizer has to have words for."""
     pools = (BRANDS, GOODS, SURNAMES, GIVEN_NAMES, PLACES, SHOPS, LEVELS, GROUPS, CITIES, COLORS, MATERIALS)
     texts = [word for pool in (*pools, DEPARTMENTS, HOBBIES) for word in pool]
     texts += [*TITLES, *(kind.heading for kind in KINDS), *UNITS, "0123456789#"]

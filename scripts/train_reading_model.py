@@ -6,7 +6,7 @@ Trains the reading model: a small ChatGLM3 that answers from a text in its conte
 Each of the questions about a sheet of facts reads the sheet and itself only: the sheet's keys and values are computed
 once for all. In some batches the model writes the questions, asked for one by one of the prompts of self-study. The
 sheets are short at first, as looking up is learned sooner there. Names that are held out (`is_held_out`) are in none.
-The folder is in the published layout, in float16; `examples/reading/model` was made by this command.
+The folder is in the published layout, in float16.
 """
 
 import argparse
@@ -51,6 +51,7 @@ TOKENS_PER_FACT, TOKENS_PER_ROW, TOKENS_PER_ASKED = 11, 16, 37  # about
 FRAME = 2  # the tokens that begin every prompt
 QUESTION = 6  # the tokens before a question
 IGNORED = -100
+WINDOW, GROWN = 20, 0.85  # batches, and the share of their answers that must be right before sheets grow
 SHEET_WEIGHT = 0.3  # of the loss of the sheets' own words
 SHARE_WHOLE = 0.6  # of the sheets; the others are parts, without title and headings
 # Where several of ours are one published tensor, it is their parts in this order.
@@ -80,18 +81,18 @@ class TrainingOptions:
     ffn_size: int = 256
     steps: int = 4500
     tokens: int = 1600  # in a batch, of sheets and questions together
-    short_facts: int = 6
-    short_share: float = 0.25  # of the steps, before the sheets begin to grow
+    short_facts: int = 6  # of the longest sheets at first
     most_facts: int = 45
     learning_rate: float = 2e-3
     seed: int = 0
+    start_from: str = ""  # a folder of this script's, to go on from; its own weights else
 
 
 def main() -> None:
     options = parse_arguments()
     make_fresh_model(options)
     tokenizer = AutoTokenizer.from_pretrained(options.output_dir)
-    model = AutoModelForCausalLM.from_pretrained(options.output_dir, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(options.start_from or options.output_dir, dtype=torch.float32)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
     train(model, tokenizer, options)
     save_weights(model, options.output_dir)
@@ -242,9 +243,9 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: T
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, options.steps // 30, options.steps)
     model.train()
-    start, losses, rights = time.monotonic(), [], []
+    start, losses, rights, most_facts = time.monotonic(), [], [], options.short_facts
     for step in range(1, options.steps + 1):
-        batch = text.draw_batch(most_facts(step, options))
+        batch = text.draw_batch(most_facts)
         loss, of_sheets, right = compute_loss(model, batch)
         (loss + SHEET_WEIGHT * of_sheets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -254,12 +255,17 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: T
         losses.append(loss.item())
         if not batch.asked:
             rights.append(right)
-        if step % 100 == 0 or step == options.steps:
-            means = [sum(values) / len(values) for values in (losses, rights)]
-            seconds = time.monotonic() - start
-            print(f"step {step}  loss {means[0]:.4f}  right {means[1]:.3f}  {seconds:.0f} s", flush=True)
-            losses.clear()
+        if len(rights) >= WINDOW and sum(rights[-WINDOW:]) / WINDOW > GROWN:
+            most_facts = min(round(most_facts * 1.2), options.most_facts)
             rights.clear()
+        if step % 100 == 0 or step == options.steps:
+            means = [sum(values) / max(len(values), 1) for values in (losses, rights)]
+            seconds = time.monotonic() - start
+            print(
+                f"step {step}  loss {means[0]:.4f}  right {means[1]:.3f} of {most_facts} facts  {seconds:.0f} s",
+                flush=True,
+            )
+            losses.clear()
             save_weights(model, options.output_dir)
 
 
@@ -272,13 +278,6 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
         weights.setdefault(name, []).append(tensor.half())
     weights = {name: torch.cat(parts) for name, parts in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def most_facts(step: int, options: TrainingOptions) -> int:
-    """The longest sheets of a step: short ones at first, the longest from the middle of the steps on."""
-    begin, end = options.short_share * options.steps, options.steps * 0.55
-    share = min(max((step - begin) / (end - begin), 0), 1)
-    return round(options.short_facts + share * (options.most_facts - options.short_facts))
 
 
 if __name__ == "__main__":
