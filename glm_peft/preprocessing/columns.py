@@ -66,7 +66,7 @@ class Columns:
 
     def unread(self, row: Row) -> list[str]:
         """Return the columns of a row that hold something and are not read."""
-        read = self.named
+        read = self.named | ({"tools", "functions"} if self.messages else set())
         names = [name for name, value in row.values.items() if name not in read and holds_something(value)]
         return names if self.reads_history(row) else [*names, self.history]
 
