@@ -210,7 +210,7 @@ def test_tools_are_named_once_and_calls_of_others_are_warned_of(caplog):
     assert "column 'tools': tool 1 must be an object with the name" in error_of({**row, "tools": ["f"]})
     assert "column 'tools': the tools are no JSON" in error_of({**row, "tools": "f"})
     load({**row, "tools": [{"name": "g"}]}, row)
-    assert "train.json, line 1, message 2 ('f') calls a tool that its row does not offer, as do 2 calls" in caplog.text
+    assert "train.json, line 1, message 2 ('f') calls a tool that its row does not offer (2 such calls" in caplog.text
 
 
 def test_keys_of_calls_that_hold_nothing_are_no_calls():

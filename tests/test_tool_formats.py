@@ -3,15 +3,20 @@
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import SHARED_REFERENCE
 from transformers import AutoTokenizer
 
+from glm_peft.errors import UserError
+from glm_peft.examination.tool_checks import check_tools
 from glm_peft.models.chat_formats import CHAT_FORMATS, get_chat_format
 from glm_peft.models.tool_formats import ToolCall
+from glm_peft.prediction.generation import decode_answer
+from glm_peft.prediction.tool_scores import read_calls, score_calls
 from glm_peft.preprocessing.columns import Columns
-from glm_peft.preprocessing.conversations import read_conversation
+from glm_peft.preprocessing.conversations import Conversation, Split, read_conversation
 from glm_peft.preprocessing.records import Row
 
 # The beginning of the published template of GLM-4-0414, which takes the tools beside the messages.
@@ -148,3 +153,44 @@ def test_a_turn_may_hold_a_thought_and_several_calls_and_the_mark_as_text():
         calls = [ToolCall("f", {"a": "x<|assistant|>f\n"}), ToolCall("g", {})]
         assert CHAT_FORMATS[name].read_turn(CHAT_FORMATS[name].write_turn(turn), ["f", "g"]) == ("Let me look.", calls)
     assert CHAT_FORMATS["glm4"].read_turn("Sure, here it is:\nhello", ["f"]) == ("Sure, here it is:\nhello", [])
+
+
+def test_calls_are_scored_by_the_rows_that_ask_for_some():
+    chat_format, tools = CHAT_FORMATS["glm4"], [{"role": "tools", "content": '[{"name": "f"}]'}]
+    references = ['f\n{"a": 1, "b": 2}', 'f\n{"a": 1}', 'f\n{"a": 1}', "f\n{}", "text", None]
+    answers = ['f\n{"b":2,"a":1}', 'f\n{"a": 1.0}', 'f\n{"a": ', "g\n{}", "text", 'f\n{"a": 1}']
+    features = SimpleNamespace(rows=[{"messages": tools}] * 6, references=references)
+    expected = {"call_exact_match": 25.0, "call_name_match": 75.0, "call_valid": 50.0}
+    assert score_calls(features, answers, chat_format) == expected
+    assert read_calls(features, answers, chat_format)[2] == ([ToolCall("f", {"a": 1})], [ToolCall("f", None)])
+    without = SimpleNamespace(rows=[{"messages": []}] * 6, references=references)
+    assert score_calls(without, answers, chat_format) == {} and read_calls(without, answers, chat_format) == [None] * 6
+
+
+def test_the_mark_of_a_turn_stays_only_where_it_calls_and_a_call_is_never_cut(tiny_model_dirs):
+    tokenizer = load_tokenizer(tiny_model_dirs["glm4"])
+    chat_format, mark = get_chat_format(tokenizer), tokenizer.convert_tokens_to_ids("<|assistant|>")
+    thought = {"role": "assistant", "content": "你好"}
+    call = {"role": "assistant", "metadata": "f", "content": '{"a": 1}'}
+    ids = chat_format.encode_answer(tokenizer, [thought, call]).ids
+    assert decode_answer(tokenizer, chat_format, ids).strip() == '你好<|assistant|>f\n{"a": 1}'
+    ids = chat_format.encode_answer(tokenizer, "你好").ids
+    assert decode_answer(tokenizer, chat_format, [*ids[:-1], mark, *ids]) == "\n你好\n你好"
+    with pytest.raises(UserError, match="--max_target_length 3 is too short for a call of the tool 'f', which takes"):
+        chat_format.encode_answer(tokenizer, [call], max_length=3)
+    with pytest.raises(UserError, match="but 2 calls stand together without their results"):
+        CHAT_FORMATS["chatglm3"].arrange([call, call])
+
+
+def test_the_doctor_finds_calls_that_are_lost():
+    called = [{"role": "assistant", "metadata": "f", "content": '{"a": 1}'}, {"role": "observation", "content": ""}]
+    as_text = {"role": "assistant", "content": '{"name": "f", "arguments": {}}'}
+    broken = {**called[0], "content": '{"a": 1e999}'}
+    asked = {"role": "user", "content": "q"}
+    messages = [[asked, *called, as_text], [asked, broken], [asked, {"role": "assistant", "content": "a"}]]
+    rows = [Conversation(row, f"line {number}", is_chat=True) for number, row in enumerate(messages, 1)]
+    split = Split("train", "rows.jsonl", rows, unoffered=["line 1, message 2 ('f')"])
+    found = {finding.what: finding.rows for finding in check_tools(split, CHAT_FORMATS["chatglm3"], "last")}
+    assert list(found.values()) == [["line 1, message 2 ('f')"], ["line 2 (f)"], ["line 1"], ["line 1 (1)"]]
+    assert "cannot be read again as chatglm3 writes them" in list(found)[1]
+    assert not check_tools(Split("train", "rows.jsonl", rows[2:]), CHAT_FORMATS["chatglm3"], "all")

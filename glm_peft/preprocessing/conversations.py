@@ -164,7 +164,7 @@ def _load_split(data_args: DataArguments, name: str) -> Split:
         logger.log(level, "%s: %s.", split.source, describe_unread(split.unread))
     if split.unoffered:
         logger.warning(
-            "%s calls a tool that its row does not offer, as do %d calls in all: add the tool, or correct the name.",
+            "%s calls a tool that its row does not offer (%d such calls in all): add the tool, or correct the name.",
             split.unoffered[0],
             len(split.unoffered),
         )

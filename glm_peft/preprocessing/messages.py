@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from glm_peft.models.shortening import Message
 from glm_peft.models.tool_formats import is_call, tool_names
-from glm_peft.preprocessing.columns import IN_MESSAGES, Columns, describe_missing_column, holds_something
+from glm_peft.preprocessing.columns import IN_MESSAGES, TOOL_COLUMNS, Columns, describe_missing_column, holds_something
 from glm_peft.preprocessing.records import BadRow, Row, describe_value, quoted
 from glm_peft.preprocessing.tool_messages import (
     KEYS,
@@ -24,7 +24,6 @@ _T = TypeVar("_T")
 # ShareGPT's names stand beside the published ones.
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _MESSAGE_KEYS = (("role", "content"), ("from", "value"))
-_TOOLS = ("tools", "functions")
 
 
 def read_messages(row: Row, columns: Columns, needs_answer: bool) -> list[Message]:
@@ -55,7 +54,7 @@ def _read_tools(row: Row, columns: Columns) -> str | None:
     if not columns.messages:
         return None
     items = _list(row, columns.messages, row.values[columns.messages], "conversation")
-    offered = {name: row.values.get(name) for name in _TOOLS}
+    offered = {name: row.values.get(name) for name in TOOL_COLUMNS}
     offered[columns.messages] = next((item["tools"] for item in items if item.get("tools")), None)
     read = {
         name: _try(row, name, "wrong tools", read_tools, _without_nulls(row, tools)) for name, tools in offered.items()
