@@ -17,6 +17,7 @@ DEFAULTS = {
     "response_column": None,
     "history_column": None,
     "system_column": None,
+    "tools_file": None,
     "source_prefix": None,
     "system_text": None,
     "max_source_length": 1024,

@@ -204,6 +204,18 @@ def test_calls_that_cannot_be_used_are_told_with_their_message(messages, said):
     assert told.startswith("train.json, line 1, column 'messages': ") and said in told
 
 
+def test_rows_without_tools_offer_those_of_the_file():
+    own = {"messages": [CHAT[0], call(), RESULT, CHAT[1]], "tools": [{"name": "g"}, TOOL]}
+    tools = write([TOOL], name="tools.json")
+    split = load(own, {"messages": CHAT}, tools_file=tools)
+    assert [[tool["name"] for tool in json.loads(one.messages[0]["content"])] for one in split] == [["g", "f"], ["f"]]
+    write([TOOL, TOOL], name="tools.json")
+    assert error_of(own, tools_file=tools).startswith("--tools_file tools.json: the tool 'f' is named twice;")
+    write([], name="tools.json")
+    assert "--tools_file tools.json holds no tools" in error_of(own, tools_file=tools)
+    assert "there is no such file" in error_of(own, tools_file="other.json")
+
+
 def test_tools_are_named_once_and_calls_of_others_are_warned_of(caplog):
     row = {"messages": [CHAT[0], call(), RESULT, CHAT[1]]}
     assert "line 1, column 'tools': the tool 'f' is named twice" in error_of({**row, "tools": [TOOL, TOOL]})

@@ -124,5 +124,6 @@ def _template_of(tokenizer: Tokenizer) -> str:
 
 def _is_0414(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer is of GLM-4-0414 or later, whose template takes tools beside the messages."""
-    template = _template_of(tokenizer)
-    return "item['tools']" not in template if template else getattr(tokenizer, "generation", None) != GLM4
+    template = _template_of(tokenizer).replace('"', "'")
+    by_template = "可用工具" in template  # that of a relative need not know tools
+    return "item['tools']" not in template if by_template else getattr(tokenizer, "generation", None) != GLM4

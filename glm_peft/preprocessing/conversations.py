@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 
 from glm_peft.arguments.data import DataArguments
@@ -15,6 +15,7 @@ from glm_peft.errors import UserError
 from glm_peft.preprocessing.columns import Columns, carries_meaning, describe_unread, find_columns
 from glm_peft.preprocessing.messages import Message, find_unoffered_calls, read_messages, unread_values
 from glm_peft.preprocessing.records import BadRow, Row, read_hub_rows, read_rows
+from glm_peft.preprocessing.tool_messages import read_tools_file, with_tools
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ def _load_split(data_args: DataArguments, name: str) -> Split:
 
 
 def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) -> Iterator[Conversation]:
-    columns, needs_answer = None, split.name != "test"
+    columns, needs_answer, tools = None, split.name != "test", read_tools_file(data_args.tools_file)
     for row in rows:
         try:
             if row.problem:
@@ -181,6 +182,8 @@ def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) 
             if columns is None:
                 columns = find_columns(row, data_args, needs_answer)
             conversation = read_conversation(row, columns, needs_answer, split.unread)
+            if tools:
+                conversation = replace(conversation, messages=with_tools(conversation.messages, tools))
             split.unoffered += find_unoffered_calls(row, columns, conversation.messages)
             yield conversation
         except BadRow as bad_row:

@@ -9,11 +9,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+from glm_peft.errors import UserError
 from glm_peft.models.shortening import Message
 from glm_peft.models.tool_formats import is_call, read_python_arguments
 from glm_peft.preprocessing.records import describe_value
+from glm_peft.reporting.text_files import read_text
 
 RESULT_ROLES = ("tool", "observation", "function", "tool_response", "function_response", "ipython")
 _CALL_ROLES = ("function_call", "tool_call")
@@ -45,9 +48,9 @@ def read_tools(tools: Any) -> str | None:
     Raises:
         ValueError: they are no such list, or a name is missing or comes twice.
     """
-    if tools is None or tools in ([], "", "[]"):
+    tools = _decoded(tools, "the tools") if tools else None
+    if tools is None or tools == []:
         return None
-    tools = _decoded(tools, "the tools")
     if not isinstance(tools, list):
         raise ValueError(f"the tools must be a list, found {describe_value(tools)}")
     functions = [_read_function(number, tool) for number, tool in enumerate(tools, 1)]
@@ -56,6 +59,26 @@ def read_tools(tools: Any) -> str | None:
     if twice is not None:
         raise ValueError(f"the tool {twice!r} is named twice; give each tool a name of its own")
     return _as_json(functions, "the tools")
+
+
+def read_tools_file(file: str | None) -> str | None:
+    """
+    Read the tools of `--tools_file`, as the content of a message of tools.
+
+    Raises:
+        UserError: the file cannot be read, or holds no tools.
+    """
+    if file is None:
+        return None
+    if not Path(file).is_file():
+        raise UserError(f"--tools_file {file}: there is no such file.")
+    try:
+        tools = read_tools(read_text(file))
+    except ValueError as error:
+        raise UserError(f"--tools_file {file}: {error}.") from None
+    if tools is None:
+        raise UserError(f"--tools_file {file} holds no tools: it must hold a list of at least one.")
+    return tools
 
 
 def _read_function(number: int, tool: Any) -> dict[str, Any]:
@@ -257,8 +280,8 @@ def _spoken_turns(messages: Sequence[ToolMessage]) -> Iterator[ToolMessage]:
 
 
 def with_tools(messages: list[Message], tools: str | None) -> list[Message]:
-    """Return a conversation that offers tools, behind its system text."""
-    if tools is None:
+    """Return a conversation that offers tools, behind its system text, unless it offers some already."""
+    if tools is None or any(message["role"] == "tools" for message in messages):
         return messages
     place = 1 if messages[:1] and messages[0]["role"] == "system" else 0
     return [*messages[:place], {"role": "tools", "content": tools}, *messages[place:]]

@@ -28,7 +28,7 @@ class GrowingText:
 
     def grow(self, ids: list[int], is_last: bool = False) -> str:
         """Return what is new of the text of all ids so far; with the last of them nothing is held back."""
-        text = self.answering.decode(ids, self.keeps_marks)
+        text = self.answering.decode(ids, keeps_marks=True) if self.keeps_marks else self.answering.decode(ids)
         return self.grow_to(text if is_last else text.rstrip(_INCOMPLETE), is_last)
 
     def grow_to(self, text: str, is_last: bool = True) -> str:
