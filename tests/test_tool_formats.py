@@ -9,6 +9,7 @@ import pytest
 from conftest import SHARED_REFERENCE
 from transformers import AutoTokenizer
 
+from glm_peft.data import with_source_prefix
 from glm_peft.errors import UserError
 from glm_peft.examination.tool_checks import check_tools
 from glm_peft.models.chat_formats import CHAT_FORMATS, get_chat_format
@@ -194,3 +195,9 @@ def test_the_doctor_finds_calls_that_are_lost():
     assert list(found.values()) == [["line 1, message 2 ('f')"], ["line 2 (f)"], ["line 1"], ["line 1 (1)"]]
     assert "cannot be read again as chatglm3 writes them" in list(found)[1]
     assert not check_tools(Split("train", "rows.jsonl", rows[2:]), CHAT_FORMATS["chatglm3"], "all")
+
+
+def test_the_source_prefix_stands_before_the_question_and_not_before_a_result():
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "metadata": "f", "content": "{}"}]
+    messages += [{"role": "observation", "content": "7"}]
+    assert [message["content"] for message in with_source_prefix(messages, "p")] == ["pq", "{}", "7"]

@@ -196,8 +196,11 @@ def _list(row: Row, column: str, value: Any, name: str) -> list[Any]:
 
 def _read_turns(row: Row, column: str, needs_answer: bool) -> list[Message]:
     items = _list(row, column, _value(row, column), "conversation")
-    turns = _try(row, column, "unanswered call", match_results, _read_items(row, column, items))
-    _check_turns(row, column, spoken_turns(turns), needs_answer)
+    spoken = turns = _read_items(row, column, items)
+    if any("metadata" in turn.message or turn.message["role"] == "observation" for turn in turns):
+        turns = _try(row, column, "unanswered call", match_results, turns)
+        spoken = spoken_turns(turns)
+    _check_turns(row, column, spoken, needs_answer)
     # A file to predict may keep the place of the answer empty.
     last = turns[-1].message
     if last["role"] == "assistant" and not last["content"].strip() and not needs_answer:

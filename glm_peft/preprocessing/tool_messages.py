@@ -7,10 +7,9 @@ sentence, to which files add the row and the server the message.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glm_peft.errors import UserError
 from glm_peft.models.shortening import Message
@@ -25,8 +24,7 @@ KEYS = (*_CALL_KEYS, "tool_call_id", "tools", "parameters", "observation")
 """Keys of a message that are read here."""
 
 
-@dataclass(frozen=True)
-class ToolMessage:
+class ToolMessage(NamedTuple):
     """
     Message of a conversation with tools.
 
