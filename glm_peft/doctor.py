@@ -38,6 +38,7 @@ from glm_peft.examination.doctor_report import (
 )
 from glm_peft.examination.memory_estimate import Settings, measure_base
 from glm_peft.examination.run_checks import check_positions, describe_steps
+from glm_peft.examination.tool_checks import check_tools
 from glm_peft.models.loading import check_base_weights
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
@@ -165,7 +166,10 @@ class Examination:
         self.splits[name] = split  # the rows that can be used, which are examined in any case
         if self.base:
             self.examine_lengths(split)
-        print_section(f"Remarks on {name}", format_findings(check_split(split)))
+        findings = check_split(split)
+        if self.base:
+            findings += check_tools(split, self.base.chat_format, self.data_args.train_on)
+        print_section(f"Remarks on {name}", format_findings(findings))
 
     def examine_lengths(self, split: Split) -> None:
         """Measure lengths in tokens, and find the rows that the chat format or the limits refuse."""

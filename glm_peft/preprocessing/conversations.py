@@ -4,17 +4,18 @@ import gc
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import islice, takewhile
 
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.splits import expand_splits, file_of
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.columns import Columns, carries_meaning, describe_unread, find_columns
-from glm_peft.preprocessing.messages import Message, read_messages, unread_values
+from glm_peft.preprocessing.messages import Message, find_unoffered_calls, read_messages, unread_values
 from glm_peft.preprocessing.records import BadRow, Row, read_hub_rows, read_rows
+from glm_peft.preprocessing.tool_messages import read_tools_file, with_tools
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class Conversation:
     """
     One row as messages `{"role", "content"}`: maybe a system message, then user and assistant taking turns.
 
-    The last assistant message is the answer; a conversation that ends with the user's question has none.
+    The last assistant messages are the answer, several where it calls tools; a conversation that ends with the user's
+    question, or with what a tool said, has none.
     """
 
     messages: list[Message]
@@ -37,8 +39,14 @@ class Conversation:
 
     @property
     def prompt(self) -> list[Message]:
-        """Return the messages up to and including the last question."""
-        return self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
+        """Return the messages up to and including the last question, or what a tool said."""
+        return self.messages[: len(self.messages) - len(self.answer_messages)]
+
+    @property
+    def answer_messages(self) -> list[Message]:
+        """Return the messages of the answer: a thought, calls of tools, or a text."""
+        reversed_turn = takewhile(lambda message: message["role"] == "assistant", reversed(self.messages))
+        return list(reversed_turn)[::-1]
 
     @property
     def system(self) -> str | None:
@@ -48,7 +56,30 @@ class Conversation:
     @property
     def answer(self) -> str | None:
         """Return the answer to the last question, or `None` where the row has none."""
-        return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else None
+        answer = self.answer_messages
+        return (
+            "\n".join("\n".join(filter(None, (m.get("metadata"), m["content"]))) for m in answer) if answer else None
+        )
+
+    def trained_turns(
+        self, train_on: str, arrange: Callable[[list[Message]], list[Message]]
+    ) -> list[tuple[list[Message], list[Message]]]:
+        """
+        Return the prompts and answers to train on: every turn of the assistant in a row of messages, or the last one.
+
+        Args:
+            arrange: puts messages into the order of a chat format.
+
+        Raises:
+            UserError: the chat format cannot write them.
+        """
+        messages = arrange(self.messages)
+        is_answer = [message["role"] == "assistant" for message in messages]
+        starts = [n for n, answers in enumerate(is_answer) if answers and not is_answer[n - 1]]
+        ends = [next((n for n in range(start, len(messages)) if not is_answer[n]), len(messages)) for start in starts]
+        turns = [(messages[:start], messages[start:end]) for start, end in zip(starts, ends, strict=True)]
+        # As in the published scripts: the `history` of a row of columns is context, and only its response is learnt.
+        return turns if self.is_chat and train_on != "last" else turns[-1:]
 
 
 @dataclass
@@ -56,7 +87,8 @@ class Split:
     """
     Conversations of one split, with the rows that were left out and the limit that stopped the reading.
 
-    `unread` has the number of rows in which each column that was not read holds something.
+    `unread` has the number of rows in which each column that was not read holds something, `unoffered` the places
+    of calls of tools that their row does not offer.
     """
 
     name: str
@@ -65,6 +97,7 @@ class Split:
     left_out: list[BadRow] = field(default_factory=list)
     limit: str | None = None
     unread: Counter[str] = field(default_factory=Counter)
+    unoffered: list[str] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -130,11 +163,17 @@ def _load_split(data_args: DataArguments, name: str) -> Split:
     if split.unread:
         level = logging.WARNING if carries_meaning(split.unread) else logging.INFO
         logger.log(level, "%s: %s.", split.source, describe_unread(split.unread))
+    if split.unoffered:
+        logger.warning(
+            "%s calls a tool that its row does not offer (%d such calls in all): add the tool, or correct the name.",
+            split.unoffered[0],
+            len(split.unoffered),
+        )
     return split
 
 
 def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) -> Iterator[Conversation]:
-    columns, needs_answer = None, split.name != "test"
+    columns, needs_answer, tools = None, split.name != "test", read_tools_file(data_args.tools_file)
     for row in rows:
         try:
             if row.problem:
@@ -142,7 +181,11 @@ def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) 
             # By the first row that can be read; a later one without these columns is an error of that row.
             if columns is None:
                 columns = find_columns(row, data_args, needs_answer)
-            yield read_conversation(row, columns, needs_answer, split.unread)
+            conversation = read_conversation(row, columns, needs_answer, split.unread)
+            if tools:
+                conversation = replace(conversation, messages=with_tools(conversation.messages, tools))
+            split.unoffered += find_unoffered_calls(row, columns, conversation.messages)
+            yield conversation
         except BadRow as bad_row:
             if not data_args.skip_bad_rows:
                 raise UserError(f"{bad_row}; correct it, or leave such rows out with --skip_bad_rows.") from None
