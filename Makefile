@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 
 demo-distil: $(INSTALLED)
 	rm -rf output/demo-distil
-	$(BIN)/python -m glm_peft.distil configs/demo_distil.yaml
+	$(BIN)/python -m glm_peft.distil examples/reading/distil.yaml
 
 # One thread for each worker: two workers on two cores must not fight for them.
 # Who is done takes tests from the other, as files take from a moment to minutes.
