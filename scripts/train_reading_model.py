@@ -6,8 +6,8 @@ Trains the reading model: a small ChatGLM3 that answers from a text in its conte
 Each of the questions about a sheet of facts reads the sheet and itself only: the sheet's keys and values are computed
 once for all. In some batches the model writes the questions, asked for one by one of the prompts of self-study. The
 sheets are short at first, as looking up is learned sooner there. Names that are held out (`is_held_out`) are in none.
-The folder is in the published layout, in float16. How well such a model reads depends on the steps: half an hour of one
-busy core gave 82 % right answers on sheets of 6 facts and 22 % on sheets of 20.
+The folder is in the published layout, in float16. How well such a model reads depends on the steps: half an hour of
+one busy core gave 82 % right answers on sheets of 6 facts and 22 % on sheets of 20.
 """
 
 import argparse
