@@ -1,4 +1,4 @@
-# make demo | make demo-distil | make test | make lint | make clean. Each makes .venv by itself; PYTHON=python3.12 chooses the interpreter.
+# make demo | make test | make lint | make clean. Each makes .venv by itself; PYTHON=python3.12 chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ PREDICT := $(BIN)/python -m glm_peft.predict --model_name_or_path $(DEMO_MODEL) 
 OMP_NUM_THREADS ?= 2
 export OMP_NUM_THREADS
 
-.PHONY: demo demo-distil test lint clean
+.PHONY: demo test lint clean
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
@@ -20,10 +20,6 @@ demo: $(INSTALLED)
 	$(PREDICT) --output_dir $(DEMO)/after --adapter_name_or_path $(DEMO)/adapter
 	@$(BIN)/python scripts/demo_report.py --base $(DEMO_MODEL) --adapter $(DEMO)/adapter \
 		--before $(DEMO)/before --after $(DEMO)/after --bin $(BIN)/
-
-demo-distil: $(INSTALLED)
-	rm -rf output/demo-distil
-	$(BIN)/python -m glm_peft.distil configs/demo_distil.yaml
 
 # One thread for each worker: two workers on two cores must not fight for them.
 # Who is done takes tests from the other, as files take from a moment to minutes.

@@ -62,7 +62,7 @@ def build_training_features(
     if split.kind == "validation":
         limit = data_args.val_max_target_length or limit
     encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, limit)
-    rows = _as_rows(split, data_args, lambda conversation: conversation.trained_turns(data_args.train_on))
+    rows = _as_rows(split, data_args, lambda row: row.trained_turns(data_args.train_on, chat_format.arrange))
     dataset = _encode(rows, encoder, _TRAINING_FEATURES, data_args, f"{split.name} examples")
     return _with_report(dataset, split, data_args, limit)
 
@@ -78,14 +78,15 @@ def build_generation_features(
     """
     encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, None)
     # Apart from the examples for training: generation must not see the answer, and its batches have no labels.
-    rows = _as_rows(split, data_args, lambda conversation: [(conversation.prompt, "")])
+    rows = _as_rows(split, data_args, lambda conversation: [(conversation.prompt, [])])
     dataset, report = _with_report(
         _encode(rows, encoder, _PROMPT_FEATURES, data_args, f"{split.name} prompts"), split, data_args, None
     )
     prompts = [conversation.prompt[-1]["content"] for conversation in split]
     asked = [with_system(conversation.prompt, data_args.system_text) for conversation in split]
     rows = [{"row": own.number, "messages": messages} for own, messages in zip(split, asked, strict=True)]
-    references = [conversation.answer for conversation in split]
+    answers = [conversation.answer_messages for conversation in split]
+    references = [chat_format.write_turn(answer) if answer else None for answer in answers]
     limit = data_args.val_max_target_length or data_args.max_target_length
     decoded = [_decode_again(tokenizer, answer, limit) for answer in references]
     return GenerationFeatures(dataset, prompts, references, decoded, rows, report)
@@ -183,14 +184,20 @@ def _token_lines(name: str, tokens: list[str]) -> Iterator[str]:
 
 
 def _as_rows(
-    split: Split, data_args: DataArguments, turns_of: Callable[[Conversation], list[tuple[list[Message], str]]]
+    split: Split,
+    data_args: DataArguments,
+    turns_of: Callable[[Conversation], list[tuple[list[Message], list[Message]]]],
 ) -> Dataset:
     """Put the turns into a dataset."""
     # `map` hands its rows to worker processes by file, where Conversation objects would have to be pickled.
     columns: dict[str, list[Any]] = {"messages": [], "answer": [], "where": []}
     with paused_collection():
         for conversation in split:
-            for prompt, answer in turns_of(conversation):
+            try:
+                turns = turns_of(conversation)
+            except UserError as error:
+                raise UserError(f"{conversation.where}: {error}") from error
+            for prompt, answer in turns:
                 columns["messages"].append(shape_prompt(prompt, data_args))
                 columns["answer"].append(answer)
                 columns["where"].append(conversation.where)
@@ -213,8 +220,11 @@ def with_source_prefix(messages: list[Message], source_prefix: str | None) -> li
     """Return a conversation with a text before its last question."""
     if not source_prefix:
         return messages
-    question = messages[-1]
-    return [*messages[:-1], {**question, "content": source_prefix + question["content"]}]
+    # The last message may be what a tool said to the question.
+    place = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=len(messages) - 1)
+    question = messages[place]
+    asked = {**question, "content": source_prefix + question["content"]}
+    return [*messages[:place], asked, *messages[place + 1 :]]
 
 
 @dataclass
@@ -231,7 +241,7 @@ class _Encoder:
         encoded = [self._encode_row(*row) for row in rows]
         return {name: [row[name] for row in encoded] for name in encoded[0]}
 
-    def _encode_row(self, messages: list[Message], answer: str, where: str) -> dict[str, Any]:
+    def _encode_row(self, messages: list[Message], answer: list[Message], where: str) -> dict[str, Any]:
         try:
             prompt, prompt_length = self._fit(self.chat_format.encode_prompt, messages, self.max_prompt_length)
             if self.max_answer_length is None:

@@ -38,6 +38,7 @@ from glm_peft.examination.doctor_report import (
 )
 from glm_peft.examination.memory_estimate import Settings, measure_base
 from glm_peft.examination.run_checks import check_positions, describe_steps
+from glm_peft.examination.tool_checks import check_tools
 from glm_peft.models.loading import check_base_weights
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
@@ -50,6 +51,7 @@ from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.log import set_up_logging
 from glm_peft.reporting.results import print_section
 from glm_peft.training.checkpoints import choose_checkpoint, complete_checkpoints
+from glm_peft.training.keeping import read_general_prompts
 
 MOST_PROBLEMS = 50  # bad rows that are listed, of each split
 MOST_REFUSED = 10  # rows that the lengths cannot hold: each takes several looks to find
@@ -123,9 +125,11 @@ class Examination:
         print_section("Model", f"  {name}: {self.base.config.model_type}, prompts of {self.base.chat_format.name}")
 
     def examine_start(self) -> None:
-        """Check what training would stop at before its first step: weight files, the checkpoint to resume from."""
+        """Check what training would stop at before its first step: weight files, general prompts, the checkpoint."""
         given = self.training_args.resume_from_checkpoint
         checks = [partial(check_base_weights, self.model_args)] if self.base else []
+        keeps = self.training_args.keep_file, self.training_args.max_keep_samples
+        checks += [partial(read_general_prompts, self.base, *keeps)] if self.base else []
         # Only a checkpoint that is named must be there already; the newest is chosen when training starts.
         if given not in _NEWEST_OR_NONE:
             checks.append(partial(choose_checkpoint, given, self.training_args.output_dir))
@@ -177,7 +181,10 @@ class Examination:
         # The rows that can be used are examined in any case.
         if self.base:
             self.examine_lengths(split)
-        print_section(f"Remarks on {name}", format_findings(check_split(split)))
+        findings = check_split(split)
+        if self.base:
+            findings += check_tools(split, self.base.chat_format, self.data_args.train_on)
+        print_section(f"Remarks on {name}", format_findings(findings))
 
     def examine_lengths(self, split: Split) -> None:
         """Measure lengths in tokens, and find the rows that the chat format or the limits refuse."""

@@ -4,6 +4,7 @@ Inspect a prefix: its sizes and norms, its distance from another one, and what a
     python -m glm_peft.inspect_adapter ADAPTER
     python -m glm_peft.inspect_adapter ADAPTER OTHER
     python -m glm_peft.inspect_adapter ADAPTER --base BASE --test_file rows.json --output_dir O
+    python -m glm_peft.inspect_adapter ADAPTER --base BASE --keep_file builtin
     python -m glm_peft.inspect_adapter ADAPTER --base BASE --test_file rows.json --prune 8 --output_dir SMALLER
 
 An adapter is PEFT's, in a folder or on the Hub, or a published P-Tuning v2 checkpoint folder.
@@ -13,6 +14,7 @@ import json
 import logging
 import math
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ import datasets
 import torch
 from transformers import PreTrainedModel
 
-from glm_peft.adapters.assembly import open_base
+from glm_peft.adapters.assembly import OpenedBase, open_base, put_adapter_on
 from glm_peft.adapters.base_checks import check_weights
+from glm_peft.adapters.other_methods import attach_loss
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.inspection import InspectArguments, parse_inspect_arguments
@@ -35,6 +38,7 @@ from glm_peft.examination.importance_plot import PLOT_NAME, plot_importance
 from glm_peft.examination.prefix_importance import Importance, Row, measure_importance, measure_losses, prune_prefix
 from glm_peft.examination.prefix_pruning import write_pruned_adapter
 from glm_peft.models.loading import find_generation
+from glm_peft.prediction.evaluation import Answering
 from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.provenance.recipe import public_name
 from glm_peft.provenance.record import describe_base, describe_prompt, read_provenance
@@ -42,6 +46,8 @@ from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.files import digest_file, make_output_dir, write_atomically
 from glm_peft.reporting.log import set_up_logging
 from glm_peft.reporting.results import print_section
+from glm_peft.training.keeping import KEEP_FOLDER, hear_base, read_general_prompts
+from glm_peft.training.kept_log import KEPT_TITLES
 
 INSPECTION_NAME = "inspection.json"
 
@@ -66,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     found = describe_numbers(*prefixes)
     if arguments.test_file:
         found |= Trial(prefixes[0], arguments).run(folder)
+    if arguments.keep_file:
+        found["kept"] = measure_kept(prefixes[0], arguments, folder)
     # Without NaN, which Python would write, but JSON does not know.
     if folder:
         write_atomically(folder / INSPECTION_NAME, json.dumps(_without_nan(found), indent=2) + "\n")
@@ -90,6 +98,31 @@ def describe_prefix(prefix: Prefix) -> dict[str, Any]:
     return {"name": public_name(prefix.source), **sizes, "norms": norms}
 
 
+def measure_kept(prefix: Prefix, arguments: InspectArguments, folder: Path | None) -> dict[str, float]:
+    """Print and return how far the adapter moves the base's answers to general prompts."""
+    base = _open_base(prefix, arguments)
+    prompts = read_general_prompts(base, arguments.keep_file, arguments.max_keep_samples)
+    model = put_adapter_on(base.load_model(), base)
+    attach_loss(model)
+    with tempfile.TemporaryDirectory() as spare:
+        own = (folder or Path(spare)) / KEEP_FOLDER
+        answering = Answering(model, base.tokenizer, base.chat_format)
+        found = hear_base(prompts, answering, own, arguments.per_device_eval_batch_size, {}).measure()
+    lines = [f"  {KEPT_TITLES[name]:<61} {value:.4f}" for name, value in found.items()]
+    print_section(f"Kept of the base, on {arguments.keep_file}", "\n".join(lines))
+    return found
+
+
+def _open_base(prefix: Prefix, arguments: InspectArguments, data_args: DataArguments | None = None) -> OpenedBase:
+    model_args = ModelArguments(
+        model_name_or_path=arguments.base,
+        adapter_name_or_path=prefix.source,
+        chat_format=arguments.chat_format,
+        dtype=arguments.dtype,
+    )
+    return open_base(model_args, data_args)
+
+
 class Trial:
     """A base and rows on which the attention to a prefix and the losses with and without it are measured."""
 
@@ -101,15 +134,7 @@ class Trial:
             max_eval_samples=arguments.max_predict_samples,
             **{name: getattr(arguments, name) for name in _shared_flags(arguments)},
         )
-        self.base = open_base(
-            ModelArguments(
-                model_name_or_path=arguments.base,
-                adapter_name_or_path=prefix.source,
-                chat_format=arguments.chat_format,
-                dtype=arguments.dtype,
-            ),
-            data_args,
-        )
+        self.base = _open_base(prefix, arguments, data_args)
         self.rows = self.load_rows()  # before the weights, so that a bad row is told at once
         self.model = self.load_model()
 

@@ -1,7 +1,7 @@
 """
 Distils fact sheets into prefixes of several lengths, and asks for every fact: a table and a picture.
 
-    python scripts/distil_curve.py --output_dir output/curve --seeds 1 2
+    python scripts/distil_curve.py --model output/reading_model --output_dir output/curve --seeds 1 2
 
 For each seed a new sheet is drawn (`reading_sheets.py`), which the reading model has never seen. Its prefix is made
 from questions that the model asks itself, and from a user's; the facts are asked for in a wording that is in neither
@@ -53,7 +53,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the lengths and seeds, and how much is trained."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write to.")
-    parser.add_argument("--model", default=str(ROOT / "examples" / "reading" / "model"), help="A model that reads.")
+    parser.add_argument("--model", required=True, help="Folder of a model that reads.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="Of the sheets. Default: 1.")
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 64, 128, 256], help="Default: 32 64 128 256.")
     parser.add_argument("--num_facts", type=int, default=40, help="Of a sheet. Default: 40.")

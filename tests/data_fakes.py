@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from glm_peft.errors import UserError
-from glm_peft.models.chat_formats import EncodedText
+from glm_peft.models.chat_format import EncodedText
 
 END = 1
 DEFAULTS = {
@@ -17,6 +17,7 @@ DEFAULTS = {
     "response_column": None,
     "history_column": None,
     "system_column": None,
+    "tools_file": None,
     "source_prefix": None,
     "system_text": None,
     "max_source_length": 1024,
@@ -73,7 +74,16 @@ class CharacterFormat:
         cut = text if max_length is None else text[-max_length:]
         return EncodedText([ord(character) for character in cut], len(text))
 
-    def encode_answer(self, tokenizer: CharacterTokenizer, answer: str, max_length: int | None = None) -> EncodedText:
+    def arrange(self, messages: list[dict]) -> list[dict]:
+        return messages
+
+    def write_turn(self, answer: list[dict]) -> str:
+        return "".join(message["content"] for message in answer)
+
+    def encode_answer(
+        self, tokenizer: CharacterTokenizer, answer: list[dict], max_length: int | None = None
+    ) -> EncodedText:
+        answer = self.write_turn(answer)
         cut = answer if max_length is None else answer[: max_length - 1]
         return EncodedText([*(ord(character) for character in cut), END], len(answer) + 1)
 

@@ -9,6 +9,7 @@ import pytest
 from data_fakes import make_data_args
 
 from glm_peft.errors import UserError
+from glm_peft.models.chat_formats import CHAT_FORMATS
 from glm_peft.preprocessing.conversations import load_splits, paused_collection
 
 PAIR = {"content": "q", "summary": "a"}
@@ -117,7 +118,7 @@ def test_answers_without_loss_are_context_and_rows_without_any_are_told(caplog):
     system = {"role": "system", "content": "s", "weight": 0}
     split = load({"messages": [system, CHAT[0], muted, CHAT[0], weighed]}, {"messages": [CHAT[0], muted]})
     [conversation] = split
-    assert conversation.trained_turns("all") == [(conversation.messages[:4], "a")]
+    assert conversation.trained_turns("all", list) == [(conversation.messages[:4], conversation.messages[4:])]
     assert split.without_loss == ["train.json, line 2"] and not split.unread
     assert "no answer carries loss in 1 row (train.json, line 2)." in caplog.text
     told = error_of({"messages": [CHAT[0], weighed, CHAT[0], muted]}, train_on="last")
@@ -188,19 +189,134 @@ def test_rows_to_predict_are_read_by_the_pair_of_which_both_are_there():
     assert (turns(conversation), conversation.answer) == ([("user", "q")], None)
 
 
+def call(arguments: object = "{}", name: str = "f", **keys: object) -> dict:
+    function = {"name": name, "arguments": arguments}
+    return {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function, **keys}]}
+
+
+RESULT = {"role": "tool", "content": "7"}
+TOOL = {"name": "f", "parameters": {}}
+CALLED = [("user", "q"), ("assistant", "{}"), ("observation", "7"), ("assistant", "a")]
+
+
 @pytest.mark.parametrize(
-    "message",
+    "middle",
     [
-        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
-        {"role": "tool", "content": "7", "tool_call_id": "1"},
-        {"role": "observation", "content": "7"},
-        {"from": "function_call", "value": "{}"},
-        {"role": "tool_response", "content": "7"},
+        [call(), RESULT],
+        [
+            {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": {}}},
+            {**RESULT, "role": "function"},
+        ],
+        [{"role": "tool", "name": "f", "parameters": {}, "observation": 7}],
+        [{"role": "assistant", "metadata": "f", "content": "{}"}, {"role": "observation", "content": "7"}],
+        [{"role": "assistant", "metadata": "f", "content": " ```python\ntool_call()\n```"}, RESULT],
+        [{"role": "assistant", "content": '{"name": "f", "arguments": {}}'}, {"role": "observation", "content": "7"}],
+        [{"from": "function_call", "value": '{"name": "f", "arguments": {}}'}, {"from": "observation", "value": "7"}],
     ],
 )
-def test_turns_of_tools_are_told_as_such(message):
-    told = error_of({"messages": [CHAT[0], message, CHAT[1]]})
-    assert "message 2 calls a tool or is a tool's answer, and conversations with tools are not read yet" in told
+def test_calls_of_every_form_become_the_same_messages(middle):
+    plain = {"messages": [CHAT[0], *middle, CHAT[1]]}
+    as_glm4 = {"messages": [{"role": "system", "content": "", "tools": [{"type": "function", "function": TOOL}]}]}
+    rows = [{**plain, "tools": [TOOL]}, {**plain, "tools": json.dumps([TOOL]), "system": "s"}]
+    rows += [{"messages": as_glm4["messages"] + plain["messages"]}]
+    tools = ("tools", json.dumps([TOOL]))
+    split = load(*rows)
+    assert [turns(conversation) for conversation in split] == [
+        [tools, *CALLED],
+        [("system", "s"), tools, *CALLED],
+        [tools, *CALLED],
+    ]
+    assert not split.unread and not split.unoffered
+    assert [message.get("metadata") for message in split.conversations[0].messages] == [None, None, "f", None, None]
+
+
+def test_results_stand_in_the_order_of_their_calls_and_a_last_call_is_the_answer():
+    calls = {"role": "assistant", "content": "Let me look."}
+    calls["tool_calls"] = [call(name=name, id=name)["tool_calls"][0] for name in "xy"]
+    results = [{**RESULT, "tool_call_id": name, "content": name} for name in "yx"]
+    [conversation] = load({"messages": [CHAT[0], calls, *results, CHAT[1]]})
+    assert [content for _, content in turns(conversation)][4:] == ["x", "y", "a"]
+    [conversation] = load({"messages": [CHAT[0], calls]})
+    assert (len(conversation.prompt), conversation.answer) == (1, "Let me look.\nx\n{}\ny\n{}")
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([call(), CHAT[1]], "message 2 calls the tool 'f', and the tool's answer does not follow"),
+        ([RESULT, CHAT[1]], "message 2 is a tool's answer, and no call stands before it"),
+        ([call(), RESULT, RESULT, CHAT[1]], "message 4 is a tool's answer, and no call stands before it"),
+        ([call(id="x"), {**RESULT, "tool_call_id": "y"}], "message 3 answers the call 'y', and each of 'x' needs one"),
+        ([call("{'a': 1}"), RESULT, CHAT[1]], "the arguments of the call of 'f' in message 2 are no JSON"),
+        (
+            [call("[1]"), RESULT, CHAT[1]],
+            "of the call of 'f' in message 2 must be a JSON object, found the text \"[1]\"",
+        ),
+        ([call('{"a": NaN}'), RESULT, CHAT[1]], "in message 2 are no JSON"),
+        ([call(name=""), RESULT, CHAT[1]], "a call in message 2 must name a tool, found the text"),
+        ([{"role": "assistant", "tool_calls": "f"}], "the tool_calls of message 2 must be a list, found the text"),
+        (
+            [{"role": "user", "content": "q", "tool_calls": [1]}],
+            "message 2 calls a tool, which only the assistant can",
+        ),
+        ([{"role": "tool_use", "content": "7"}], "the role of message 2 must be one of 'system', 'user', "),
+        ([call(), RESULT, CHAT[0]], "message 4 has the role 'user' where 'assistant' must follow"),
+    ],
+)
+def test_calls_that_cannot_be_used_are_told_with_their_message(messages, said):
+    told = error_of({"messages": [CHAT[0], *messages], "tools": [TOOL]})
+    assert told.startswith("train.json, line 1, column 'messages': ") and said in told
+
+
+def test_rows_without_tools_offer_those_of_the_file():
+    own = {"messages": [CHAT[0], call(), RESULT, CHAT[1]], "tools": [{"name": "g"}, TOOL]}
+    tools = write([TOOL], name="tools.json")
+    split = load(own, {"messages": CHAT}, tools_file=tools)
+    assert [[tool["name"] for tool in json.loads(one.messages[0]["content"])] for one in split] == [["g", "f"], ["f"]]
+    write([TOOL, TOOL], name="tools.json")
+    assert error_of(own, tools_file=tools).startswith("--tools_file tools.json: the tool 'f' is named twice;")
+    write([], name="tools.json")
+    assert "--tools_file tools.json holds no tools" in error_of(own, tools_file=tools)
+    assert "there is no such file" in error_of(own, tools_file="other.json")
+
+
+def test_tools_are_named_once_and_calls_of_others_are_warned_of(caplog):
+    row = {"messages": [CHAT[0], call(), RESULT, CHAT[1]]}
+    assert "line 1, column 'tools': the tool 'f' is named twice" in error_of({**row, "tools": [TOOL, TOOL]})
+    assert "column 'tools': tool 1 must be an object with the name" in error_of({**row, "tools": ["f"]})
+    assert "column 'tools': the tools are no JSON" in error_of({**row, "tools": "f"})
+    load({**row, "tools": [{"name": "g"}]}, row)
+    assert "train.json, line 1, message 2 ('f') calls a tool that its row does not offer (2 such calls" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["chatglm3", "glm4"])
+@pytest.mark.parametrize(
+    "muted",
+    [
+        [{"role": "tool", "name": "f", "parameters": {}, "observation": 7, "loss": False}],
+        [{"role": "tool", "name": "f", "parameters": {}, "observation": 7, "loss": False}] * 2,
+        [{**call(), "weight": 0}, RESULT],
+        [{**call(), "content": "t", "tool_calls": call()["tool_calls"] * 2, "weight": 0}, RESULT, RESULT],
+    ],
+)
+def test_a_muted_call_is_context_with_its_thought_and_all_its_calls(muted, form):
+    split = load({"messages": [CHAT[0], *muted, {"role": "tool", **TOOL, "observation": 8}, CHAT[1]]})
+    [conversation], arrange = split, CHAT_FORMATS[form].arrange
+    [call_turn, last] = conversation.trained_turns("all", arrange)
+    assert call_turn == (
+        arrange(conversation.messages)[:-3],
+        [{"role": "assistant", "content": "{}", "metadata": "f"}],
+    )
+    assert last == (arrange(conversation.messages)[:-1], [CHAT[1]]) and not split.unread
+
+
+def test_loss_in_conversations_with_tools_is_refused_where_it_cannot_be():
+    glm4 = {"role": "assistant", "metadata": "f", "content": "{}"}
+    told = error_of({"messages": [CHAT[0], {**CHAT[1], "loss": False}, glm4]})
+    assert "column 'messages': messages 2 and 3 are one turn, of which all messages carry loss or none;" in told
+    told = error_of({"messages": [CHAT[0], glm4, {**RESULT, "loss": True}, CHAT[1]]})
+    assert "message 3 asks for loss, which only answers of the assistant can carry" in told
+    assert "no answer carries loss in 1 row" in error_of({"messages": [CHAT[0], {**call(), "weight": 0}]})
 
 
 def test_keys_of_calls_that_hold_nothing_are_no_calls():

@@ -70,6 +70,14 @@ def test_a_run_with_evaluation_has_five_panels_with_the_logged_numbers(draw):
     assert panels["BLEU-4 of generated answers"] == {"BLEU-4": [(2, 8.0)]}
 
 
+def test_what_is_kept_of_the_base_has_panels_of_its_own(draw):
+    kept = {"eval_keep_divergence": 0.1, "eval_keep_loss_rise": 0.05, "eval_keep_same_answers": 0.9, "step": 0}
+    panels = draw([kept, *FULL])
+    found = panels["kept of the base: general prompts (nats per token)"]
+    assert found == {"divergence": [(0, 0.1)], "rise of loss": [(0, 0.05)]}
+    assert panels["kept of the base: share of equal answers (0 to 1)"] == {"equal answers": [(0, 0.9)]}
+
+
 def test_a_run_without_evaluation_has_no_panel_for_scores(draw):
     assert list(draw(TRAINING)) == ["loss (nats per token)", "learning rate", "gradient norm (before clipping)"]
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from launches import run_launch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from warm_starts import ENVIRONMENT, warm_python
 
@@ -160,7 +162,7 @@ def run(words: list[str], until: Callable[[], bool] | None = None) -> str:
     return said
 
 
-def test_killed_in_every_phase_and_resumed_it_is_the_same_to_the_bit(tiny_model_dirs, document, tmp_path):
+def test_killed_in_every_phase_or_shared_by_processes_it_is_the_same(tiny_model_dirs, document, tmp_path):
     base, whole, killed = tiny_model_dirs["chatglm3"], tmp_path / "whole", tmp_path / "killed"
     said = run(command(base, document, whole))
     assert "conversations: " in said and "document in context" in said
@@ -174,6 +176,16 @@ def test_killed_in_every_phase_and_resumed_it_is_the_same_to_the_bit(tiny_model_
     run(command(base, document, killed))
     for name in ("conversations.jsonl", "adapter_model.safetensors", "teacher/log_probs.bin"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+    several = tmp_path / "several"  # two processes, of half the batch each
+    words = command(base, document, several, "--per_device_train_batch_size", "2")[3:]
+    run_launch(tmp_path / "log", "glm_peft.distil", words)
+    for name in ("conversations.jsonl", "teacher/log_probs.bin"):
+        assert (several / name).read_bytes() == (whole / name).read_bytes()
+    alone, shared = (
+        load_file(folder / "adapter_model.safetensors")["prompt_embeddings"] for folder in (whole, several)
+    )
+    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-4)
 
     record = json.loads((whole / "provenance.json").read_text(encoding="utf-8"))
     (told,) = record["documents"]

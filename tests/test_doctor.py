@@ -174,6 +174,8 @@ def test_steps_that_teach_by_heart_far_rates_and_rows_beyond_the_base_are_told(v
     assert "--warmup_steps 3000 leaves no step" in text
     assert "--learning_rate 1e-05 is far below the usual 0.005 of --peft_type prefix_tuning" in text
     assert f"10 of 10 rows are longer than the {longest:,} tokens that the base was made for" in text
+    assert "--keep_file" not in text
+    assert "give --keep_file builtin, and --keep_weight 1" in visit("--train_file", file, "--learning_rate", "2e-2")[1]
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,7 @@ def test_a_learning_rate_is_far_from_that_of_its_method(method: str, rate: float
         (("--adapter_name_or_path", "nowhere"), "--adapter_name_or_path nowhere is no"),
         (("--resume_from_checkpoint", "nowhere"), "--resume_from_checkpoint nowhere is no"),
         (("--do_eval", "true"), "There is no validation data"),
+        (("--keep_file", "nowhere.json"), "nowhere.json: there is no such file"),
     ],
 )
 def test_flags_with_which_training_would_fail_leave_with_1(visit: Visit, words: tuple[str, ...], problem: str):

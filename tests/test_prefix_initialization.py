@@ -4,11 +4,11 @@ import pytest
 import torch
 from closeness import assert_close
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
-from glm_peft.adapters.prefix_initialization import initialize_from_text, initialize_normal
+from glm_peft.adapters.prefix_initialization import initialize_from_text, initialize_normal, initialize_prefix
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 
@@ -64,6 +64,21 @@ def test_text_is_cut_or_repeated_to_the_length_of_the_prefix(num_virtual_tokens,
     text = (INSTRUCTION * 3)[:num_virtual_tokens]
     expected = logits_of(model.get_base_model(), text + PROMPT)[num_virtual_tokens:]
     assert_close(logits_of(model, PROMPT), expected)
+
+
+def test_a_prefix_starts_at_zero_or_as_the_neutral_instruction_of_its_generation(tiny_model_dirs):
+    folder, model = tiny_model_dirs["chatglm2"], make_model(tiny_model_dirs["chatglm2"], 40)
+    tokenizer, weight = AutoTokenizer.from_pretrained(folder), model.prompt_encoder["default"].embedding.weight
+    initialize_prefix(model, tokenizer, ModelArguments("base", prefix_init="zero"), "chatglm2")
+    assert not weight.any()
+    initialize_prefix(model, tokenizer, ModelArguments("base", prefix_init="instruction"), "chatglm2")
+    found = weight.clone()
+    text = "你是一个名为 ChatGLM2-6B 的人工智能助手，请针对用户的问题和要求提供适当的答复和支持。"
+    initialize_prefix(model, tokenizer, ModelArguments("base", prefix_init="text", prefix_init_text=text), "chatglm3")
+    assert found.any() and torch.equal(found, weight)
+    for start in ("zero", "instruction"):
+        with pytest.raises(UserError, match=f"--prefix_init {start} sets the prefix itself"):
+            ModelArguments("base", prefix_init=start, prefix_projection=True)
 
 
 def test_text_and_projection_exclude_each_other(reference_models):

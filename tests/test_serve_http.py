@@ -44,6 +44,12 @@ ASKED = {"model": "ads", "messages": [{"role": "user", "content": "你好"}]}
 WORDS = ["白色", "的", "衬衫"]
 
 
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": '{"word": "衬衫"}'}}
+CALLED = [*ASKED["messages"], {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+CALLED += [{"role": "tool", "tool_call_id": "1", "content": "7"}]
+
+
 class PretendingEngine:
     """Answers every prompt with `WORDS`, a token each, and the end token."""
 
@@ -193,7 +199,14 @@ def say(*contents, role: str = "user") -> dict:
         ({"model": None}, "model is not given: choose one of 'base', 'ads'"),
         ({"n": 2}, "n may only be 1 here, found the number 2"),
         ({"logprobs": True}, "logprobs may only be false"),
-        ({"tools": [{"type": "function"}]}, "tools may only be []"),
+        ({"tools": [{"type": "function"}]}, "Tool 1 must be an object with the name of a function, found the object"),
+        ({"tools": [TOOL, TOOL]}, "The tool 'look_up' is named twice"),
+        ({"tools": [TOOL]}, "The chat format chatglm has no form for tools and their calls: leave them out, or take"),
+        ({"tools": [TOOL], "tool_choice": "required"}, 'tool_choice may only be "none" or "auto" here'),
+        (
+            {"messages": CALLED[:2] + ASKED["messages"]},
+            "Message 2 calls the tool 'look_up', and the tool's answer doe",
+        ),
         ({"response_format": {"type": "json_object"}}, "response_format may only be"),
         ({"presence_penalty": 0.5}, "presence_penalty may only be 0"),
         ({"best_of_all": 3}, "best_of_all is no field"),
@@ -217,7 +230,7 @@ def say(*contents, role: str = "user") -> dict:
         (say("a", role="assistant"), "but the roles of a prompt are assistant"),
         (say("a", role="tool"), "but the roles of a prompt are observation"),
         (say("a", role="robot"), "messages[0].role must be one of 'system'"),
-        ({"messages": [{"role": "use", "content": "a", "tool_calls": [1]}]}, "messages[0].tool_calls is not supp"),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}, "Message 1 calls a tool, which only th"),
         (say("长" * 700), "tokens, and at most 500 find room beside an answer of up to 100: shorten it"),
     ],
 )
@@ -469,6 +482,50 @@ def test_a_server_whose_worker_fails_ends(engine, monkeypatch):
     with serving(engine) as (url, server):
         monkeypatch.setattr(engine, "failure", lambda: RuntimeError("out of memory"))
         wait_for(lambda: not server.server_state.connections and not server.servers[0].is_serving())
+
+
+def answer_by_blocks(engine: PretendingEngine, model: Path, *blocks: str) -> None:
+    """Let the engine answer as a model of GLM-4 would, with these blocks of a turn."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    answering = Answering(SimpleNamespace(), tokenizer, get_chat_format(tokenizer))
+    engine.answerers.by_name.update(dict.fromkeys(engine.answerers.by_name, answering))
+    mark, end = tokenizer.convert_tokens_to_ids(["<|assistant|>", "<|observation|>"])
+    ids = [tokenizer(block, add_special_tokens=False)["input_ids"] for block in blocks]
+    engine.answer = [id_ for block in ids for id_ in (mark, *block)][1:] + [end]
+    engine.longest_prompt = lambda name, max_new_tokens: 10**6
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_openai_client_calls_tools(engine, tiny_model_dirs, streamed):
+    answer_by_blocks(engine, tiny_model_dirs["glm4"], "你好", 'look_up\n{"word": "衬衫"}', "look_up\n{}")
+    asked = {"model": "ads", "messages": CALLED, "tools": [TOOL], "max_tokens": 500}
+    with serving(engine) as (url, _):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        if streamed:
+            *chunks, last = client.chat.completions.create(**asked, stream=True)
+            said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+            assert [call.index for call in calls] == [0, 1]
+            choice = last.choices[0]
+        else:
+            [choice] = client.chat.completions.create(**asked).choices
+            said, calls = choice.message.content, choice.message.tool_calls
+        told = client.chat.completions.create(**asked, tool_choice="none").choices[0]
+    assert (said, choice.finish_reason) == ("你好", "tool_calls")
+    found = [(call.function.name, json.loads(call.function.arguments)) for call in calls]
+    assert found == [("look_up", {"word": "衬衫"}), ("look_up", {})] and len({call.id for call in calls}) == 2
+    assert told.message.tool_calls is None and told.finish_reason == "stop"
+    with_tools, without = (request.prompt for request in engine.requests)
+    assert len(with_tools) > len(without)
+
+
+@pytest.mark.parametrize("text", ["look_up\n{broken", "look at\nthis", "look"])
+def test_what_is_no_call_is_told_as_text(engine, tiny_model_dirs, text):
+    answer_by_blocks(engine, tiny_model_dirs["glm4"], text)
+    body = ASKED | {"tools": [TOOL], "stream": True}
+    *chunks, last = events_of(client_of(engine).post(CHAT, json=body).text)
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == text
+    assert last["choices"][0]["finish_reason"] == "stop"
 
 
 def test_the_openai_client_is_answered(engine):

@@ -113,7 +113,7 @@ def put_trainable_adapter_on(
     adapted = create_adapter(model, base.model_args, base.adapter)
     if has_prefix(adapted):
         # Before the hooks of the prefix, as a start from a text runs the bare base.
-        initialize_prefix(adapted, base.tokenizer, base.model_args)
+        initialize_prefix(adapted, base.tokenizer, base.model_args, base.chat_format.name)
     attach_for_training(adapted, training_args, base.model_args.prefix_dropout)
     return adapted
 

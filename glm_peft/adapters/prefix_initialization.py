@@ -1,4 +1,4 @@
-"""Initialize a new prefix: with random values of a chosen deviation, or the keys and values of an instruction."""
+"""Initialize a new prefix: with random values of a chosen deviation, zeros, or the keys and values of a text."""
 
 import torch
 from peft import PeftModel
@@ -7,16 +7,32 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
+from glm_peft.models.generations import CHATGLM, CHATGLM2, CHATGLM3, GLM4
+
+# What the published demos of these generations say of the model, or it says of itself, and nothing of any task.
+_INSTRUCTIONS = {
+    CHATGLM: "你是一个名为 ChatGLM-6B 的人工智能助手，请针对用户的问题和要求提供适当的答复和支持。",
+    CHATGLM2: "你是一个名为 ChatGLM2-6B 的人工智能助手，请针对用户的问题和要求提供适当的答复和支持。",
+    CHATGLM3: "You are ChatGLM3, a large language model trained by Zhipu.AI. Follow the user's instructions.",
+    GLM4: "你是一个名为 GLM-4 的人工智能助手，请针对用户的问题和要求提供适当的答复和支持。",
+}
+_OTHER_INSTRUCTION = "You are a helpful assistant. Follow the user's instructions."
 
 
-def initialize_prefix(model: PeftModel, tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) -> None:
+def initialize_prefix(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments, chat_format: str
+) -> None:
     """Initialize a new prefix as `--prefix_init` says; without it PEFT's own initialization stays."""
-    if model_args.prefix_init == "normal":
+    start, text = model_args.prefix_init, model_args.prefix_init_text
+    if start == "normal":
         initialize_normal(model, model_args.prefix_init_std)
-    elif model_args.prefix_init == "text":
+    elif start == "zero":
+        nn.init.zeros_(_encoder(model).embedding.weight)
+    elif start:
+        text = text or _INSTRUCTIONS.get(chat_format, _OTHER_INSTRUCTION)
         # `split_special_tokens`, so that a special token spelt in the instruction stays plain text.
-        text = tokenizer(model_args.prefix_init_text, add_special_tokens=False, split_special_tokens=True)
-        initialize_from_text(model, text["input_ids"])
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        initialize_from_text(model, ids)
 
 
 def initialize_normal(model: PeftModel, std: float) -> None:

@@ -98,6 +98,13 @@ class DataArguments:
     system_column: str | None = option(
         None, "Column of the system text of each row. None: system or system_prompt, where there is one.", **_COLUMN
     )
+    tools_file: str | None = option(
+        None,
+        "JSON list of tools that rows offer which offer none of their own. None: none.",
+        recipe="changed",
+        encodes=True,
+        needs=("!prompt",),
+    )
     # None in these until it is resolved, so that the adapter to load decides where nothing is given.
     source_prefix: str | None = option(
         None, "Text before every question. None: that of --adapter_name_or_path, or nothing.", **_TEXT

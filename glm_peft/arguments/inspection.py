@@ -12,7 +12,8 @@ from glm_peft.errors import UserError
 INSPECTION_WORDS = {
     "usage": "python -m glm_peft.inspect_adapter ADAPTER [OTHER] [--flags]",
     "description": "What is in a prefix adapter or a published P-Tuning v2 checkpoint: sizes and norms, how far OTHER "
-    "is from it, and, with --base and --test_file, the attention on it and the loss without each virtual token.",
+    "is from it, and, with --base and --test_file, the attention on it and the loss without each virtual token, or, "
+    "with --base and --keep_file, how far it moves the base's answers to general prompts.",
 }
 
 _MOST_ADAPTERS = 2
@@ -36,6 +37,13 @@ class InspectArguments:
     test_file: str | None = option(
         None,
         "Rows with answers, on which attention and loss are measured with --base (.json, .jsonl, .csv, .parquet).",
+    )
+    keep_file: str | None = option(
+        None,
+        "General prompts, or builtin: how far ADAPTER moves the answers of --base is measured, as in training.",
+    )
+    max_keep_samples: int = option(
+        256, "Use only so many prompts of --keep_file; every other one is measured.", needs=("keep_file",)
     )
     # Few: of a prefix of 128 each row takes 131 passes through the base.
     max_predict_samples: int = option(
@@ -63,10 +71,12 @@ class InspectArguments:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
         "Precision of the base; auto: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.",
-        needs=_ROWS,
+        needs=(*_ROWS, "keep_file"),
     )
     per_device_eval_batch_size: int = option(
-        8, "Virtual tokens that are masked at a time, each in a copy of the row.", needs=_ROWS
+        8,
+        "Virtual tokens that are masked at a time, each in a copy of the row; rows of --keep_file at a time.",
+        needs=(*_ROWS, "keep_file"),
     )
     prune: int | None = option(
         None, "Write an adapter of so many virtual tokens, those that matter most, into --output_dir."
@@ -76,10 +86,17 @@ class InspectArguments:
     )
 
     def __post_init__(self) -> None:
-        numbers = ("max_predict_samples", "max_source_length", "max_target_length", "per_device_eval_batch_size")
+        numbers = (
+            "max_predict_samples",
+            "max_keep_samples",
+            "max_source_length",
+            "max_target_length",
+            "per_device_eval_batch_size",
+        )
         require_at_least_one(self, *numbers, "prune")
-        if self.test_file and not self.base:
-            raise UserError(f"--test_file {self.test_file} needs the model that reads it: give --base too.")
+        for name in ("test_file", "keep_file"):
+            if getattr(self, name) and not self.base:
+                raise UserError(f"--{name} {getattr(self, name)} needs the model that reads it: give --base too.")
         if self.prune and not (self.test_file and self.output_dir):
             raise UserError(
                 f"--prune {self.prune} needs --base and --test_file, by which the virtual tokens are chosen, and "

@@ -7,6 +7,9 @@ from glm_peft.arguments.fields import flags_with, option, require, require_at_le
 from glm_peft.arguments.methods import FULL, IA3, IN_EMBEDDINGS, LORA, METHODS, P_TUNING, PREFIX_TUNING
 from glm_peft.errors import UserError
 
+SETTING_STARTS = ("zero", "text", "instruction")
+"""The values of `--prefix_init` that set the prefix itself, which a projected one does not let them do."""
+
 _NUM_VIRTUAL_TOKENS = 128
 
 
@@ -94,9 +97,10 @@ class ModelArguments:
         methods=(PREFIX_TUNING, P_TUNING),
         **_SIZE_OF_PREFIX,
     )
-    prefix_init: Literal["normal", "text"] | None = option(
+    prefix_init: Literal["normal", "zero", "text", "instruction"] | None = option(
         None,
-        "Where a new prefix starts: normal, or text, the keys and values of --prefix_init_text. None: PEFT's own.",
+        "Where a new prefix starts: normal; zero; text, the keys and values of --prefix_init_text; or instruction, "
+        "those of a neutral one in the words of the generation. None: PEFT's own.",
         **_START_OF_PREFIX,
     )
     prefix_init_text: str | None = option(
@@ -167,8 +171,8 @@ class ModelArguments:
     def _check_initialization(self) -> None:
         if (self.prefix_init == "text") != (self.prefix_init_text is not None):
             raise UserError("--prefix_init text and --prefix_init_text belong together: give both or neither.")
-        if self.prefix_init == "text" and self.prefix_projection:
-            raise UserError("--prefix_init text sets the prefix itself: leave out --prefix_projection.")
+        if self.prefix_init in SETTING_STARTS and self.prefix_projection:
+            raise UserError(f"--prefix_init {self.prefix_init} sets the prefix itself: leave out --prefix_projection.")
         if self.prefix_init and self.adapter_name_or_path:
             raise UserError("--prefix_init is for a new prefix: leave it out, or --adapter_name_or_path.")
         require(self.prefix_init_std > 0, "--prefix_init_std must be above 0", self.prefix_init_std)

@@ -74,7 +74,8 @@ def check_metric(metric: str | None, validation_file: str | None) -> None:
     """
     # The Trainer finds out at its first evaluation, with a KeyError.
     names = [split.removeprefix(f"{VALIDATION}_") for split in validation_files(validation_file) if is_named(split)]
-    if metric and names and not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in names)):
+    own = ("keep_", *(f"{name}_" for name in names))  # what --keep_file measures is of no data set
+    if metric and names and not metric.removeprefix("eval_").startswith(own):
         raise UserError(
             f"--metric_for_best_model {metric} is of none of the data sets of --validation_file: give one of theirs, "
             f"such as {names[0]}_loss."

@@ -51,6 +51,8 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
         self.include_num_input_tokens_seen = choose_count(self.include_num_input_tokens_seen)
         if self.early_stopping_patience:  # the callback asks for a metric, also where no best model is loaded
             self.metric_for_best_model = self.metric_for_best_model or "loss"
+        if self.greater_is_better is None and self._is_of_kept(self.metric_for_best_model):
+            self.greater_is_better = str(self.metric_for_best_model).endswith("same_answers")
         # Two names of one flag: transformers 5.20 knows only the old one, later releases warn of it.
         if self.activation_checkpointing is None:
             self.activation_checkpointing = bool(self.gradient_checkpointing)
@@ -76,6 +78,7 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
         by_score = (self.load_best_model_at_end or self.early_stopping_patience) and (
             not str(self.metric_for_best_model).endswith("loss")
         )
+        by_score = by_score and not self._is_of_kept(self.metric_for_best_model)
         if by_score and not self.predict_with_generate:
             raise UserError(
                 f"--metric_for_best_model {self.metric_for_best_model} is a score of generated answers: "
@@ -114,15 +117,22 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
+            "keep_every",
         )
         require(self.learning_rate > 0, "--learning_rate must be above 0", self.learning_rate)
         require(self.card_examples >= 0, "--card_examples must be 0 or more", self.card_examples)
+        require(self.keep_weight >= 0, "--keep_weight must be 0 or more", self.keep_weight)
+        require(self.max_keep_samples >= 2, "--max_keep_samples must be 2 or more", self.max_keep_samples)
         self._check_early_stopping()
         if not self.do_sample:
             self._drop_sampling()
         require(self.top_p is None or 0 < self.top_p <= 1, "--top_p must be above 0 and at most 1", self.top_p)
         require(self.top_k is None or self.top_k >= 0, "--top_k must be 0 or more", self.top_k)
         require(self.temperature is None or self.temperature > 0, "--temperature must be above 0", self.temperature)
+
+    def _is_of_kept(self, metric: str | None) -> bool:
+        """Whether a metric is one of those that `--keep_file` gives."""
+        return bool(self.keep_file) and str(metric).removeprefix("eval_").startswith("keep_")
 
     def _check_early_stopping(self) -> None:
         patience, threshold = self.early_stopping_patience, self.early_stopping_threshold
@@ -155,6 +165,8 @@ class ExaminedArguments(TrainingArguments):
 class DistillationArguments(TrainingArguments):
     """The arguments of training, for `glm_peft.distil`: it always trains and evaluates, and goes on by itself."""
 
+    # As published (Cartridges, arXiv 2506.06266): what is learnt is what the base itself would say.
+    learning_rate: float | None = option(2e-2, "Highest learning rate.", recipe="always")
     do_train: bool = option(True, "Train the prefix.")
     do_eval: bool = option(True, "Take the divergence on the questions that are held out.")
     resume_from_checkpoint: str | None = option(
@@ -199,6 +211,10 @@ class TrainArguments:
                     "stand before the first one only: leave one of them out."
                 )
             data_args = changed(data_args, packing=False)  # not by itself either
+        if method == FULL and training_args.keep_file:
+            raise UserError(
+                "--keep_file compares an adapter with the base under it, which --peft_type none changes: leave it out."
+            )
         if method == FULL and training_args.label_smoothing_factor:
             raise UserError(
                 "--label_smoothing_factor needs a frozen head, which --peft_type none trains: leave it out."

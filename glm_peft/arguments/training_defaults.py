@@ -7,6 +7,9 @@ from glm_peft.arguments.fields import option
 from glm_peft.arguments.former_options import IGNORED
 from glm_peft.arguments.generation import GenerationArguments
 
+BUILTIN_PROMPTS = "builtin"
+"""The value of `--keep_file` that stands for the prompts of this package."""
+
 TRAINING_WORDS = {
     "usage": "accelerate launch glm_peft/train.py [CONFIG.yaml|CONFIG.json] [--flags]",
     "description": "P-Tuning v2 for ChatGLM models. Flags win over the file, whose keys are the flags without --.",
@@ -55,6 +58,31 @@ class TrainingDefaults(GenerationArguments):
         None, "End training after so many evaluations in a row without a better metric_for_best_model. None: never."
     )
     early_stopping_threshold: float = option(0.0, "By how much the metric must be better to count as better.")
+    keep_file: str | None = option(
+        None,
+        "General prompts, in a form that training reads, or builtin, 200 of this package: how far the answers to them "
+        "move from the base's is measured before training, in every evaluation, and after it. None: not measured.",
+        recipe="changed",
+    )
+    max_keep_samples: int = option(
+        256,
+        "Use only so many prompts of --keep_file; every other one is measured, the rest are for --keep_weight.",
+        recipe="changed",
+        needs=("keep_file",),
+    )
+    keep_weight: float = option(
+        0.0,
+        "Weight of a second loss: the divergence from the base on its own answers to prompts of --keep_file.",
+        recipe="changed",
+        needs=("keep_file",),
+    )
+    keep_every: int = option(
+        4,
+        "Take the second loss every so many steps, then so many times as strong; its cost is the share that the log "
+        "tells.",
+        recipe="changed",
+        needs=("keep_weight",),
+    )
     train_sampling_strategy: Literal["auto", "random", "sequential", "group_by_length", "batch_rebalance"] = option(
         "auto",
         "Order of the examples; auto: random, or group_by_length where that costs less padding than packing.",

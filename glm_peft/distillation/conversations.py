@@ -105,6 +105,7 @@ def make_conversations(
     logger.info("%s; they are in %s", counts, file.path)
     if not counts.kept:
         raise UserError(f"{file.path}: {counts}; give another base, or questions of your own by --train_file.")
+    PartialState().wait_for_everyone()  # or a process could read before the main one has written the last group
     return read_conversations(file.path)
 
 

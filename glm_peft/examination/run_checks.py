@@ -8,6 +8,7 @@ from glm_peft.arguments.methods import METHODS
 from glm_peft.arguments.training import TrainArguments
 from glm_peft.training.run_log import count_steps
 
+_FORGETFUL = 2  # times the method's learning rate
 _MANY_EPOCHS = 50  # of so many the last ones teach a model the rows by heart
 
 
@@ -38,6 +39,12 @@ def describe_steps(arguments: TrainArguments, rows: int) -> list[str]:
         lines.append(
             f"--learning_rate {args.learning_rate:g} is far {'above' if is_above else 'below'} the usual "
             f"{method.learning_rate:g} of --peft_type {arguments.model.peft_type}; {effect}"
+        )
+    if args.learning_rate > _FORGETFUL * method.learning_rate and not args.keep_file:
+        lines.append(
+            f"--learning_rate {args.learning_rate:g} without --keep_file: a model forgets most at high rates, and "
+            f"nothing here would show it; give --keep_file builtin, and --keep_weight 1 or --learning_rate "
+            f"{method.learning_rate:g} where the divergence rises"
         )
     return lines
 

@@ -13,7 +13,9 @@ from glm_peft.errors import UserError
 # Tokens. One character more can make one token of two, so a longer beginning can have fewer; never by this many.
 _SLACK = 32
 
-Message = dict[str, str]  # {"role": system, user, assistant or observation, "content": text}
+# {"role": system, user, assistant or observation, "content": text}; see `tool_formats` for tools and their calls
+Message = dict[str, str]
+_KEPT = ("system", "tools")
 
 
 def shorten_prompt(
@@ -89,8 +91,8 @@ def _find_end(length: int, count_tokens: Callable[[int], int], max_length: int) 
 
 
 def _without_oldest_turns(messages: list[Message]) -> list[list[Message]]:
-    """Return the conversation without its oldest turn, without its two oldest, and so on; system messages stay."""
+    """Return the conversation without its oldest turn, without its two oldest, …; system messages and tools stay."""
     # A turn begins at a user's message: an observation or an answer makes no sense without what it follows.
-    spoken = [index for index, message in enumerate(messages) if message["role"] != "system"]
+    spoken = [index for index, message in enumerate(messages) if message["role"] not in _KEPT]
     starts = [index for index in spoken[1:] if messages[index]["role"] == "user"]
-    return [[m for index, m in enumerate(messages) if index >= start or m["role"] == "system"] for start in starts]
+    return [[m for index, m in enumerate(messages) if index >= start or m["role"] in _KEPT] for start in starts]

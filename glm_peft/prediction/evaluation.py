@@ -19,9 +19,11 @@ from glm_peft.data import GenerationFeatures
 from glm_peft.metrics import TEXT_SCORE_NAMES, compute_scores
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.generations import CHATGLM3, GLM4
-from glm_peft.prediction.generation import AnsweredBatch, decode_answer, generate_answers
+from glm_peft.models.tool_formats import TURN_MARK, ToolCall
+from glm_peft.prediction.generation import AnsweredBatch, decode_answer, decode_blocks, generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import PartialPredictions, write_predictions
+from glm_peft.prediction.tool_scores import describe_calls, read_calls, score_calls
 from glm_peft.reporting.file_names import PREDICT_RESULTS_NAME, PREDICTIONS_NAME
 from glm_peft.reporting.results import save_results
 
@@ -40,9 +42,16 @@ class Answering:
         """Generate an answer to every prompt, see `generate_answers`."""
         return generate_answers(self.model, self.tokenizer, self.chat_format, features, settings, **options)
 
-    def decode(self, ids: list[int]) -> str:
-        """Decode the generated ids of an answer."""
-        return self.chat_format.clean_answer(decode_answer(self.tokenizer, self.chat_format, ids))
+    def decode(self, ids: list[int], keeps_marks: bool = False) -> str:
+        """
+        Decode the generated ids of an answer.
+
+        Args:
+            keeps_marks: keep the mark between blocks of the turn, whether or not they call tools.
+        """
+        decoded = (self.tokenizer, self.chat_format, ids)
+        text = TURN_MARK.join(decode_blocks(*decoded)) if keeps_marks else decode_answer(*decoded)
+        return self.chat_format.clean_answer(text)
 
 
 def choose_protocol(chat_format: ChatFormat, metric_protocol: str | None) -> str:
@@ -99,7 +108,11 @@ class Scoring:
     def evaluate(self, features: GenerationFeatures) -> dict[str, float]:
         """Generate an answer to every prompt and score the answers."""
         answers = self.answering.generate(features, self.settings, keep_white_space=True)
-        return score_answers(features, answers, self.protocol)
+        return self._score(features, answers)
+
+    def _score(self, features: GenerationFeatures, answers: Sequence[str]) -> dict[str, float]:
+        of_calls = score_calls(features, answers, self.answering.chat_format)
+        return score_answers(features, answers, self.protocol) | of_calls
 
     def make_scorers(self, prompts: Mapping[str, GenerationFeatures]) -> dict[str, Callable[[], dict[str, float]]]:
         """Make a function for each split but `test` that generates and scores its answers."""
@@ -137,7 +150,7 @@ class Scoring:
             features, self.settings, on_batch=keep, known_answers=known, keep_white_space=True
         )
         speed = _measure_speed(len(answers), len(known), num_tokens, time.perf_counter() - start)
-        scores = score_answers(features, answers, self.protocol)
+        scores = self._score(features, answers)
         results = {"metric_protocol": self.protocol, **scores} if scores else {}
         results = {f"predict_{name}": value for name, value in (results | speed).items()}
         if PartialState().is_main_process:
@@ -151,7 +164,13 @@ class Scoring:
         texts, rows = [self.answering.chat_format.clean_answer(answer) for answer in answers], features.rows
         if self.protocol == "thudm":
             rows = [row | more for row, more in zip(rows, _scored_texts(features, answers), strict=True)]
+        calls = read_calls(features, texts, self.answering.chat_format)
+        rows = [row | _written_calls(*of_row) if of_row else row for row, of_row in zip(rows, calls, strict=True)]
         write_predictions(file, features.prompts, features.references, texts, rows)
+
+
+def _written_calls(wanted: list[ToolCall], found: list[ToolCall]) -> dict[str, Any]:
+    return {"label_calls": describe_calls(wanted), "predict_calls": describe_calls(found)}
 
 
 def _scored_texts(features: GenerationFeatures, answers: Sequence[str]) -> list[dict[str, str | None]]:

@@ -30,6 +30,7 @@ _PAIR_COLUMNS = (
     ("input", "output"),
     ("input", "target"),
 )
+TOOL_COLUMNS = ("tools", "functions")  # read beside messages
 _HISTORY, _SYSTEM = "history", ("system", "system_prompt")
 _ALPACA_PROMPT, _ALPACA_INPUT = "instruction", "input"
 _UNREAD = ("tools", "functions", "tool_calls", "chosen", "rejected", "context", "knowledge", "background", "documents")
@@ -66,7 +67,7 @@ class Columns:
     def named(self) -> set[str]:
         """Return all names."""
         names = (self.messages, self.prompt, self.response, self.history, self.system, self.input)
-        return {name for name in names if name}
+        return {name for name in (*names, *(TOOL_COLUMNS if self.messages else ())) if name}
 
     def unread(self, row: Row) -> list[str]:
         """Return the columns of a row that hold something and are not read."""

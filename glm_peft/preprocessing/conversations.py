@@ -4,10 +4,10 @@ import gc
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, takewhile
 
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.sources import read_train_sources
@@ -15,8 +15,9 @@ from glm_peft.arguments.splits import expand_splits, file_of
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.columns import Columns, carries_meaning, describe_unread, find_columns
 from glm_peft.preprocessing.division import choose_held_out
-from glm_peft.preprocessing.messages import Message, read_messages, read_muted, unread_values
+from glm_peft.preprocessing.messages import Message, find_unoffered_calls, read_messages, read_muted, unread_values
 from glm_peft.preprocessing.records import BadRow, Row, read_hub_rows, read_rows
+from glm_peft.preprocessing.tool_messages import read_tools_file, with_tools
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ class Conversation:
     """
     One row as messages `{"role", "content"}`: maybe a system message, then user and assistant taking turns.
 
-    The last assistant message is the answer; a conversation that ends with the user's question has none.
+    The last assistant messages are the answer, several where it calls tools; a conversation that ends with the user's
+    question, or with what a tool said, has none.
     """
 
     messages: list[Message]
@@ -41,8 +43,14 @@ class Conversation:
 
     @property
     def prompt(self) -> list[Message]:
-        """Return the messages up to and including the last question."""
-        return self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
+        """Return the messages up to and including the last question, or what a tool said."""
+        return self.messages[: len(self.messages) - len(self.answer_messages)]
+
+    @property
+    def answer_messages(self) -> list[Message]:
+        """Return the messages of the answer: a thought, calls of tools, or a text."""
+        reversed_turn = takewhile(lambda message: message["role"] == "assistant", reversed(self.messages))
+        return list(reversed_turn)[::-1]
 
     @property
     def system(self) -> str | None:
@@ -52,15 +60,35 @@ class Conversation:
     @property
     def answer(self) -> str | None:
         """Return the answer to the last question, or `None` where the row has none."""
-        return self.messages[-1]["content"] if self.messages[-1]["role"] == "assistant" else None
+        answer = self.answer_messages
+        return (
+            "\n".join("\n".join(filter(None, (m.get("metadata"), m["content"]))) for m in answer) if answer else None
+        )
 
-    def trained_turns(self, train_on: str) -> list[tuple[list[Message], str]]:
-        """Return the (prompt, answer) pairs to train on: every answer of a row of messages, or the last one."""
-        answers = [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
+    def trained_turns(
+        self, train_on: str, arrange: Callable[[list[Message]], list[Message]]
+    ) -> list[tuple[list[Message], list[Message]]]:
+        """
+        Return the prompts and answers to train on: every turn of the assistant in a row of messages, or the last one.
+
+        Turns that carry no loss are left out.
+
+        Args:
+            arrange: puts messages into the order of a chat format.
+
+        Raises:
+            UserError: the chat format cannot write them.
+        """
+        messages = arrange(self.messages)
+        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        starts = [place for place in answers if place - 1 not in answers]
+        ends = [place + 1 for place in answers if place + 1 not in answers]
+        turns = [(messages[:start], messages[start:end]) for start, end in zip(starts, ends, strict=True)]
+        # No format changes the order of the assistant's messages among themselves.
+        silent = {place for number, place in enumerate(answers) if number in self.muted}
         # As in the published scripts: the `history` of a row of columns is context, and only its response is learnt.
-        first = 0 if self.is_chat and train_on == "all" else len(answers) - 1
-        chosen = [answers[number] for number in range(first, len(answers)) if number not in self.muted]
-        return [(self.messages[:number], self.messages[number]["content"]) for number in chosen]
+        chosen = turns if self.is_chat and train_on != "last" else turns[-1:]
+        return [turn for turn in chosen if len(turn[0]) not in silent]
 
 
 @dataclass
@@ -69,8 +97,9 @@ class Split:
     Conversations of one split, with the rows that were left out and the limit that stopped the reading.
 
     `unread` has the number of rows in which each column that was not read holds something, `read` the names of the
-    columns that were, and `without_loss` the places of the rows of which no answer is learnt: they are left out, too.
-    Where several sources are mixed for training, `parts` are their splits, each with its `weight`.
+    columns that were, `unoffered` the places of calls of tools that their row does not offer, and `without_loss` the
+    places of the rows of which no answer is learnt: they are left out, too. Where several sources are mixed for
+    training, `parts` are their splits, each with its `weight`.
     """
 
     name: str
@@ -79,6 +108,7 @@ class Split:
     left_out: list[BadRow] = field(default_factory=list)
     limit: str | None = None
     unread: Counter[str] = field(default_factory=Counter)
+    unoffered: list[str] = field(default_factory=list)
     columns: Columns | None = None
     read: dict[str, None] = field(default_factory=dict)
     without_loss: list[str] = field(default_factory=list)
@@ -206,13 +236,19 @@ def _load_split(data_args: DataArguments, name: str, file: str | None, is_limite
     if split.unread:
         level = logging.WARNING if carries_meaning(split.unread) else logging.INFO
         logger.log(level, "%s: %s.", split.source, describe_unread(split.unread))
+    if split.unoffered:
+        logger.warning(
+            "%s calls a tool that its row does not offer (%d such calls in all): add the tool, or correct the name.",
+            split.unoffered[0],
+            len(split.unoffered),
+        )
     if split.without_loss:
         logger.warning("%s.", _describe_without_loss(split))
     return split
 
 
 def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) -> Iterator[Conversation]:
-    needs_answer = split.name != "test"
+    needs_answer, tools = split.name != "test", read_tools_file(data_args.tools_file)
     for row in rows:
         try:
             if row.problem:
@@ -222,10 +258,14 @@ def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) 
                 split.columns = find_columns(row, data_args, needs_answer)
             split.read |= dict.fromkeys(name for name in row.values if name in split.columns.named)
             conversation = read_conversation(row, split.columns, needs_answer, split.unread)
-            if needs_answer and not conversation.trained_turns(data_args.train_on):
+            if tools:
+                conversation = replace(conversation, messages=with_tools(conversation.messages, tools))
+            # Here the order of a chat format is all one: of a turn, all messages carry loss or none.
+            if needs_answer and conversation.muted and not conversation.trained_turns(data_args.train_on, list):
                 split.without_loss.append(row.where)
-            else:
-                yield conversation
+                continue
+            split.unoffered += find_unoffered_calls(row, split.columns, conversation.messages)
+            yield conversation
         except BadRow as bad_row:
             if not data_args.skip_bad_rows:
                 raise UserError(f"{bad_row}; correct it, or leave such rows out with --skip_bad_rows.") from None

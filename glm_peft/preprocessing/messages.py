@@ -1,36 +1,52 @@
 """Read the messages of one row, whichever of the known shapes it has, and refuse what is no conversation."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, TypeVar
 
 from glm_peft.models.shortening import Message
+from glm_peft.models.tool_formats import is_call, tool_names
 from glm_peft.preprocessing.columns import (
     IN_MESSAGES,
+    TOOL_COLUMNS,
     Columns,
     describe_missing_column,
     find_other_form,
     holds_something,
 )
 from glm_peft.preprocessing.records import BadRow, Row, describe_value, quoted
+from glm_peft.preprocessing.tool_messages import (
+    KEYS,
+    RESULT_ROLES,
+    ToolMessage,
+    match_results,
+    read_tool_message,
+    read_tools,
+    spoken_turns,
+    with_tools,
+)
+
+_T = TypeVar("_T")
 
 # ShareGPT's names stand beside the published ones.
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _MESSAGE_KEYS = (("role", "content"), ("from", "value"))
-_OF_TOOLS = ("tool", "tool_call", "tool_response", "observation", "function", "function_call", "function_response")
-_OF_TOOLS += ("ipython",)
 _LOSS = ("loss", "weight")  # of a message: ChatGLM3's key and OpenAI's
-_CALLS = ("tool_calls", "function_call", "tool_call_id")  # keys of a message
 
 
 def read_messages(row: Row, columns: Columns, needs_answer: bool) -> list[Message]:
     """
     Read a row as messages `{"role", "content"}`: maybe a system message, then user and assistant taking turns.
 
+    Tools that it offers are a message behind the system text; calls and results stand within the assistant's turns.
+
     Args:
         needs_answer: whether the row must end with an answer; if not, an empty or absent one counts as none.
 
     Raises:
-        BadRow: a column is missing, a value has the wrong type or is empty, or the roles do not take turns.
+        BadRow: a column is missing, a value has the wrong type or is empty, or the roles do not take turns; a call of
+            a tool cannot be read, or its answer does not follow.
     """
     if other := find_other_form(row, columns):
         problem = f"this row is of another form ({other}) than the first ({columns.form}): give each a file of its own"
@@ -42,7 +58,54 @@ def read_messages(row: Row, columns: Columns, needs_answer: bool) -> list[Messag
         messages.append({"role": "user", "content": _read_prompt(row, columns)})
         answer = _read_answer(row, columns.response, needs_answer)
         messages += [{"role": "assistant", "content": answer}] if answer is not None else []
-    return _with_system(row, columns, messages)
+    return with_tools(_with_system(row, columns, messages), _read_tools(row, columns))
+
+
+def _read_tools(row: Row, columns: Columns) -> str | None:
+    """Read the tools of a row of messages: those of its column, or of its system message as GLM-4 has them."""
+    if not columns.messages:
+        return None
+    items = _list(row, columns.messages, row.values[columns.messages], "conversation")
+    offered = {name: row.values.get(name) for name in TOOL_COLUMNS}
+    offered[columns.messages] = next((item["tools"] for item in items if item.get("tools")), None)
+    read = {
+        name: _try(row, name, "wrong tools", read_tools, _without_nulls(row, tools)) for name, tools in offered.items()
+    }
+    found = {name: tools for name, tools in read.items() if tools}
+    if len(set(found.values())) > 1:
+        raise BadRow(row, f"the columns {quoted(found)} offer different tools; keep one of them", "two lists of tools")
+    return next(iter(found.values()), None)
+
+
+def _try(row: Row, column: str, kind: str, read: Callable[..., _T], *values: Any) -> _T:
+    try:
+        return read(*values)
+    except ValueError as error:
+        raise BadRow(row, f"column {column!r}: {error}", kind) from None
+
+
+def _without_nulls(row: Row, value: Any) -> Any:
+    """Leave out the keys that tables of one schema fill with null, where the row is of such a table."""
+    if row.unit == "line":
+        return value
+    if isinstance(value, list):
+        return [_without_nulls(row, item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_nulls(row, item) for name, item in value.items() if item is not None}
+    return value
+
+
+def find_unoffered_calls(row: Row, columns: Columns, messages: list[Message]) -> list[str]:
+    """Return the places and names of calls of tools that a row does not offer."""
+    if not any(map(is_call, messages)):
+        return []
+    offered, items = tool_names(messages), _list(row, columns.messages, row.values[columns.messages], "conversation")
+    calls = [one for one in _read_items(row, columns.messages, items) if is_call(one.message)]
+    return [
+        f"{row.where}, message {call.number} ({call.message['metadata']!r})"
+        for call in calls
+        if call.message["metadata"] not in offered
+    ]
 
 
 def read_muted(row: Row, columns: Columns) -> frozenset[int]:
@@ -50,14 +113,31 @@ def read_muted(row: Row, columns: Columns) -> frozenset[int]:
     Read which of a row's assistant messages, counted from 0, are context only, by `"loss": false` or `"weight": 0`.
 
     Raises:
-        BadRow: one of the two is of another kind or value, they contradict, or they ask for loss on a question.
+        BadRow: one of the two is of another kind or value, they contradict, they ask for loss on a question, or they
+            mute a part of a turn.
     """
     if not columns.messages:
         return frozenset()
     items = _list(row, columns.messages, row.values[columns.messages], "conversation")
     loss = [_read_loss(row, columns.messages, number, item) for number, item in enumerate(items, 1)]
-    answers = [carries for item, carries in zip(items, loss, strict=True) if _is_answer(item)]
-    return frozenset(number for number, carries in enumerate(answers) if carries is False)
+    if not any(carries is not None for carries in loss):
+        return frozenset()
+    # One item may have become several messages: a thought and calls, or a call and what the tool said.
+    read = [(one.message["role"] == "assistant", one.number) for one in _read_items(row, columns.messages, items)]
+    answers = [number for is_answer, number in read if is_answer]
+    problems = [
+        f"message {number} asks for loss, which only answers of the assistant can carry"
+        for number, carries in enumerate(loss, 1)
+        if carries and number not in answers
+    ]
+    problems += [
+        f"messages {one} and {other} are one turn, of which all messages carry loss or none"
+        for (is_answer, one), (follows, other) in pairwise(read)
+        if is_answer and follows and (loss[one - 1] is False) != (loss[other - 1] is False)
+    ]
+    if problems:
+        raise BadRow(row, f"column {columns.messages!r}: {problems[0]}", "wrong loss")
+    return frozenset(place for place, number in enumerate(answers) if loss[number - 1] is False)
 
 
 def _read_loss(row: Row, column: str, number: int, item: dict[str, Any]) -> bool | None:
@@ -73,19 +153,7 @@ def _read_loss(row: Row, column: str, number: int, item: dict[str, Any]) -> bool
     if len(values) > 1:
         problem = f"'loss' and 'weight' of message {number} contradict each other; keep one of them"
         raise BadRow(row, f"column {column!r}: {problem}", "wrong loss")
-    if values == {True} and not _is_answer(item):
-        problem = f"message {number} asks for loss, which only answers of the assistant can carry"
-        raise BadRow(row, f"column {column!r}: {problem}", "wrong loss")
     return next(iter(values), None)
-
-
-def _is_answer(item: dict[str, Any]) -> bool:
-    return ROLES.get(item[_keys_of(item)[0]]) == "assistant"
-
-
-def _keys_of(item: Any) -> tuple[str, str] | None:
-    pairs = _MESSAGE_KEYS if isinstance(item, dict) else ()
-    return next((keys for keys in pairs if keys[0] in item and keys[1] in item), None)
 
 
 def unread_values(row: Row, columns: Columns) -> dict[str, Any]:
@@ -93,9 +161,10 @@ def unread_values(row: Row, columns: Columns) -> dict[str, Any]:
     left = {name: row.values[name] for name in columns.unread(row)}
     if columns.messages:
         messages = _list(row, columns.messages, row.values[columns.messages], "conversation")
-        known = {key for keys in (*_MESSAGE_KEYS, _LOSS) for key in keys}
+        known = {key for keys in (*_MESSAGE_KEYS, KEYS, _LOSS) for key in keys}
         for number, item in enumerate(messages):
-            for key in filter(lambda key: key not in known and holds_something(item[key]), item):
+            named = {"name"} if item.get("role", item.get("from")) in RESULT_ROLES else set()
+            for key in (key for key in item if key not in known | named and holds_something(item[key])):
                 left.setdefault(f"{columns.messages}{IN_MESSAGES}{key}", {})[number] = item[key]
     return left
 
@@ -187,46 +256,60 @@ def _list(row: Row, column: str, value: Any, name: str) -> list[Any]:
 
 def _read_turns(row: Row, column: str, needs_answer: bool) -> list[Message]:
     items = _list(row, column, _value(row, column), "conversation")
-    messages = [_read_message(row, column, number, item) for number, item in enumerate(items, 1)]
-    _check_turns(row, column, [message["role"] for message in messages], needs_answer)
+    spoken = turns = _read_items(row, column, items)
+    if any("metadata" in turn.message or turn.message["role"] == "observation" for turn in turns):
+        turns = _try(row, column, "unanswered call", match_results, turns)
+        spoken = spoken_turns(turns)
+    _check_turns(row, column, spoken, needs_answer)
     # A file to predict may keep the place of the answer empty.
-    blank_answer = messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip()
-    if blank_answer and not needs_answer:
-        messages.pop()
-    for number, message in enumerate(messages, 1):
-        if message["role"] != "system":
-            _text(row, column, message["content"], f"{message['role']} content of message {number}")
-    return messages
+    last = turns[-1].message
+    if last["role"] == "assistant" and not last["content"].strip() and not needs_answer:
+        turns.pop()
+    for turn in turns:
+        role, content = turn.message["role"], turn.message["content"]
+        if role not in ("system", "observation"):  # a tool may have nothing to say
+            _text(row, column, content, f"{role} content of message {turn.number}")
+    return [turn.message for turn in turns]
+
+
+def _read_items(row: Row, column: str, items: list[Any]) -> list[ToolMessage]:
+    turns: list[ToolMessage] = []
+    for number, item in enumerate(items, 1):
+        of_tool = []
+        if isinstance(item, dict):
+            item, following = _without_nulls(row, item), items[number] if number < len(items) else None
+            of_tool = _try(row, column, "wrong call", read_tool_message, number, item, following)
+            if item.get("tools") and not holds_something(item.get("content")):
+                continue  # GLM-4's place for the tools, which is no system text
+        turns += of_tool or [ToolMessage(number, _read_message(row, column, number, item))]
+    return turns
 
 
 def _read_message(row: Row, column: str, number: int, item: Any) -> Message:
-    # Exports give every message the keys of a call, null where there is none.
-    if isinstance(item, dict) and (
-        any(holds_something(item.get(key)) for key in _CALLS)
-        or any(item.get(keys[0]) in _OF_TOOLS for keys in _MESSAGE_KEYS)
-    ):
-        problem = f"message {number} calls a tool or is a tool's answer, and conversations with tools are not read yet"
-        raise BadRow(row, f"column {column!r}: {problem}", "tool call")
-    keys = _keys_of(item)
+    keys = isinstance(item, dict) and next(
+        (keys for keys in _MESSAGE_KEYS if keys[0] in item and keys[1] in item), None
+    )
     if not keys:
         problem = f"message {number} must have 'role' and 'content', found {describe_value(item)}"
         raise BadRow(row, f"column {column!r}: {problem}", "wrong message")
     role, content = item[keys[0]], item[keys[1]]
     if not isinstance(role, str) or role not in ROLES:
-        problem = f"the role of message {number} must be one of {quoted(ROLES)}, found {describe_value(role)}"
+        known = quoted((*ROLES, "tool", "observation"))
+        problem = f"the role of message {number} must be one of {known}, found {describe_value(role)}"
         raise BadRow(row, f"column {column!r}: {problem}", "unknown role")
     content = _text(row, column, content, f"content of message {number}", may_be_empty=True)
     return {"role": ROLES[role], "content": content}
 
 
-def _check_turns(row: Row, column: str, roles: list[str], needs_answer: bool) -> None:
+def _check_turns(row: Row, column: str, turns: list[ToolMessage], needs_answer: bool) -> None:
     """Check that user and assistant take turns after an optional system message, up to an answer if it is needed."""
+    roles = [turn.message["role"] for turn in turns]
     first = 1 if roles[:1] == ["system"] else 0
     problem = None
-    for number, role in enumerate(roles[first:]):
+    for number, turn in enumerate(turns[first:]):
         expected = ("user", "assistant")[number % 2]
-        if role != expected:
-            problem = f"message {first + number + 1} has the role {role!r} where {expected!r} must follow"
+        if turn.message["role"] != expected:
+            problem = f"message {turn.number} has the role {turn.message['role']!r} where {expected!r} must follow"
             break
     else:
         if len(roles) == first:

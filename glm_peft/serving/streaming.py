@@ -18,16 +18,17 @@ class GrowingText:
     Args:
         answering: decodes the ids.
         stop: strings before the first of which the text ends.
+        keeps_marks: keep the marks between blocks of the answer.
     """
 
-    def __init__(self, answering: Answering, stop: Sequence[str] = ()) -> None:
-        self.answering, self.stop = answering, stop
+    def __init__(self, answering: Answering, stop: Sequence[str] = (), keeps_marks: bool = False) -> None:
+        self.answering, self.stop, self.keeps_marks = answering, stop, keeps_marks
         self.text = ""
         self.is_stopped = False
 
     def grow(self, ids: list[int], is_last: bool = False) -> str:
         """Return what is new of the text of all ids so far; with the last of them nothing is held back."""
-        text = self.answering.decode(ids)
+        text = self.answering.decode(ids, keeps_marks=True) if self.keeps_marks else self.answering.decode(ids)
         return self.grow_to(text if is_last else text.rstrip(_INCOMPLETE), is_last)
 
     def grow_to(self, text: str, is_last: bool = True) -> str:

@@ -14,6 +14,8 @@ from glm_peft.reporting.file_names import CURVES_NAME
 Points = list[tuple[float, float]]
 
 _EVAL = "eval_"
+_KEPT = {"eval_keep_divergence": "divergence", "eval_keep_loss_rise": "rise of loss"}
+_KEPT_ANSWERS = {"eval_keep_same_answers": "equal answers"}
 _COLUMN_WIDTH, _ROW_HEIGHT = 5.6, 3.4  # inches
 _DOTS_PER_INCH = 120
 _MARKED_POINTS = 30  # more points than these make a line that needs no marks
@@ -99,6 +101,8 @@ def _panels(log_history: list[dict[str, Any]], protocol: str | None) -> dict[str
         # Apart, as one protocol has BLEU-4 from 0 to 100 and the other from 0 to 1.
         "ROUGE F of generated answers (0 to 100)": _curves(log_history, _score_names(log_history, "rouge")),
         f"BLEU-4 of generated answers{bleu}": _curves(log_history, _score_names(log_history, "bleu")),
+        "kept of the base: general prompts (nats per token)": _curves(log_history, _KEPT),
+        "kept of the base: share of equal answers (0 to 1)": _curves(log_history, _KEPT_ANSWERS),
     }
 
 

@@ -33,6 +33,8 @@ from glm_peft.preprocessing.batching import GROUPING, Batching, LengthGroupedSam
 from glm_peft.provenance.stretches import RunRecord
 from glm_peft.training.checkpoint_writer import CheckpointWriter
 from glm_peft.training.interruptions import Interruption, StoppedAtOnce
+from glm_peft.training.keeping import Keeping
+from glm_peft.training.kept_log import KeptLog
 from glm_peft.training.parallel.last_step import LastStep
 from glm_peft.training.parallel.sharded_optimizer import load_sharded
 from glm_peft.training.parallel.sharing import own_labels, own_rows
@@ -54,6 +56,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         score_answers: generates answers and returns their scores, which are logged with the loss of every evaluation;
             a mapping has one for each split, such as `validation_easy`.
         record: of the run, which is written into every checkpoint; `None` for none.
+        keeping: what `--keep_file` measures and `--keep_weight` holds on to; `None` for nothing.
         more: `Seq2SeqTrainer`'s own, such as the collator.
 
     Raises:
@@ -68,6 +71,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         batching: Batching | None = None,
         score_answers: Scorer | Mapping[str, Scorer] | None = None,
         record: RunRecord | None = None,
+        keeping: Keeping | None = None,
         **kwargs: Any,
     ) -> None:
         if batching:
@@ -81,6 +85,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         if batching:
             self.args.train_sampling_strategy = batching.order
         self.score_answers = score_answers if isinstance(score_answers, Mapping) else {VALIDATION: score_answers}
+        self.keeping, self._kept_step = keeping, -1
         # label_loss smooths; the Trainer's smoother would not shift the labels of a model with a prefix.
         self.label_smoother = None
         self.interruption = Interruption(self.args.world_size > 1, self.is_world_process_zero())
@@ -92,6 +97,8 @@ class PrefixTrainer(Seq2SeqTrainer):
             self.add_callback(EarlyStoppingCallback(patience, self.args.early_stopping_threshold))
         self.add_callback(self.watch)
         self.add_callback(self.resumption)
+        if keeping:
+            self.add_callback(KeptLog(self))
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
         """
@@ -136,7 +143,7 @@ class PrefixTrainer(Seq2SeqTrainer):
             loader = super().get_train_dataloader()
         finally:
             self.data_collator = collator
-        self.last_step = LastStep(loader)
+        self.last_step, self._kept_step = LastStep(loader), -1  # a training that begins anew
         return loader
 
     def get_batch_samples(
@@ -173,6 +180,33 @@ class PrefixTrainer(Seq2SeqTrainer):
         loss = super().training_step(*args, **kwargs)
         self.watch.note(loss)
         return loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss [] of a batch, with the gradient of the second loss once in a step that has one."""
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        args, step = self.args, self.state.global_step
+        is_due = args.keep_weight and model.training and step % args.keep_every == 0 and step != self._kept_step
+        if self.keeping is None or not is_due:
+            return loss
+        self._kept_step = step
+        rows = self.state.train_batch_size or args.train_batch_size  # fewer where memory was not enough for these
+        batch = self.keeping.draw_batch(step // args.keep_every, rows, args.seed)
+        kept = args.keep_weight * args.keep_every * self.keeping.divergence(model, batch)
+        if not (self.model_accepts_loss_kwargs and num_items_in_batch is not None):
+            kept = kept * self.current_gradient_accumulation_steps  # by which the Trainer then divides
+        return loss + kept - kept.detach()  # so that the loss that is logged stays that of the rows
+
+    def measure_kept(self) -> dict[str, float]:
+        """Return what `--keep_file` measures, named as an evaluation names it."""
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            return {f"eval_{name}": value for name, value in self.keeping.measure().items()}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with the mean loss over all steps, those before a resume included."""
@@ -217,6 +251,10 @@ class PrefixTrainer(Seq2SeqTrainer):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             score_answers = self.score_answers.get(split_of(metric_key_prefix))
             scores = score_answers() if score_answers else {}
+            # Once, where there are several data sets.
+            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else ()
+            if self.keeping and metric_key_prefix == next((f"eval_{name}" for name in sets), "eval"):
+                output.metrics.update(self.measure_kept())
         output.metrics.update({f"{metric_key_prefix}_{name}": score for name, score in scores.items()})
         return output
 

@@ -20,7 +20,7 @@ from optuna.trial import BaseTrial, FixedTrial
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.methods import METHODS, P_TUNING, PREFIX_TUNING
-from glm_peft.arguments.model import ModelArguments, flags_of
+from glm_peft.arguments.model import SETTING_STARTS, ModelArguments, flags_of
 from glm_peft.arguments.search import SWITCHES, Settings, as_words, is_searchable
 from glm_peft.arguments.settings import Setting, read_config
 from glm_peft.errors import UserError
@@ -145,7 +145,7 @@ def has_effect(name: str, settings: Mapping[str, Sequence[str]]) -> bool:
         return method == P_TUNING or is_set("prefix_projection", "true")
     # A prefix from a text is the keys and values of that text: there is nothing to project.
     if name == "prefix_projection":
-        return not is_set("prefix_init", "text")
+        return not any(is_set("prefix_init", start) for start in SETTING_STARTS)
     needed = {"prefix_init_text": "text", "prefix_init_std": "normal"}
     return name not in needed or is_set("prefix_init", needed[name])
 

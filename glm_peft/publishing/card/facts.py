@@ -38,6 +38,7 @@ from glm_peft.reporting.file_names import (
 )
 from glm_peft.reporting.files import read_json
 from glm_peft.reporting.results import format_bytes
+from glm_peft.training.kept_log import KEPT_TITLES
 
 _FILE, _LINK = re.compile(r"[\w.-]+"), re.compile(r"https?://[^\s()<>]+")
 _TEXTS = ("prompt", "labels", "predict", "scored_labels", "scored_predict")
@@ -94,6 +95,8 @@ class Facts:
         recipe: the recorded settings by the names of their flags.
         protocol: of the scores.
         train_loss: mean over all steps, in nats per token.
+        kept: of what the base can do, each measure by its name, at the start of training and now; empty where it was
+            not measured.
         hardware: device, times, peak memory and versions, as they are shown.
         lengths: the most tokens of a prompt and of an answer in training.
     """
@@ -129,6 +132,7 @@ class Facts:
     protocol: str | None
     decoding: Decoding | None
     train_loss: float | None
+    kept: dict[str, tuple[float | None, float]]
     has_curves: bool
     hardware: dict[str, str]
     quantization_bit: int | None
@@ -202,6 +206,11 @@ def read_facts(
         protocol=protocol,
         decoding=read_decoding(record, results, commands.max_new_tokens) if scores else None,
         train_loss=_number(results.get("train_loss")),
+        kept={
+            name: (_number(results.get(f"start_{name}")), results[f"eval_{name}"])
+            for name in KEPT_TITLES
+            if is_number(results.get(f"eval_{name}"))
+        },
         has_curves=CURVES_NAME not in foreign and (folder / CURVES_NAME).is_file(),
         hardware=_read_hardware(record, results),
         quantization_bit=_number(recipe.get("quantization_bit")),

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from typing import Any
@@ -15,12 +15,13 @@ from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 
 from glm_peft.errors import UserError
+from glm_peft.models.tool_formats import ToolCall
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.serving.answer_text import Piece, stream_text
+from glm_peft.serving.answer_text import Piece, stream_text, tell_calls
 from glm_peft.serving.engine import AnswerRequest, Engine, EngineStopped
 from glm_peft.serving.http.faults import RequestError
 from glm_peft.serving.http.measurements import Measurements
-from glm_peft.serving.http.prompts import encode_text, read_messages, read_prompt
+from glm_peft.serving.http.prompts import encode_text, read_messages, read_prompt, read_tool_names
 from glm_peft.serving.http.request_fields import NEUTRAL, Asked, find_model, read_asked
 
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx would collect the pieces
@@ -84,6 +85,7 @@ class _Answers:
         asked = read_asked(body, self.engine.names(), self.defaults, self.seed, self.neutral, self.own_fields)
         # Not here, where a long text would keep all others waiting.
         loop, encode = asyncio.get_running_loop(), self.read_encoder(body)
+        names = self.read_tool_names(body)
         try:
             prompt = await loop.run_in_executor(self.encoder, encode, asked.name)
             self._check_length(asked, prompt)
@@ -91,7 +93,7 @@ class _Answers:
             find_model(asked.name, self.engine.names())  # it may have been unloaded meanwhile
             raise
         answer_id = f"{self.id_prefix}-{request_id}"
-        pieces = self.measurements.watch(asked.name, len(prompt), self._generate(asked, prompt))
+        pieces = self.measurements.watch(asked.name, len(prompt), self._generate(asked, prompt, names))
         if asked.stream:
             # With the first piece at hand a fault still has its own status.
             first = await anext(pieces)
@@ -100,11 +102,19 @@ class _Answers:
             answer = [piece async for piece in pieces]
         text, last = "".join(piece.text for piece in answer), answer[-1]
         usage = _usage(len(prompt), last.num_tokens)
-        return JSONResponse(self._build_completion(answer_id, text, asked.name, last.finish_reason, usage))
+        fields = {"tool_calls": _describe_calls(answer_id, last.calls)} if last.calls else {}
+        content = text if text or not last.calls else None
+        return JSONResponse(
+            self._build_completion(answer_id, content, asked.name, last.finish_reason, usage, **fields)
+        )
 
     def read_encoder(self, body: dict[str, Any]) -> Callable[[str], list[int]]:
         """Read the prompt; return a function that encodes it for a model of a name."""
         raise NotImplementedError
+
+    def read_tool_names(self, body: dict[str, Any]) -> list[str]:
+        """Return the names of the tools that the answer may call."""
+        return []
 
     def build_chunk(self, answer_id: str, name: str, **fields: Any) -> str:
         """Build an event of a streamed answer."""
@@ -118,10 +128,13 @@ class _Answers:
             message += f"of up to {new}: shorten it, or give a smaller max_tokens."
             raise RequestError(400, message, code="context_length_exceeded")
 
-    async def _generate(self, asked: Asked, prompt: list[int]) -> AsyncIterator[Piece]:
+    async def _generate(self, asked: Asked, prompt: list[int], names: list[str]) -> AsyncIterator[Piece]:
         """Yield the pieces of an answer; what the engine refuses becomes a fault of the request."""
-        pieces = stream_text(self.engine, AnswerRequest(asked.name, prompt, asked.settings), asked.stop)
-        async with aclosing(pieces):
+        request = AnswerRequest(asked.name, prompt, asked.settings)
+        whole = pieces = stream_text(self.engine, request, asked.stop, keeps_marks=bool(names))
+        if names:
+            pieces = tell_calls(whole, names, self.engine.answerers.by_name[asked.name].chat_format)
+        async with aclosing(whole), aclosing(pieces):
             try:
                 async for piece in pieces:
                     yield piece
@@ -139,6 +152,10 @@ class _Answers:
                 if piece.text or is_first:
                     yield self.build_chunk(answer_id, name, text=piece.text, is_first=is_first)
                 is_first = False
+                if piece.calls:
+                    calls = _describe_calls(answer_id, piece.calls)
+                    numbered = [{"index": index} | call for index, call in enumerate(calls)]
+                    yield self.build_chunk(answer_id, name, tool_calls=numbered)
                 if piece.finish_reason:
                     break
                 piece = await anext(pieces)
@@ -160,14 +177,24 @@ def _usage(num_prompt: int, num_answer: int) -> CompletionUsage:
     return CompletionUsage(prompt_tokens=num_prompt, completion_tokens=num_answer, total_tokens=total)
 
 
+def _describe_calls(answer_id: str, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"call_{answer_id}_{index}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+        }
+        for index, call in enumerate(calls)
+    ]
+
+
 class ChatHandler(_Answers, ChatCompletionHandler):
     """Answers of `/v1/chat/completions`."""
 
-    own_fields = ("messages", "max_completion_tokens", "parallel_tool_calls")
+    own_fields = ("messages", "max_completion_tokens", "tools", "parallel_tool_calls")
     neutral = NEUTRAL | {
         "logprobs": (False,),
         "top_logprobs": (0,),
-        "tools": ([],),
         "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
@@ -180,6 +207,10 @@ class ChatHandler(_Answers, ChatCompletionHandler):
         """Read the messages; return a function that encodes them as a model of a name was trained to be asked."""
         messages = read_messages(body)
         return lambda name: self.engine.answerers.encode(name, messages)
+
+    def read_tool_names(self, body: dict[str, Any]) -> list[str]:
+        """Return the names of the tools that the answer may call."""
+        return read_tool_names(body)
 
     def build_chunk(self, answer_id: str, name: str, text: str = "", is_first: bool = False, **fields: Any) -> str:
         """Build an event of a streamed answer; the first says whose it is."""
