@@ -291,6 +291,8 @@ def prompt_batches(setting: SimpleNamespace, prompts: list[list[int]], size: int
 class Endless:
     """A chat format whose answers are never ended."""
 
+    has_roles = False
+
     def __init__(self, chat_format: Any) -> None:
         self.clean_answer = chat_format.clean_answer
 

@@ -230,8 +230,8 @@ def test_adapters_have_names_of_their_own(words):
 
 
 def test_an_adapter_that_is_not_there_is_told_by_its_name(base, adapters):
-    with pytest.raises(UserError, match=r"output/none is not there.* \(the adapter lost\)\.$"):
-        open_answerers(ModelArguments(model_name_or_path=str(base)), {**adapters, "lost": "output/none"})
+    with pytest.raises(UserError, match=r"/none is not there.* \(the adapter lost\)\.$"):
+        open_answerers(ModelArguments(model_name_or_path=str(base)), {**adapters, "lost": "/nowhere/none"})
 
 
 def test_a_revision_is_of_the_one_adapter_that_it_is_given_for():
