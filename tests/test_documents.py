@@ -18,6 +18,7 @@ from typing import Any
 import benchmark
 import compare_demo
 import cost_growth
+import distil_cost
 import forgetting_table
 import pytest
 import serving_benchmark
@@ -188,6 +189,7 @@ MODULES = {
 }
 SCRIPTS = {
     "scripts/soak_server.py": soak_server.parse_arguments,
+    "scripts/distil_cost.py": distil_cost.parse_arguments,
     "scripts/serving_benchmark.py": serving_benchmark.parse_arguments,
     "scripts/scaling_table.py": HfArgumentParser(Assumptions).parse_args_into_dataclasses,
     "scripts/benchmark.py": benchmark.parse_arguments,
