@@ -27,8 +27,8 @@ from glm_peft.reporting.log import choose_level, set_up_logging
 from glm_peft.reporting.results import format_results
 from glm_peft.training.checkpoints import explain_failed_writing
 from glm_peft.training.curves import TrainingCurves
-from glm_peft.training.keeping import KEEP_FOLDER, hear_base, read_general_prompts
-from glm_peft.training.kept_log import kept_results, log_keeping
+from glm_peft.training.keeping import read_general_prompts
+from glm_peft.training.kept_log import begin_keeping, kept_results
 from glm_peft.training.parallel.backends import resolve_backend
 from glm_peft.training.run import TrainingRun
 from glm_peft.training.run_log import log_data, log_run
@@ -69,12 +69,7 @@ def main() -> None:
 
     # Trainer
     scoring = Scoring.from_arguments(Answering(model, base.tokenizer, base.chat_format), training_args, data_args)
-    keeping = None
-    if general_prompts:
-        described = {"quantization_bit": model_args.quantization_bit}
-        rows = training_args.per_device_eval_batch_size
-        keeping = hear_base(general_prompts, scoring.answering, run.output_dir / KEEP_FOLDER, rows, described)
-        log_keeping(keeping, training_args, batching)
+    keeping = begin_keeping(general_prompts, scoring.answering, run.output_dir, arguments, batching)
     trainer = PrefixTrainer(
         model,
         training_args,
@@ -95,8 +90,7 @@ def main() -> None:
             results |= run.train(trainer, scoring)
         if training_args.do_eval:
             results |= trainer.evaluate()
-        if keeping:
-            results = kept_results(trainer.state.log_history) | results
+        results = kept_results(trainer.state.log_history) | results
         if training_args.do_predict:
             results |= run.predict(scoring, data.prompts["test"])
         run.save_results(results)

@@ -1,12 +1,15 @@
 """Log what is kept of the base before the first step and after the last, and what holding on to it costs."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from glm_peft.arguments.training import TrainArguments
+from glm_peft.prediction.evaluation import Answering
 from glm_peft.preprocessing.batching import Batching
-from glm_peft.training.keeping import Keeping
+from glm_peft.training.keeping import KEEP_FOLDER, Keeping, hear_base
 
 KEPT_TITLES = {
     "keep_divergence": "divergence from the base on its own answers, nats per token",
@@ -51,7 +54,24 @@ def kept_results(log_history: list[dict[str, float]]) -> dict[str, float]:
     return found
 
 
-def log_keeping(keeping: Keeping, args: TrainingArguments, batching: Batching | None) -> None:
+def begin_keeping(
+    prompts: list[list[int]],
+    answering: Answering,
+    output_dir: Path,
+    arguments: TrainArguments,
+    batching: Batching | None,
+) -> Keeping | None:
+    """Let the base answer general prompts, and log what is measured by them; `None` where there are none."""
+    if not prompts:
+        return None
+    model_args, _, training_args = arguments
+    described, rows = {"quantization_bit": model_args.quantization_bit}, training_args.per_device_eval_batch_size
+    keeping = hear_base(prompts, answering, output_dir / KEEP_FOLDER, rows, described)
+    _log_keeping(keeping, training_args, batching)
+    return keeping
+
+
+def _log_keeping(keeping: Keeping, args: TrainingArguments, batching: Batching | None) -> None:
     """Log how many prompts are measured, and the share of the second loss in the tokens of training."""
     measured = (len(keeping.prompts) + 1) // 2
     logger.info("Kept: %d prompts of --keep_file %s are measured", measured, args.keep_file)
