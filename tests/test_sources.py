@@ -47,7 +47,7 @@ def encode(**flags: object):
 
 def test_a_weight_makes_a_source_and_other_colons_do_not():
     Path("rows:2").touch()
-    for file in ("a.json", r"C:\data\a.json", "a:b.json", "rows:2", "a.json,b.json", None):
+    for file in ("a.json", r"C:\data\a.json", "a:b.json", "rows:2", "a.json,not_there.json", None):
         assert read_train_sources(file) == []
     told = read_train_sources(r"x=C:\data\a.json:0.7, chat=b.json:.3")
     assert told == [Source("x", r"C:\data\a.json", 0.7), Source("chat", "b.json", 0.3)]
@@ -77,6 +77,7 @@ def test_a_list_in_yaml_has_names_and_columns():
     [
         (["a.json:1,b.json:-1"], "the weight of b.json must be above 0, found -1"),
         (["a.json:1,b.json"], "b.json has no weight, and others have one"),
+        (["a.json,b.json"], "several files want a weight each, such as a.json:1,b.json:1"),
         (["x=a.json:1,x=b.json:1"], "two sources have the name x"),
         (['{"file": "a.json", "wait": 1}'], "a source has a file, a weight and maybe a name"),
         (['{"file": "a.json", "weight": 1},b.json:1'], "is not a list of sources"),

@@ -42,6 +42,7 @@ def read_train_sources(train_file: str | None) -> list[Source]:
     else:
         parts = [part.strip() for part in train_file.split(",")]
         if not any(map(_WEIGHED.fullmatch, parts)):
+            _refuse_unweighed(train_file, parts)
             return []
         sources = [_read_part(train_file, part) for part in parts]
     for source in sources:
@@ -63,6 +64,12 @@ def tell_sources(sources: list[Source], public_name: Callable[[str], str]) -> st
         rows = [dict(zip(_KEYS, (s.name, public_name(s.file), s.weight), strict=True)) | s.columns for s in sources]
         return ",".join(json.dumps(row, ensure_ascii=False) for row in rows)
     return ",".join(f"{source.name}={public_name(source.file)}:{source.weight:g}" for source in sources)
+
+
+def _refuse_unweighed(train_file: str, parts: list[str]) -> None:
+    if len(parts) > 1 and all(map(os.path.exists, parts)):
+        weighed = ",".join(f"{part}:1" for part in parts)
+        raise UserError(f"--train_file {train_file}: several files want a weight each, such as {weighed}.")
 
 
 def _read_part(train_file: str, part: str) -> Source:
