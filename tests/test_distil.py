@@ -26,6 +26,7 @@ from glm_peft.distillation.start import is_exact, resolve_length, spread, start_
 from glm_peft.errors import UserError
 from glm_peft.prediction.evaluation import Answering, Scoring
 from glm_peft.preprocessing.collators import TrainingCollator
+from glm_peft.training.teacher_values import keep_values
 
 TEXT = "本店卖雪纺半身裙。价格是三百元。\n周一休息，其他日子九点开门！电话 55-1234。\n\n可以退货，七天之内。" * 2
 QUESTIONS = ("裙子多少钱？", "周一开门吗？", "怎么退货？", "电话是多少？", "几点开门？")
@@ -133,6 +134,20 @@ def distil_model_args(folder: Path):
     )[1].model
 
 
+def test_the_teacher_of_chatglm_is_asked_as_its_reader_is(tiny_model_dirs, document, tmp_path, monkeypatch):
+    seen = {}
+
+    def see(folder, examples, *more):
+        seen["ids"] = examples["input_ids"][0]
+        return keep_values(folder, examples, *more)
+
+    monkeypatch.setattr("glm_peft.distillation.lessons.keep_values", see)
+    words = ["--system_text", "请简短回答。", "--prefix_init", "normal"]
+    _, lessons, readers, *_ = distilled(tiny_model_dirs["chatglm"], document, tmp_path, *words)
+    prompt = readers(lessons.texts[0]).encode(lessons.in_order[0]["messages"][:-1])
+    assert seen["ids"][: len(prompt)] == prompt
+
+
 def test_parts_come_from_all_over_the_text():
     ids = spread(list(range(1000)), 100)
     assert len(ids) == 100 and ids[:32] == list(range(32)) and ids[-1] > 960
@@ -207,6 +222,8 @@ def test_killed_in_every_phase_or_shared_by_processes_it_is_the_same(tiny_model_
         ("--peft_type lora", "cannot be a document"),
         ("--prefix_projection true", "cannot start as a document"),
         ("--test_file x.json", "is not read here"),
+        ("--validation_split 0.1", "--validation_split 0.1 is not read here"),
+        ("--train_file a.json:1,b.json:2", "is a mixture, and questions are in one file"),
         ("--predict_with_generate true", "has no meaning here"),
         ("--weight_decay 0.1", "would shrink the frozen tokens"),
         ("--num_held_out 0", "--num_held_out must be at least 1"),

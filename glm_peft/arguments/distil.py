@@ -10,6 +10,7 @@ from glm_peft.arguments.effects import naming_places
 from glm_peft.arguments.fields import option, require, require_at_least_one
 from glm_peft.arguments.methods import PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.sources import read_train_sources
 from glm_peft.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def _check_method(model_args: ModelArguments) -> None:
 
 def _check_data(data_args: DataArguments, training_args: "TrainingArguments") -> None:
     """Refuse what has no meaning where the answers are the teacher's."""
+    if read_train_sources(data_args.train_file):
+        raise UserError(f"--train_file {data_args.train_file} is a mixture, and questions are in one file: name that.")
     for name in ("validation_file", "validation_split", "test_file", "dataset_name"):
         if getattr(data_args, name):
             raise UserError(

@@ -13,7 +13,7 @@ from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.distil import DistilArguments
 from glm_peft.arguments.fields import changed
 from glm_peft.arguments.training import TrainArguments, TrainingArguments
-from glm_peft.data import EncodedSplits, build_training_features, encode_splits
+from glm_peft.data import EncodedSplits, build_training_features, encode_splits, with_system
 from glm_peft.distillation.reading import Readers, reads_both_ways
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.collators import TrainingCollator
@@ -146,12 +146,12 @@ def _plan(lengths: list[int], contexts: list[int], batch_size: int) -> list[Teac
 
 def _with_texts(lessons: Lessons, base: OpenedBase, examples: Dataset) -> Dataset:
     """Return the examples with the texts in their prompts, where a text cannot stand in front of them as a prefix."""
-    made = [
-        Conversation(
-            [{"role": "system", "content": lessons.texts[row["context"]]}, *row["messages"]], lessons.file.name, True
-        )
-        for row in lessons.in_order
-    ]
+    made = []
+    for row in lessons.in_order:
+        # As `Reader.encode` has it: the run's own system text would be left out where a row has one already.
+        messages = with_system(row["messages"], base.data_args.system_text)
+        text = {"role": "system", "content": lessons.texts[row["context"]]}
+        made.append(Conversation([text, *messages], lessons.file.name, is_chat=True))
     data_args = changed(base.data_args, max_source_length=_MORE_THAN_ANY_PROMPT)
     split = Split("train", str(lessons.file), made)
     return number_labels(build_training_features(split, base.chat_format, base.tokenizer, data_args)[0])
