@@ -39,8 +39,8 @@ def read_questions(reading: Reading, data_args: DataArguments, distil_args: Dist
         raise UserError(
             f"The documents are read in {len(reading.texts)} parts, and which of them answers a question of "
             f"--train_file {data_args.train_file} is not known: lower --max_source_length or raise "
-            "--max_context_tokens, where the base can read more then, or leave out --train_file, and the base asks about "
-            "each part by itself."
+            "--max_context_tokens, where the base can read more then, or leave out --train_file, and the base asks "
+            "about each part by itself."
         )
     as_prompts = changed(data_args, test_file=data_args.train_file, max_predict_samples=data_args.max_train_samples)
     rows = load_splits(as_prompts, ["test"])["test"]
