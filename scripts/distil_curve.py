@@ -56,7 +56,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="Folder of a model that reads.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="Of the sheets. Default: 1.")
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 64, 128, 256], help="Default: 32 64 128 256.")
-    parser.add_argument("--num_facts", type=int, default=40, help="Of a sheet. Default: 40.")
+    parser.add_argument("--num_facts", type=int, default=55, help="Of a sheet. Default: 55.")
     parser.add_argument("--num_conversations", type=int, default=1024, help="Of self-study. Default: 1024.")
     parser.add_argument("--max_steps", type=int, default=500, help="Of each training. Default: 500.")
     parser.add_argument("--flags", nargs="*", default=[], help="More flags of glm_peft.distil, without their --.")

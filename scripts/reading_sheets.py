@@ -1,18 +1,18 @@
 """
 Made-up Chinese fact sheets, with questions and short answers about every fact in them.
 
-    python scripts/reading_sheets.py --seed 1 --num_facts 40 --output_dir output/sheet
+    python scripts/reading_sheets.py --seed 1 --num_facts 55 --output_dir output/sheet
 
 A sheet tells of goods, people, shops and rules for customers, one line each, one sentence a fact. Every name is put
 together from two pools, and every value is drawn, so nothing but the sheet tells which belongs to which. Names that
-`is_held_out` stand in no sheet of the training.
+`is_held_out` stand in no sheet of the training. A question ends as the sentence that answers it begins, with the name
+and what is asked of it: a network of a few layers finds no more than that.
 """
 
 import argparse
 import json
 import random
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,28 +36,22 @@ DEPARTMENTS = _words(
     "财务部 人事部 市场部 销售部 技术部 客服部 采购部 法务部 设计部 物流部 生产部 宣传部 培训部 质检部"
 )
 HOBBIES = _words("游泳 下棋 画画 跑步 唱歌 摄影 钓鱼 爬山 书法 跳舞 打球 看书 做饭 养花 骑车 听戏")
-UNITS = _words("元 个 月 室 点 折 天")
+UNITS = _words("元 月 室 号 折 天 分 个 米")
+NUMBERS = [str(number) for number in range(10, 100)]
 FACTS_PER_KIND = 20  # or its first words may run out
 TITLES = ("服务手册", "店员须知", "客服资料", "内部说明")
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """What can be told of a name: the sentences for it, the ways to ask for it, and how a value is drawn."""
-
-    sentences: tuple[str, ...]
-    questions: tuple[str, ...]
-    draw: Callable[[random.Random], str]
+SENTENCE = "{}的{}是{}。"
+QUESTIONS = ("{}的{}？", "请问{}的{}？", "我想知道{}的{}？")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Things that a section tells of, with names from two pools."""
+    """Things that a section tells of: names from two pools, and the values that each of their attributes can have."""
 
     heading: str
     first: list[str]
     second: list[str]
-    attributes: tuple[Attribute, ...]
+    attributes: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -65,78 +59,49 @@ class Fact:
     """A sentence of a sheet, and what can be asked about it."""
 
     name: str
-    sentence: str
-    questions: tuple[str, ...]
+    attribute: str
     answer: str
 
+    @property
+    def sentence(self) -> str:
+        """Return the sentence of the sheet."""
+        return SENTENCE.format(self.name, self.attribute, self.answer)
 
-def _number(least: int, most: int, unit: str, step: int = 1) -> Callable[[random.Random], str]:
-    return lambda chooser: f"{chooser.randrange(least, most + 1, step)}{unit}"
-
-
-def _word(pool: list[str]) -> Callable[[random.Random], str]:
-    return lambda chooser: chooser.choice(pool)
-
-
-def _person(chooser: random.Random) -> str:
-    return chooser.choice(SURNAMES) + chooser.choice(GIVEN_NAMES)
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """Return the ways to ask for the answer."""
+        return tuple(question.format(self.name, self.attribute) for question in QUESTIONS)
 
 
-_GOODS = (
-    Attribute(
-        ("{}的价格是{}。", "{}在店里的售价是每件{}。"),
-        ("{}的价格是多少？", "{}多少钱？"),
-        _number(20, 999, "元"),
-    ),
-    Attribute(("{}产自{}。", "{}是在{}生产的。"), ("{}产自哪里？", "{}的产地是哪里？"), _word(CITIES)),
-    Attribute(("{}的颜色是{}。", "{}现在只有{}这一种颜色。"), ("{}的颜色是什么？", "{}是什么颜色？"), _word(COLORS)),
-    Attribute(("{}用{}做成。", "{}的主要材料是{}。"), ("{}用什么做成？", "{}是什么材料？"), _word(MATERIALS)),
-    Attribute(
-        ("{}保修{}。", "{}从买到之日起保修{}。"), ("{}保修多久？", "{}的保修期是多久？"), _number(3, 60, "个月")
-    ),
-)
-_PEOPLE = (
-    Attribute(
-        ("{}的电话是{}。", "要找{}请打电话{}。"), ("{}的电话是多少？", "怎么打电话给{}？"), _number(1000, 9999, "")
-    ),
-    Attribute(("{}在{}工作。", "{}目前在{}上班。"), ("{}在哪个部门工作？", "{}是哪个部门的？"), _word(DEPARTMENTS)),
-    Attribute(
-        ("{}的房间是{}。", "{}白天都在{}办公。"), ("{}的房间是多少？", "在哪个房间能找到{}？"), _number(101, 959, "室")
-    ),
-    Attribute(("{}来自{}。", "{}的老家是{}。"), ("{}来自哪里？", "{}是哪里人？"), _word(CITIES)),
-    Attribute(("{}喜欢{}。", "{}平时最大的爱好是{}。"), ("{}喜欢什么？", "{}的爱好是什么？"), _word(HOBBIES)),
-)
-_SHOPS = (
-    Attribute(("{}{}开门。", "{}每天早上{}开门。"), ("{}几点开门？", "{}什么时候开门？"), _number(5, 12, "点")),
-    Attribute(("{}的店长是{}。", "{}现在由{}担任店长。"), ("{}的店长是谁？", "谁是{}的店长？"), _person),
-    Attribute(
-        ("{}的电话是{}。", "要找{}请打电话{}。"), ("{}的电话是多少？", "怎么打电话给{}？"), _number(1000, 9999, "")
-    ),
-    Attribute(("{}有{}座位。", "{}一共有{}座位。"), ("{}有多少座位？", "{}的座位有多少？"), _number(10, 99, "个")),
-)
-_RULES = (
-    Attribute(("{}可以打{}。", "{}买任何商品都打{}。"), ("{}可以打几折？", "{}的折扣是多少？"), _number(61, 99, "折")),
-    Attribute(
-        ("{}满{}免运费。", "{}一次买满{}就免运费。"),
-        ("{}满多少免运费？", "{}买多少可以免运费？"),
-        _number(50, 990, "元", 10),
-    ),
-    Attribute(
-        ("{}要在{}内退货。", "{}如果要退货必须在{}内。"),
-        ("{}要在多久内退货？", "{}的退货期限是多久？"),
-        _number(3, 60, "天"),
-    ),
-    Attribute(
-        ("{}每月送{}积分。", "{}每个月可以得到{}积分。"),
-        ("{}每月送多少积分？", "{}每月的积分是多少？"),
-        _number(20, 900, "", 10),
-    ),
-)
+def _numbers(unit: str) -> list[str]:
+    return [number + unit for number in NUMBERS]
+
+
 KINDS = (
-    Kind("商品", BRANDS, GOODS, _GOODS),
-    Kind("人员", SURNAMES, GIVEN_NAMES, _PEOPLE),
-    Kind("门店", PLACES, SHOPS, _SHOPS),
-    Kind("规定", LEVELS, GROUPS, _RULES),
+    Kind(
+        "商品",
+        BRANDS,
+        GOODS,
+        {"价格": _numbers("元"), "产地": CITIES, "颜色": COLORS, "材料": MATERIALS, "保修期": _numbers("月")},
+    ),
+    Kind(
+        "人员",
+        SURNAMES,
+        GIVEN_NAMES,
+        {"分机": _numbers("号"), "部门": DEPARTMENTS, "房间": _numbers("室"), "家乡": CITIES, "爱好": HOBBIES},
+    ),
+    Kind(
+        "门店",
+        PLACES,
+        SHOPS,
+        {"门牌": _numbers("号"), "座位": _numbers("个"), "城市": CITIES, "距离": _numbers("米")},
+    ),
+    Kind(
+        "规定",
+        LEVELS,
+        GROUPS,
+        {"折扣": _numbers("折"), "退货期": _numbers("天"), "积分": _numbers("分"), "礼品": GOODS},
+    ),
 )
 
 
@@ -155,7 +120,7 @@ def is_held_out(name: str) -> bool:
 
 def draw_sheet(chooser: random.Random, num_facts: int, held_out: bool = False, whole: bool = True) -> Sheet:
     """
-    Draws a sheet, in which names of one kind differ in their first word.
+    Draws a sheet, in which names differ in their first word.
 
     Args:
         num_facts: the number of facts; at most 80.
@@ -166,26 +131,21 @@ def draw_sheet(chooser: random.Random, num_facts: int, held_out: bool = False, w
     kinds = KINDS if whole else chooser.sample(KINDS, chooser.randint(fewest, len(KINDS)))
     least = 2 if whole else 1
     lines: dict[str, list[list[Fact]]] = {}
-    used: set[tuple[str, str]] = set()
+    used: set[str] = set()
     left = num_facts
     while left:
         kind = chooser.choice(kinds)
         first = chooser.choice(kind.first)
         name = first + chooser.choice(kind.second)
-        if (kind.heading, first) in used or is_held_out(name) != held_out:
+        if first in used or is_held_out(name) != held_out:
             continue
-        used.add((kind.heading, first))
+        used.add(first)
         count = min(left, chooser.randint(least, len(kind.attributes)))
-        told = [_state(chooser, name, attribute) for attribute in chooser.sample(kind.attributes, count)]
+        attributes = chooser.sample(list(kind.attributes), count)
+        told = [Fact(name, attribute, chooser.choice(kind.attributes[attribute])) for attribute in attributes]
         lines.setdefault(kind.heading, []).append(told)
         left -= count
     return _write(chooser, lines, whole)
-
-
-def _state(chooser: random.Random, name: str, attribute: Attribute) -> Fact:
-    value = attribute.draw(chooser)
-    questions = tuple(question.format(name) for question in attribute.questions)
-    return Fact(name, chooser.choice(attribute.sentences).format(name, value), questions, value)
 
 
 def _write(chooser: random.Random, lines: dict[str, list[list[Fact]]], whole: bool) -> Sheet:
@@ -199,18 +159,18 @@ def _write(chooser: random.Random, lines: dict[str, list[list[Fact]]], whole: bo
 
 def all_texts() -> list[str]:
     """Every word of a pool and every part of a sentence or question: what the tokenizer has to have words for."""
-    pools = (BRANDS, GOODS, SURNAMES, GIVEN_NAMES, PLACES, SHOPS, LEVELS, GROUPS, CITIES, COLORS, MATERIALS)
-    texts = [word for pool in (*pools, DEPARTMENTS, HOBBIES) for word in pool]
-    texts += [*TITLES, *(kind.heading for kind in KINDS), *UNITS, "0123456789#"]
-    wordings = [[*a.sentences, *a.questions] for kind in KINDS for a in kind.attributes]
-    return texts + [part for each in wordings for wording in each for part in wording.split("{}") if part]
+    pools = [pool for kind in KINDS for pool in (kind.first, kind.second, list(kind.attributes))]
+    values = (CITIES, COLORS, MATERIALS, DEPARTMENTS, HOBBIES, UNITS, NUMBERS)
+    texts = [word for pool in (*pools, *values) for word in pool]
+    texts += [*TITLES, *(kind.heading for kind in KINDS), "0123456789#"]
+    return texts + [part for wording in (SENTENCE, *QUESTIONS) for part in wording.split("{}") if part]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a sheet with held-out names, and a question about each fact.")
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder for sheet.md and questions.jsonl.")
     parser.add_argument("--seed", type=int, default=0, help="Default: 0.")
-    parser.add_argument("--num_facts", type=int, default=45, help="Default: 45, which is some 500 tokens.")
+    parser.add_argument("--num_facts", type=int, default=55, help="Default: 55, which is some 500 tokens.")
     options = parser.parse_args()
     chooser = random.Random(options.seed)
     sheet = draw_sheet(chooser, options.num_facts, held_out=True)

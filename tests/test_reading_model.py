@@ -12,6 +12,7 @@ from train_reading_model import (
     ReadingText,
     TrainingOptions,
     compute_loss,
+    look_back,
     make_fresh_model,
     train,
 )
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import glm_peft  # noqa: F401  (registers the generations)
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "reading"
-LONG = 45  # facts, some 500 tokens
+LONG = 55  # facts, some 500 tokens
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,15 @@ def test_the_example_is_made_by_the_command(tmp_path, monkeypatch):
 
 
 # Its training
+
+
+def test_the_heads_of_the_first_layer_look_back_one_after_another(options, model):
+    look_back(model)
+    model.set_attn_implementation("eager")
+    model.model.embed_tokens.weight.data.zero_()  # what stands there does not count
+    attention = model(torch.arange(20)[None], output_attentions=True).attentions[0][0]
+    for back, head in enumerate(attention, 1):
+        assert head[-1].argmax() == 19 - back
 
 
 def test_reading_a_sheet_once_for_all_rows_gives_the_loss_of_each_row_by_itself(model, text):
