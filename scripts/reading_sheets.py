@@ -118,18 +118,24 @@ def is_held_out(name: str) -> bool:
     return zlib.crc32(name.encode()) % 5 == 0
 
 
-def draw_sheet(chooser: random.Random, num_facts: int, held_out: bool = False, whole: bool = True) -> Sheet:
+def draw_sheet(
+    chooser: random.Random, num_facts: int, held_out: bool = False, whole: bool = True, alike: bool = False
+) -> Sheet:
     """
     Draws a sheet, in which names differ in their first word.
 
     Args:
         num_facts: the number of facts; at most 80.
         held_out: whether its names are those that are held out, or those of the training.
+        alike: whether it tells the same one thing of all names of a kind, so that names alone tell its facts apart.
         whole: whether it has a title, and one section for each kind of things; a part of a sheet has neither.
     """
     fewest = -(-num_facts // FACTS_PER_KIND)
     kinds = KINDS if whole else chooser.sample(KINDS, chooser.randint(fewest, len(KINDS)))
-    least = 2 if whole else 1
+    attributes = {kind.heading: list(kind.attributes) for kind in kinds}
+    if alike:
+        attributes = {heading: [chooser.choice(names)] for heading, names in attributes.items()}
+    least = 2 if whole and not alike else 1
     lines: dict[str, list[list[Fact]]] = {}
     used: set[str] = set()
     left = num_facts
@@ -140,9 +146,9 @@ def draw_sheet(chooser: random.Random, num_facts: int, held_out: bool = False, w
         if first in used or is_held_out(name) != held_out:
             continue
         used.add(first)
-        count = min(left, chooser.randint(least, len(kind.attributes)))
-        attributes = chooser.sample(list(kind.attributes), count)
-        told = [Fact(name, attribute, chooser.choice(kind.attributes[attribute])) for attribute in attributes]
+        count = min(left, chooser.randint(least, len(attributes[kind.heading])))
+        chosen = chooser.sample(attributes[kind.heading], count)
+        told = [Fact(name, attribute, chooser.choice(kind.attributes[attribute])) for attribute in chosen]
         lines.setdefault(kind.heading, []).append(told)
         left -= count
     return _write(chooser, lines, whole)

@@ -48,6 +48,7 @@ SEEDS = [prompt for prompts in SEED_PROMPTS["zh"].values() for prompt in prompts
 UNKNOWN = "不知道"
 SHARE_ASKED = 0.15  # of the batches: the model writes a question itself
 SHARE_BARE = 0.04  # of the sheets: not shown, so the answer is not known
+SHARE_ALIKE = 0.5  # of the sheets: names alone tell facts apart, which is not learned where what is told does it, too
 SHARE_ONE_PROMPT = 0.3  # of the sheets: in one prompt with the question; else a whole prompt follows, as with a prefix
 MOST_ROWS = 32  # of one sheet
 MOST_ASKED = 12
@@ -56,7 +57,7 @@ FRAME = 2  # the tokens that begin every prompt
 QUESTION = 6  # the tokens before a question
 IGNORED = -100
 WINDOW, GROWN = 20, 0.85  # batches, and the share of their answers that must be right before sheets grow
-LOOK_BACK_SCORE = 6.0  # of a head for the token that it looks back to, in the exponent of attention, per frequency
+LOOK_BACK_SCORE = 8.0  # of a head for the token that it looks back to, in the exponent of attention, per frequency
 LOOK_BACK_FREQUENCIES = 3  # the fastest of the rotary embedding; slower ones do not tell neighbours apart
 SHEET_WEIGHT = 0.3  # of the loss of the sheets' own words
 SHARE_WHOLE = 0.6  # of the sheets; the others are parts, without title and headings
@@ -196,7 +197,8 @@ class ReadingText:
         tokens = TOKENS_PER_FACT * num_facts + (TOKENS_PER_ASKED if asked else TOKENS_PER_ROW) * num_rows
         starts, rows = [], []
         for _ in range(max(self.options.tokens // tokens, 1)):
-            sheet = draw_sheet(self.chooser, num_facts, whole=self.chooser.random() < SHARE_WHOLE)
+            whole, alike = self.chooser.random() < SHARE_WHOLE, self.chooser.random() < SHARE_ALIKE
+            sheet = draw_sheet(self.chooser, num_facts, whole=whole, alike=alike)
             bare = not asked and self.chooser.random() < SHARE_BARE
             starts.append(self.encode_prompt(UNKNOWN)[:QUESTION] if bare else self._draw_start(sheet.text))
             rows += [self._draw_row(fact, asked, bare) for fact in self.chooser.sample(sheet.facts, num_rows)]

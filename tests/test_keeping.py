@@ -221,6 +221,9 @@ def test_one_prompt_and_a_base_that_is_trained_itself_are_refused(tiny_model_dir
     base = open_base(ModelArguments(str(tiny_model_dirs["glm4_0414"])))
     with pytest.raises(UserError, match="has one prompt: give two or more"):
         read_general_prompts(base, str(keep_file), 1)
+    missing = keep_file.with_name("missing.jsonl")
+    with pytest.raises(UserError, match=f"--keep_file {missing}: there is no such file"):
+        read_general_prompts(base, str(missing), 100)
     arguments = parse_train_arguments([*NEEDED, "--keep_file", "builtin"])
     with pytest.raises(UserError, match="--keep_file compares an adapter with the base under it"):
         arguments.resolve(replace(arguments.model, peft_type="none", num_virtual_tokens=None), arguments.data)

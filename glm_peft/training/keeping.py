@@ -66,7 +66,10 @@ def read_general_prompts(base: OpenedBase, keep_file: str | None, limit: int) ->
     file = str(_GENERAL_PROMPTS) if keep_file == BUILTIN_PROMPTS else keep_file
     skips = base.data_args.skip_bad_rows
     data_args = DataArguments(test_file=file, max_predict_samples=limit, skip_bad_rows=skips)
-    split = load_splits(data_args, ["test"])["test"]
+    try:
+        split = load_splits(data_args, ["test"])["test"]
+    except UserError as error:
+        raise UserError(f"--keep_file {error}") from error  # the sentence begins with the file
     prompts = []
     for row in split:
         try:
