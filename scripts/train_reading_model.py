@@ -9,8 +9,9 @@ sheets are short at first, as looking up is learned sooner there. Names that are
 The folder is in the published layout, in float16.
 
 Looking up needs heads that look a fixed number of tokens back: at a value they find what it is the value of. A network
-with random weights is long in finding them, so the first layer begins with such heads (`look_back`); that turns
-thousands of steps into hundreds.
+with random weights is long in finding them, so the first layer begins with such heads (`look_back`). With them, two
+layers told apart by what is told of a name (10 facts, 88 % right) after 600 steps of four minutes; sheets whose facts
+only names tell apart (`SHARE_ALIKE`) are the slower half, and no run has yet reached all of a long sheet.
 """
 
 import argparse
@@ -59,6 +60,7 @@ IGNORED = -100
 WINDOW, GROWN = 20, 0.85  # batches, and the share of their answers that must be right before sheets grow
 LOOK_BACK_SCORE = 8.0  # of a head for the token that it looks back to, in the exponent of attention, per frequency
 LOOK_BACK_FREQUENCIES = 3  # the fastest of the rotary embedding; slower ones do not tell neighbours apart
+CONTENT_SHARE = 0.05  # of what such a head begins with of the tokens' own say
 SHEET_WEIGHT = 0.3  # of the loss of the sheets' own words
 SHARE_WHOLE = 0.6  # of the sheets; the others are parts, without title and headings
 # Where several of ours are one published tensor, it is their parts in this order.
@@ -141,6 +143,8 @@ def look_back(model: PreTrainedModel) -> None:
     rope = model.model.rotary_emb.inv_freq[:LOOK_BACK_FREQUENCIES]
     length = (LOOK_BACK_SCORE * config.head_dim**0.5) ** 0.5
     with torch.no_grad():
+        attention.q_proj.weight.mul_(CONTENT_SHARE)
+        attention.k_proj.weight.mul_(CONTENT_SHARE)
         keys = attention.k_proj.bias.view(-1, config.head_dim)
         keys[:, : 2 * len(rope) : 2] = length
         for back, query in enumerate(attention.q_proj.bias.view(-1, config.head_dim), 1):
