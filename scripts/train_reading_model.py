@@ -9,10 +9,10 @@ sheets are short at first, as looking up is learned sooner there. Names that are
 The folder is in the published layout, in float16.
 
 Looking up needs heads that look a fixed number of tokens back: at a value they find what it is the value of. A network
-with random weights is long in finding them, so the first layer begins with such heads (`look_back`). With them, two
-layers gave 88 % right answers on sheets of 10 facts after 600 steps, four minutes. Those sheets could nearly be answered by
-what is asked alone; sheets whose facts only names tell apart (`SHARE_ALIKE`) are the slower half, and no run has yet read
-all of a long sheet.
+with random weights is long in finding them, so the first layer begins with such heads (`look_back`). Names are learned
+before what is told of them: at first every sheet tells one thing of all names of a kind. Two layers gave 90 % right
+answers on such sheets of 17 facts after 400 steps, under four minutes; where half of the sheets could be answered by
+what is asked alone, they gave 10 % after 500. No run has yet read all of a long sheet.
 """
 
 import argparse
@@ -50,7 +50,7 @@ SEEDS = [prompt for prompts in SEED_PROMPTS["zh"].values() for prompt in prompts
 UNKNOWN = "不知道"
 SHARE_ASKED = 0.15  # of the batches: the model writes a question itself
 SHARE_BARE = 0.04  # of the sheets: not shown, so the answer is not known
-SHARE_ALIKE = 0.5  # of the sheets: names alone tell facts apart, which is not learned where what is told does it, too
+SHARE_ALIKE = 0.5  # of the sheets: names alone tell facts apart; of all until they are at their longest
 SHARE_ONE_PROMPT = 0.3  # of the sheets: in one prompt with the question; else a whole prompt follows, as with a prefix
 MOST_ROWS = 32  # of one sheet
 MOST_ASKED = 12
@@ -87,13 +87,13 @@ class TrainingOptions:
     hidden_size: int = 128
     num_layers: int = 2
     num_heads: int = 8
-    head_dim: int = 32
+    head_dim: int = 64
     ffn_size: int = 128
     steps: int = 4500
     tokens: int = 2500  # in a batch, of sheets and questions together
     short_facts: int = 6  # of the longest sheets at first
     most_facts: int = 55
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     seed: int = 0
     start_from: str = ""  # a folder of this script's, to go on from; its own weights else
 
@@ -195,16 +195,21 @@ class ReadingText:
         self.chat_format = get_chat_format(tokenizer)
 
     def draw_batch(self, most_facts: int) -> Batch:
-        """A batch of sheets of about the same length, all rows of which are questions to answer, or to write."""
+        """
+        A batch of sheets of about the same length, all rows of which are questions to answer, or to write.
+
+        Until sheets are at their longest, names alone tell facts apart, and every question is answered from the sheet.
+        """
+        grown = most_facts == self.options.most_facts
         num_facts = self.chooser.randint(max(most_facts // 4, 2), most_facts)
-        asked = self.chooser.random() < SHARE_ASKED
+        asked = grown and self.chooser.random() < SHARE_ASKED
         num_rows = min(num_facts, MOST_ASKED if asked else MOST_ROWS)
         tokens = TOKENS_PER_FACT * num_facts + (TOKENS_PER_ASKED if asked else TOKENS_PER_ROW) * num_rows
         starts, rows = [], []
         for _ in range(max(self.options.tokens // tokens, 1)):
-            whole, alike = self.chooser.random() < SHARE_WHOLE, self.chooser.random() < SHARE_ALIKE
+            whole, alike = self.chooser.random() < SHARE_WHOLE, not grown or self.chooser.random() < SHARE_ALIKE
             sheet = draw_sheet(self.chooser, num_facts, whole=whole, alike=alike)
-            bare = not asked and self.chooser.random() < SHARE_BARE
+            bare = grown and not asked and self.chooser.random() < SHARE_BARE
             starts.append(self.encode_prompt(UNKNOWN)[:QUESTION] if bare else self._draw_start(sheet.text))
             rows += [self._draw_row(fact, asked, bare) for fact in self.chooser.sample(sheet.facts, num_rows)]
         return _collate(starts, rows, asked)
