@@ -38,7 +38,7 @@ DEPARTMENTS = _words(
 HOBBIES = _words("游泳 下棋 画画 跑步 唱歌 摄影 钓鱼 爬山 书法 跳舞 打球 看书 做饭 养花 骑车 听戏")
 UNITS = _words("元 月 室 号 折 天 分 个 米")
 NUMBERS = [str(number) for number in range(10, 100)]
-FACTS_PER_KIND = 20  # or its first words may run out
+FACTS_PER_KIND = 19  # or its first words may run out: two kinds share one
 TITLES = ("服务手册", "店员须知", "客服资料", "内部说明")
 SENTENCE = "{}的{}是{}。"
 QUESTIONS = ("{}的{}？", "请问{}的{}？", "我想知道{}的{}？")
@@ -125,7 +125,7 @@ def draw_sheet(
     Draws a sheet, in which names differ in their first word.
 
     Args:
-        num_facts: the number of facts; at most 80.
+        num_facts: the number of facts; at most 76.
         held_out: whether its names are those that are held out, or those of the training.
         alike: whether it tells the same one thing of all names of a kind, so that names alone tell its facts apart.
         whole: whether it has a title, and one section for each kind of things; a part of a sheet has neither.

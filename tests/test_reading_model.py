@@ -55,6 +55,13 @@ def test_a_sheet_is_that_of_its_seed_with_names_that_no_training_has_seen():
     assert not any(is_held_out(fact.name) for fact in draw_sheet(random.Random(5), LONG).facts)
 
 
+@pytest.mark.parametrize("num_facts", (1, 19, 20, 39, 40, 57, 76))
+def test_a_sheet_of_one_fact_a_name_has_names_enough(num_facts):
+    for seed in range(60):
+        sheet = draw_sheet(random.Random(seed), num_facts, whole=False, alike=True)
+        assert len({fact.name for fact in sheet.facts}) == num_facts
+
+
 def test_the_example_is_made_by_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["reading_sheets.py", "--output_dir", str(tmp_path)])
     main()
