@@ -168,7 +168,7 @@ def all_texts() -> list[str]:
     pools = [pool for kind in KINDS for pool in (kind.first, kind.second, list(kind.attributes))]
     values = (CITIES, COLORS, MATERIALS, DEPARTMENTS, HOBBIES, UNITS, NUMBERS)
     texts = [word for pool in (*pools, *values) for word in pool]
-    texts += [*TITLES, *(kind.heading for kind in KINDS), "0123456789#"]
+    texts += [*TITLES, *(kind.heading for kind in KINDS), *"0123456789#"]  # digits one by one: other numbers have more
     return texts + [part for wording in (SENTENCE, *QUESTIONS) for part in wording.split("{}") if part]
 
 

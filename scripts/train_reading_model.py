@@ -12,7 +12,8 @@ Looking up needs heads that look a fixed number of tokens back: at a value they 
 with random weights is long in finding them, so the first layer begins with such heads (`look_back`). Names are learned
 before what is told of them: at first every sheet tells one thing of all names of a kind. Two layers gave 90 % right
 answers on such sheets of 17 facts after 400 steps, under four minutes; where half of the sheets could be answered by
-what is asked alone, they gave 54 % of 6 facts after 700. No run has yet read all of a long sheet.
+what is asked alone, they gave 54 % of 6 facts after 700. After 600 steps, and 300 more on all kinds of sheets, every
+value was found on four new sheets of 55 facts.
 """
 
 import argparse
