@@ -141,7 +141,7 @@ def _warn_of_other_prompt(checkpoint: str, former: Mapping[str, Any], now: Mappi
 
 def _compare(former: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     there, here = (
-        f"{data.get('rows')} of {data.get('file') or data.get('dataset')}, "
+        f"{data.get('rows', 'a stream')} of {data.get('file') or data.get('dataset')}, "
         f"sha256 {str(data.get('rows_sha256') or data.get('sha256'))[:12]}"
         for data in (former, now)
     )
