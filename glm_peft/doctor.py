@@ -285,7 +285,8 @@ class Examination:
         except UserError as error:
             self.report("Batches", [str(error)])
             return
-        self.longest = measure_longest(batching.examples)
+        if not self.data_args.streaming:  # of which a row that comes later may be longer
+            self.longest = measure_longest(batching.examples)
         print_section("Batches", f"  {batching.reason}")
         print_section("Steps", format_problems(describe_steps(arguments, len(batching.examples)), MOST_PROBLEMS))
 
