@@ -181,11 +181,9 @@ class Examination:
             print_section(title, f"  {split.source}: {told}, the others are fetched while it trains")
             return split
         whole = replace(split, left_out=[], without_loss=[], unoffered=[], unread=Counter())
-        rows, data_args = (
-            open_rows(self.data_args, split.name, split.source),
-            replace(self.data_args, skip_bad_rows=True),
-        )
-        used = sum(1 for _ in islice(read_conversations(rows, whole, data_args), self.data_args.max_train_samples))
+        data_args = replace(self.data_args, skip_bad_rows=True)
+        rows = read_conversations(open_rows(data_args, split.name, split.source), whole, data_args)
+        used = sum(1 for _ in islice(rows, data_args.max_train_samples))
         print_section(title, f"  {split.source}: all rows are read, {used:,} can be used, and {told} more closely")
         return whole
 

@@ -9,6 +9,7 @@ from itertools import count, islice
 from typing import Any
 
 import datasets
+from datasets.iterable_dataset import ExamplesIterable
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedConfig
 
@@ -143,10 +144,20 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
     def _pass(self, number: int) -> datasets.IterableDataset:
         """Return all turns, once, in an order of their own."""
         seed = self.data_args.rows_seed + number
-        parts = [datasets.IterableDataset.from_generator(partial(read, number == 0)) for read in self.sources]
+        # Not by `from_generator`, which leaves a lock file in the cache for each.
+        parts = [
+            datasets.IterableDataset(ExamplesIterable(partial(_with_keys, read, number == 0), {}))
+            for read in self.sources
+        ]
         shares = [weight / sum(self.weights) for weight in self.weights]
         strategy = self.data_args.stopping_strategy
         mixed = (
             datasets.interleave_datasets(parts, shares, seed, stopping_strategy=strategy) if parts[1:] else parts[0]
         )
         return mixed.shuffle(seed, buffer_size=self.data_args.shuffle_buffer_size)
+
+
+def _with_keys(
+    read: Callable[[bool], Iterator[dict[str, Any]]], is_first: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    return enumerate(read(is_first))
