@@ -1,13 +1,14 @@
 """Encode conversations as features, with the same prompt ids in training, evaluation and prediction."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import generate_random_fingerprint
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from glm_peft.arguments.data import DataArguments
 from glm_peft.errors import UserError
@@ -17,6 +18,7 @@ from glm_peft.preprocessing.conversations import Conversation, Split, paused_col
 from glm_peft.preprocessing.lengths import LengthReport, summarize_lengths
 from glm_peft.preprocessing.messages import Message
 from glm_peft.preprocessing.mixing import MixtureReport, mix_sources
+from glm_peft.preprocessing.streaming import StreamedExamples, stream_conversations
 
 _IDS, _NUMBER = List(Value("int32")), Value("int32")
 _PROMPT_FEATURES = Features({"input_ids": _IDS, "length": _NUMBER, "prompt_length": _NUMBER})
@@ -100,6 +102,37 @@ def _decode_again(tokenizer: PreTrainedTokenizerBase, answer: str | None, max_le
     room = max(max_length - tokenizer.num_special_tokens_to_add(), 0)
     ids = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"][:room]
     return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def stream_examples(
+    split: Split,
+    chat_format: ChatFormat,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    data_args: DataArguments,
+    block: int,
+) -> StreamedExamples:
+    """
+    Return the examples of `build_training_features`, made of all rows while training reads them.
+
+    Args:
+        split: the first rows of training.
+        config: of the base.
+        block: examples of a batch, on all devices.
+    """
+    # Without the first rows, which workers and `datasets` would copy.
+    parts = [replace(part, conversations=[]) for part in split.parts or [split]]
+    sources = [partial(_stream_turns, part, chat_format, data_args) for part in parts]
+    encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, data_args.max_target_length)
+    weights = [part.weight for part in parts]
+    return StreamedExamples(sources, weights, encoder.encode_row, data_args, config, block)
+
+
+def _stream_turns(
+    part: Split, chat_format: ChatFormat, data_args: DataArguments, is_first: bool
+) -> Iterator[dict[str, Any]]:
+    conversations = stream_conversations(part, data_args, is_first)
+    return _turns(conversations, data_args, lambda row: row.trained_turns(data_args.train_on, chat_format.arrange))
 
 
 @dataclass(frozen=True)
@@ -192,16 +225,24 @@ def _as_rows(
     # `map` hands its rows to worker processes by file, where Conversation objects would have to be pickled.
     columns: dict[str, list[Any]] = {"messages": [], "answer": [], "where": []}
     with paused_collection():
-        for conversation in split:
-            try:
-                turns = turns_of(conversation)
-            except UserError as error:
-                raise UserError(f"{conversation.where}: {error}") from error
-            for prompt, answer in turns:
-                columns["messages"].append(shape_prompt(prompt, data_args))
-                columns["answer"].append(answer)
-                columns["where"].append(conversation.where)
+        for turn in _turns(split, data_args, turns_of):
+            for name, value in turn.items():
+                columns[name].append(value)
         return Dataset.from_dict(columns)
+
+
+def _turns(
+    conversations: Iterable[Conversation],
+    data_args: DataArguments,
+    turns_of: Callable[[Conversation], list[tuple[list[Message], list[Message]]]],
+) -> Iterator[dict[str, Any]]:
+    for conversation in conversations:
+        try:
+            turns = turns_of(conversation)
+        except UserError as error:
+            raise UserError(f"{conversation.where}: {error}") from error
+        for prompt, answer in turns:
+            yield {"messages": shape_prompt(prompt, data_args), "answer": answer, "where": conversation.where}
 
 
 def shape_prompt(messages: list[Message], data_args: DataArguments) -> list[Message]:
@@ -238,10 +279,10 @@ class _Encoder:
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = zip(batch["messages"], batch["answer"], batch["where"], strict=True)
-        encoded = [self._encode_row(*row) for row in rows]
+        encoded = [self.encode_row(*row) for row in rows]
         return {name: [row[name] for row in encoded] for name in encoded[0]}
 
-    def _encode_row(self, messages: list[Message], answer: list[Message], where: str) -> dict[str, Any]:
+    def encode_row(self, messages: list[Message], answer: list[Message], where: str) -> dict[str, Any]:
         try:
             prompt, prompt_length = self._fit(self.chat_format.encode_prompt, messages, self.max_prompt_length)
             if self.max_answer_length is None:

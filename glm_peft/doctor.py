@@ -9,6 +9,7 @@ Nothing is trained or written, and no weights are loaded. Exit code 1 where trai
 
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,7 +43,7 @@ from glm_peft.examination.tool_checks import check_tools
 from glm_peft.models.loading import check_base_weights
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
-from glm_peft.preprocessing.conversations import Conversation, Split, load_splits
+from glm_peft.preprocessing.conversations import Conversation, Split, load_splits, open_rows, read_conversations
 from glm_peft.preprocessing.lengths import limit_report, measure_lengths
 from glm_peft.preprocessing.mixing import mix_sources
 from glm_peft.provenance.record import describe_data
@@ -158,6 +159,8 @@ class Examination:
         try:
             # Bad rows are left out here whatever the flags say, so that all of them are found.
             split = load_splits(replace(self.data_args, skip_bad_rows=True), [name])[name]
+            if self.data_args.streaming and name == "train":
+                split = self.read_on(split)
         except UserError as error:
             self.report(f"Rows of {name}", [str(error)])
             return
@@ -168,6 +171,21 @@ class Examination:
             encoded = [self.features[part.name] for part in split.parts]
             self.features[name], report = mix_sources(split.parts, encoded, self.data_args)
             print_section(f"Sources of {name}", f"  {report}".replace("\n", "\n  "))
+
+    def read_on(self, split: Split) -> Split:
+        """Return the first rows of a stream, with what cannot be used in all of them, unless they are on the Hub."""
+        if split.parts:
+            return replace(split, parts=tuple(map(self.read_on, split.parts)))
+        title, told = f"Stream of {split.name}", f"the first {len(split):,} are examined here"
+        if not self.data_args.train_file:
+            print_section(title, f"  {split.source}: {told}, the others are fetched while it trains")
+            return split
+        whole = replace(split, left_out=[], without_loss=[], unoffered=[], unread=Counter())
+        data_args = replace(self.data_args, skip_bad_rows=True)
+        rows = read_conversations(open_rows(data_args, split.name, split.source), whole, data_args)
+        used = sum(1 for _ in islice(rows, data_args.max_train_samples))
+        print_section(title, f"  {split.source}: all rows are read, {used:,} can be used, and {told} more closely")
+        return whole
 
     def examine_rows(self, split: Split) -> None:
         """Examine the rows of a split, or of one of the sources of training."""
@@ -265,7 +283,8 @@ class Examination:
         except UserError as error:
             self.report("Batches", [str(error)])
             return
-        self.longest = measure_longest(batching.examples)
+        if not self.data_args.streaming:  # of which a row that comes later may be longer
+            self.longest = measure_longest(batching.examples)
         print_section("Batches", f"  {batching.reason}")
         print_section("Steps", format_problems(describe_steps(arguments, len(batching.examples)), MOST_PROBLEMS))
 

@@ -8,16 +8,17 @@ Flags may follow the file and win over it.
 """
 
 import logging
+from dataclasses import replace
 
 import transformers
 
 from glm_peft.adapters.assembly import open_base, put_trainable_adapter_on
 from glm_peft.arguments.splits import evaluation_sets
 from glm_peft.arguments.training import parse_train_arguments
-from glm_peft.data import encode_splits
+from glm_peft.data import encode_splits, stream_examples
 from glm_peft.models.loading import check_base_weights
 from glm_peft.prediction.evaluation import Answering, Scoring
-from glm_peft.preprocessing.batching import plan_batching
+from glm_peft.preprocessing.batching import plan_batching, row_sizes
 from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.publishing.callback import prepare_push
@@ -70,6 +71,10 @@ def main() -> None:
     # Trainer
     scoring = Scoring.from_arguments(Answering(model, base.tokenizer, base.chat_format), training_args, data_args)
     keeping = begin_keeping(general_prompts, scoring.answering, run.output_dir, arguments, batching)
+    if data_args.streaming and batching:  # until here of the first rows alone
+        block, _ = row_sizes(training_args)
+        stream = stream_examples(splits["train"], base.chat_format, base.tokenizer, base.config, data_args, block)
+        batching = replace(batching, examples=stream)
     trainer = PrefixTrainer(
         model,
         training_args,

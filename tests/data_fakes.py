@@ -32,6 +32,10 @@ DEFAULTS = {
     "validation_split": None,
     "stopping_strategy": "first_exhausted",
     "rows_seed": 42,
+    "streaming": False,
+    "shuffle_buffer_size": 10_000,
+    "packing": None,
+    "max_length": 512,
 }
 
 

@@ -76,6 +76,7 @@ EVALUATED = "--eval_strategy steps --eval_steps 2 --predict_with_generate --do_s
     [
         ("chatglm", f"{GROUPED} --warmup_steps 2 --logging_steps 3"),
         ("glm4_0414", f"{EVALUATED} --prefix_projection --encoder_hidden_size 8"),
+        ("chatglm2", "--streaming --shuffle_buffer_size 5 --dataloader_num_workers 2"),
         ("chatglm3", "--packing --max_length 100 --per_device_train_batch_size 2 --lr_scheduler_type cosine"),
     ],
 )

@@ -39,7 +39,7 @@ OWN_NAMES = {
 }
 OF_TRAINING = {"prefix_init", "prefix_init_text", "prefix_init_std", "prefix_dropout", "save_tokenizer", "train_file"}
 OF_TRAINING |= {"validation_file", "max_train_samples", "max_eval_samples", "packing", "max_length", "train_on"}
-OF_TRAINING |= {"validation_split", "stopping_strategy", "rows_seed"}
+OF_TRAINING |= {"validation_split", "stopping_strategy", "rows_seed", "streaming", "shuffle_buffer_size"}
 OF_TRAINING |= {"peft_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules"}
 OF_TRAINING |= {"ignore_pad_token_for_loss", "num_virtual_tokens", "prefix_projection", "encoder_hidden_size"}
 OWN_NAMES["chat"] = {field.name for kind in (ModelArguments, ChatArguments) for field in fields(kind)} - OF_TRAINING

@@ -16,6 +16,7 @@ from warm_starts import warm_python
 from glm_peft import doctor
 from glm_peft.arguments.methods import METHODS
 from glm_peft.examination.doctor_report import colour_example, format_histogram, shows_colour
+from glm_peft.preprocessing import conversations
 
 PROJECT = Path(__file__).parents[1]
 ROWS = [{"content": f"类型#裙*颜色#{number}", "summary": f"第{number}条裙子很美"} for number in range(10)]
@@ -72,13 +73,17 @@ def test_sources_are_examined_one_by_one_and_what_is_drawn_of_each_is_told(visit
     assert int(drawn[1]) >= 2 and "validation: 2 rows read" in text
 
 
-def test_every_bad_row_is_listed_and_the_command_leaves_with_1(visit: Visit):
+def test_every_bad_row_is_listed_and_the_command_leaves_with_1(visit: Visit, monkeypatch: pytest.MonkeyPatch):
     bad = ['{"content": "a', {"content": "a"}, {"content": "", "summary": "b"}, {"content": 5, "summary": "b"}]
     code, text = visit("--train_file", visit.write([*ROWS, *bad]))
     assert code == 1
     for line, problem in enumerate(("not JSON", "no column 'summary'", "prompt is empty", "the number 5"), 11):
         assert re.search(rf"train\.json, line {line}, .*{problem}", text)
     assert "Training would fail: 4 problems" in text
+    monkeypatch.setattr(conversations, "FIRST_ROWS", 5)
+    code, text = visit("--train_file", visit.write([*ROWS, *bad]), "--streaming", "--max_steps", "9")
+    assert code == 1 and "Training would fail: 4 problems" in text and "9 steps of 8 rows: a stream" in text
+    assert "all rows are read, 10 can be used, and the first 5 are examined here more closely" in text
 
 
 def test_bad_rows_that_are_to_be_skipped_are_listed_without_failing(visit: Visit):

@@ -60,12 +60,26 @@ class DataArguments:
         prediction="refused",
         needs=("train_file",),
     )
-    rows_seed: int = option(
-        42,
-        "Seed of --validation_split, and of the order in which several sources are mixed.",
+    streaming: bool = option(
+        False,
+        "Read the rows of training while it trains, as they need not fit into memory; --max_steps ends it.",
         recipe="changed",
         prediction="refused",
-        needs=("validation_split", "train_file"),
+        needs=("train_file", "dataset_name"),
+    )
+    shuffle_buffer_size: int = option(
+        10_000,
+        "Examples of --streaming that are held, and drawn from at random; 1: they keep the order of the rows.",
+        recipe="changed",
+        prediction="refused",
+        needs=("streaming",),
+    )
+    rows_seed: int = option(
+        42,
+        "Seed of --validation_split, and of the order in which several sources are mixed or a stream is shuffled.",
+        recipe="changed",
+        prediction="refused",
+        needs=("validation_split", "train_file", "streaming"),
     )
     test_file: str | None = option(
         None,
@@ -209,6 +223,7 @@ class DataArguments:
             "max_eval_samples",
             "max_predict_samples",
             "preprocessing_num_workers",
+            "shuffle_buffer_size",
         )
         self._check_sources()
 
@@ -223,6 +238,11 @@ class DataArguments:
             raise UserError(
                 f"--validation_split {wanted:g} and --validation_file {self.validation_file} both give rows to "
                 "evaluate on: leave one of them out."
+            )
+        if wanted and self.streaming:
+            raise UserError(
+                f"--validation_split {wanted:g} is drawn from all rows, which --streaming never has at once: give a "
+                "--validation_file instead."
             )
         sources = read_train_sources(self.train_file)  # what is wrong with them is told before anything is read
         if self.stopping_strategy != "first_exhausted" and not sources:

@@ -28,6 +28,7 @@ def parse_doctor_arguments(
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
+    from glm_peft.arguments.trainer_settings import check_streaming
     from glm_peft.arguments.training import ExaminedArguments, TrainArguments
 
     types = (ModelArguments, DataArguments, ExaminedArguments)
@@ -37,6 +38,7 @@ def parse_doctor_arguments(
         raise UserError(
             "There is nothing to examine: give --train_file, --validation_file, --test_file or a data set."
         )
+    check_streaming(arguments.data, arguments.training)
     return arguments
 
 

@@ -96,6 +96,10 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
             f"A search runs in one process without DeepSpeed or FSDP, and this is one of {training_args.world_size}: "
             "start it with python -m glm_peft.search, and leave out --deepspeed and --fsdp."
         )
+    if data_args.streaming:
+        raise UserError(
+            "--streaming is for one long training, and a search holds its rows for all trials: leave it out."
+        )
     for file in ("train_file", "validation_file"):
         is_held_out = file == "validation_file" and data_args.validation_split is not None
         if getattr(data_args, file) is None and data_args.dataset_name is None and not is_held_out:

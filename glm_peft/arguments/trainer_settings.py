@@ -6,6 +6,7 @@ import torch
 from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
 
 from glm_peft.arguments.command_line import warn
+from glm_peft.arguments.data import DataArguments
 from glm_peft.errors import UserError
 
 # They need no package of their own, so transformers need not be asked.
@@ -41,6 +42,29 @@ def check_trainer_settings(args: Seq2SeqTrainingArguments) -> None:
     if args.enable_jit_checkpoint:
         warn("--enable_jit_checkpoint is left out: on SIGTERM a checkpoint is written in any case.")
         args.enable_jit_checkpoint = False
+
+
+def check_streaming(data_args: DataArguments, args: Seq2SeqTrainingArguments) -> None:
+    """Raise a `UserError` where rows are streamed and a setting needs their number, or all of them at once."""
+    if not data_args.streaming:
+        return
+    if args.max_steps <= 0:
+        raise UserError("--streaming does not know how many rows there are: say with --max_steps how long to train.")
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if getattr(args, name) == "epoch":
+            raise UserError(
+                f"--{name} epoch waits for the end of the rows, which --streaming does not know: give steps."
+            )
+    if args.train_sampling_strategy not in ("auto", "random"):
+        raise UserError(
+            f"--train_sampling_strategy {args.train_sampling_strategy} needs all rows at once, and --streaming has "
+            "those of --shuffle_buffer_size: leave it out; --shuffle_buffer_size 1 keeps the order of the rows."
+        )
+    if args.accelerator_config.dispatch_batches or args.accelerator_config.split_batches:
+        raise UserError(
+            "--accelerator_config with dispatch_batches or split_batches cannot share the batches of --streaming, "
+            "which differ in length: leave it out."
+        )
 
 
 def choose_count(given: Any) -> str:

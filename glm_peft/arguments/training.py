@@ -18,7 +18,7 @@ from glm_peft.arguments.fields import changed, option, require, require_at_least
 from glm_peft.arguments.methods import FULL, IN_EMBEDDINGS, METHODS, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.splits import check_metric
-from glm_peft.arguments.trainer_settings import check_trainer_settings, choose_count
+from glm_peft.arguments.trainer_settings import check_streaming, check_trainer_settings, choose_count
 from glm_peft.arguments.training_defaults import TRAINING_WORDS, TrainingDefaults
 from glm_peft.errors import UserError
 
@@ -237,6 +237,7 @@ def parse_train_arguments(argv: list[str] | None = None) -> TrainArguments:
     model_args, data_args, training_args = parse_command(argv, types, **TRAINING_WORDS)
     with naming_places(data_args.places):
         _check_tasks(data_args, training_args)
+        check_streaming(data_args, training_args)
         is_best_wanted = training_args.load_best_model_at_end or training_args.save_strategy == "best"
         if is_best_wanted or training_args.early_stopping_patience:
             check_metric(training_args.metric_for_best_model, data_args.validation_file)

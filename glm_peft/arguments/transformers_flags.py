@@ -43,6 +43,7 @@ for _fact, _value, _names in (
     ("ends", ("eval_strategy",), "do_eval"),
     ("ends", ("torch_compile_backend", "torch_compile_mode"), "torch_compile"),
     ("needs", ("!max_steps",), "num_train_epochs"),
+    ("needs", ("!streaming",), "data_seed"),
     ("needs", ("lr_scheduler_type!=constant|reduce_lr_on_plateau|greedy",), "warmup_steps"),
     ("needs", ("optim!=adafactor|adagrad|adalomo|lomo|rmsprop|sgd",), "adam_beta1 adam_beta2 adam_epsilon"),
     ("needs", ("optim=galore.*|apollo.*",), "optim_target_modules"),

@@ -1,5 +1,6 @@
 """Read the documents that are to become a prefix: text, Markdown, JSON lines, PDF and DOCX."""
 
+import io
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ def _read_lines(file: str) -> str:
 
 
 def _texts_of_lines(file: str) -> Iterator[str]:
-    for line, value, problem in json_values(file, _read_plain(file)):
+    for line, value, problem in json_values(file, io.StringIO(_read_plain(file))):
         if problem:
             raise UserError(f"{file}, line {line}, {problem}.")
         found = value.get("text", value.get("content")) if isinstance(value, dict) else value

@@ -23,8 +23,11 @@ def describe_steps(arguments: TrainArguments, rows: int) -> list[str]:
     args, method = arguments.training, METHODS[arguments.model.peft_type]
     steps, epochs = count_steps(args, rows)
     examples = args.train_batch_size * args.gradient_accumulation_steps
-    lines = [f"{steps:,} steps of {examples:,} rows: {epochs:,.4g} epochs of {rows:,}"]
-    if epochs > _MANY_EPOCHS:
+    is_streamed = arguments.data.streaming
+    lines = [
+        f"{steps:,} steps of {examples:,} rows: {'a stream' if is_streamed else f'{epochs:,.4g} epochs of {rows:,}'}"
+    ]
+    if epochs > _MANY_EPOCHS and not is_streamed:
         lines.append(
             f"every row is seen {epochs:,.0f} times, so the model will know the rows by heart and forget the rest; "
             "give --num_train_epochs 10 or fewer"

@@ -75,11 +75,15 @@ def plan_batching(
     if data_args.packing:
         _check_packs(model_args.attn_implementation)
         rows = pack_examples(examples, data_args.max_length, config)
-        reason = f"Packed into {len(rows)} rows of up to {data_args.max_length} tokens, as --packing asks."
+        told = "The first examples are p" if data_args.streaming else "P"
+        reason = f"{told}acked into {len(rows)} rows of up to {data_args.max_length} tokens, as --packing asks."
         return Batching(rows, PackingCollator(padded.tokenizer, padded), _or_random(order), reason)
     cost = RowCost(model_args.num_virtual_tokens or 0, config.hidden_size)
     head = head_cost(examples.select(range(min(len(examples), _SAMPLED_LABELS))), config)
     layouts = weigh_layouts(examples["length"][:], *row_sizes(training_args), cost, head)
+    if data_args.streaming:  # which has no order by length
+        del layouts[GROUPING]
+        order = "random"
     # Where the loss includes padding, packing would change it; NEFTune's noise shrinks with the length of a row.
     may_pack = data_args.packing is None and padded.ignore_pad_token_for_loss
     may_pack = may_pack and training_args.neftune_noise_alpha is None
@@ -130,7 +134,7 @@ def weigh_layouts(
 def choose_layout(layouts: dict[str, Layout], order: str) -> str:
     """Return the name of the layout to use: where the user asked for an order, that order, or `packing` in it."""
     saved = {name: 1 - layout.cost / layouts["random"].cost for name, layout in layouts.items()}
-    packing, grouping = saved.get("packing", 0.0), saved[GROUPING]
+    packing, grouping = saved.get("packing", 0.0), saved.get(GROUPING, 0.0)
     if order != "auto":
         return "packing" if order in ("random", "sequential") and packing > _LEAST_GAIN else order
     if max(packing, grouping) <= _LEAST_GAIN:

@@ -21,6 +21,9 @@ from glm_peft.preprocessing.tool_messages import read_tools_file, with_tools
 
 logger = logging.getLogger(__name__)
 
+FIRST_ROWS = 1000
+"""Rows of a source that are read before training where it is streamed."""
+
 _SHOWN_ROWS = 5
 _LIMITS = {"train": "max_train_samples", "validation": "max_eval_samples", "test": "max_predict_samples"}
 
@@ -220,17 +223,20 @@ def _first_question(conversation: Conversation) -> str:
 def _load_split(data_args: DataArguments, name: str, file: str | None, is_limited: bool) -> Split:
     if file is None and data_args.dataset_name is None:
         raise UserError(f"There is no {name} data: give --{name}_file or --dataset_name.")
-    rows = read_rows(file) if file else read_hub_rows(data_args.dataset_name, data_args.dataset_config_name, name)
+    rows = open_rows(data_args, name, file)
     split = Split(name, file or f"{data_args.dataset_name} ({name})")
     limit = getattr(data_args, _LIMITS[split.kind]) if is_limited else None
+    told = f"--{_LIMITS[split.kind]} {limit}"
+    if data_args.streaming and split.kind == "train" and (limit or FIRST_ROWS) >= FIRST_ROWS:
+        limit, told = FIRST_ROWS, f"the first {FIRST_ROWS:,}: --streaming reads the others while it trains"
     # islice ends the reading itself at the limit: the rest of a large file is neither read nor checked.
     try:
-        split.conversations = list(islice(_conversations(rows, split, data_args), limit))
+        split.conversations = list(islice(read_conversations(rows, split, data_args), limit))
     finally:  # at a bad row, too, and only now: history and system text may begin in a later row
         if split.columns:
             logger.info("%s: %s.", split.source, split.columns.describe(split.read))
     if limit is not None and len(split) == limit:
-        split.limit = f"--{_LIMITS[split.kind]} {limit}"
+        split.limit = told
     if not split.conversations:
         raise UserError(_nothing_left(split))
     if split.unread:
@@ -247,7 +253,21 @@ def _load_split(data_args: DataArguments, name: str, file: str | None, is_limite
     return split
 
 
-def _conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) -> Iterator[Conversation]:
+def open_rows(data_args: DataArguments, name: str, file: str | None) -> Iterator[Row]:
+    """Return the rows of a split, of its file or of the Hub data set; those of training may be streamed."""
+    is_streamed = data_args.streaming and name.startswith("train")
+    if file:
+        return read_rows(file, is_streamed)
+    return read_hub_rows(data_args.dataset_name, data_args.dataset_config_name, name, is_streamed)
+
+
+def read_conversations(rows: Iterator[Row], split: Split, data_args: DataArguments) -> Iterator[Conversation]:
+    """
+    Read rows as the conversations of a split, in which everything else that is found in them is noted.
+
+    Raises:
+        UserError: the columns are not found, or (unless `skip_bad_rows`) a row cannot be used.
+    """
     needs_answer, tools = split.name != "test", read_tools_file(data_args.tools_file)
     for row in rows:
         try:

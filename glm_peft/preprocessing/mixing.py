@@ -50,4 +50,5 @@ def mix_sources(
         part.source_name: (share, len(own), drawn[number])
         for number, (part, share, own) in enumerate(zip(parts, shares, examples, strict=True))
     }
-    return mixed.remove_columns("source"), MixtureReport(told, strategy)
+    of_first = ", as the first rows are mixed" if data_args.streaming else ""
+    return mixed.remove_columns("source"), MixtureReport(told, strategy + of_first)

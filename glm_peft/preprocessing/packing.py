@@ -6,10 +6,12 @@ row and is seen by all. Packed rows have no attention mask: transformers' Glm, a
 a block for each example.
 """
 
+import random
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from glm_peft.models.chatglm.positions import build_position_rows
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 
 _EVEN = 5  # times the hidden size, in tokens: the length at which attention costs as much as the rest, as measured
+_PACKED_TOGETHER = 1000  # examples of a stream: with fewer, rows stay less full
 _LEAST_GAIN = 0.03  # of the cost: below this, a batch stays padded, bit for bit
 
 
@@ -39,14 +42,37 @@ def pack_examples(examples: Dataset, max_length: int, config: PreTrainedConfig) 
     Raises:
         UserError: an example is longer than a row.
     """
-    columns = {name: examples[name][:] for name in ("input_ids", "labels")}
+    return Dataset.from_dict(_pack({name: examples[name][:] for name in ("input_ids", "labels")}, max_length, config))
+
+
+def pack_stream(
+    examples: Iterator[dict[str, Any]], max_length: int, config: PreTrainedConfig, seed: int
+) -> Iterator[dict[str, Any]]:
+    """
+    Put successive examples into rows as `pack_examples` does, so many at a time, and yield the rows in random order.
+
+    Args:
+        seed: of the order.
+
+    Raises:
+        UserError: an example is longer than a row.
+    """
+    draw = random.Random(seed)
+    while window := list(islice(examples, _PACKED_TOGETHER)):
+        packed = _pack({name: [each[name] for each in window] for name in ("input_ids", "labels")}, max_length, config)
+        rows = [dict(zip(packed, row, strict=True)) for row in zip(*packed.values(), strict=True)]
+        draw.shuffle(rows)  # they come with the longest examples first
+        yield from rows
+
+
+def _pack(columns: dict[str, list[Any]], max_length: int, config: PreTrainedConfig) -> dict[str, list[Any]]:
     lengths = [len(ids) for ids in columns["input_ids"]]
     if max(lengths) > max_length:
         raise UserError(
             f"--max_length {max_length} is less than the longest example, which has {max(lengths)} tokens: give at "
             "least that, or lower --max_source_length or --max_target_length."
         )
-    return Dataset.from_dict(_join(columns, plan_rows(lengths, max_length), config))
+    return _join(columns, plan_rows(lengths, max_length), config)
 
 
 def plan_rows(lengths: list[int], max_length: int) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 import csv
 import difflib
-import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -12,9 +11,13 @@ from typing import Any
 
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.json_values import json_values, shorten
-from glm_peft.reporting.text_files import read_text, refuse_other_kinds
+from glm_peft.reporting.text_files import open_text, refuse_other_kinds
 
 logger = logging.getLogger(__name__)
+
+_HELD = 1 << 22  # characters of a JSON file that are held at a time where it is streamed
+_BATCH = 1024  # rows of a table that are held at a time
+_FETCHING = (OSError, ValueError, RuntimeError)  # what goes wrong with a dataset on the Hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,16 @@ class BadRow(UserError):
         self.kind = kind
 
 
-def read_rows(file: str) -> Iterator[Row]:
+def read_rows(file: str, is_streamed: bool = False) -> Iterator[Row]:
     """
     Read the rows of a `.json`, `.jsonl`, `.csv`, `.tsv` or `.parquet` file, in order.
 
     JSON may be an array of objects, an object with such an array under `data`, or objects one after another, a line
     or more each, whatever the extension says; blank lines are no rows. A line that cannot be read is a row with a
     `problem`. The columns of a CSV file may be separated by commas, tabs, semicolons or bars.
+
+    Args:
+        is_streamed: whether a part of the file is in memory at a time, not all of it.
 
     Raises:
         UserError: the file does not exist, is of another kind, is empty, is not UTF-8, or cannot be read at all.
@@ -68,12 +74,15 @@ def read_rows(file: str) -> Iterator[Row]:
         refuse_other_kinds(file)
     if reader is None:
         raise UserError(f"{file}: files of this kind cannot be read; give a file ending in {', '.join(_READERS)}.")
-    return reader(file)
+    return reader(file, is_streamed)
 
 
-def read_hub_rows(dataset_name: str, config_name: str | None, split: str) -> Iterator[Row]:
+def read_hub_rows(dataset_name: str, config_name: str | None, split: str, is_streamed: bool = False) -> Iterator[Row]:
     """
     Read the rows of one split of a Hub dataset or of a local folder that `datasets` can load.
+
+    Args:
+        is_streamed: whether rows are fetched while they are read, instead of the whole dataset before.
 
     Raises:
         UserError: the dataset cannot be loaded or has no such split.
@@ -81,15 +90,30 @@ def read_hub_rows(dataset_name: str, config_name: str | None, split: str) -> Ite
     import datasets
 
     try:
-        dataset = datasets.load_dataset(dataset_name, config_name)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"--dataset_name {dataset_name} could not be loaded: {reason}") from error
+        dataset = datasets.load_dataset(dataset_name, config_name, streaming=is_streamed)
+    except (*_FETCHING, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"--dataset_name {dataset_name} could not be loaded: {_first_line(error)}") from error
     if split not in dataset:
         raise UserError(
             f"--dataset_name {dataset_name} has no split {split!r}, only {quoted(dataset)}; give a file instead."
         )
-    return (Row(dataset_name, f"{split} row", number, values) for number, values in enumerate(dataset[split], 1))
+    return _table_rows(dataset[split], dataset_name, f"{split} row")
+
+
+def _table_rows(dataset: Any, name: str, unit: str) -> Iterator[Row]:
+    number = 0
+    try:
+        # By batches: of a stream `datasets` would otherwise give each worker of a data loader some of its files alone.
+        for batch in dataset.iter(_BATCH):
+            for row in zip(*batch.values(), strict=True):
+                number += 1
+                yield Row(name, unit, number, dict(zip(batch, row, strict=True)))
+    except _FETCHING as error:
+        raise UserError(f"--dataset_name {name} broke off after {unit} {number}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 def describe_value(value: Any) -> str:
@@ -110,7 +134,7 @@ def quoted(names: Iterable[Any]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
-def _reader_of(path: Path) -> Callable[[str], Iterator[Row]] | None:
+def _reader_of(path: Path) -> Callable[[str, bool], Iterator[Row]] | None:
     return _READERS.get(path.suffix.lower())
 
 
@@ -121,34 +145,35 @@ def _nearest_file(path: Path) -> str:
     return f"; the nearest name beside it is {near[0]!r}" if near else ""
 
 
-def _json_rows(file: str) -> Iterator[Row]:
-    for line, value, problem in json_values(file, read_text(file)):
-        if problem is None and not isinstance(value, dict):
-            problem = f"column 1: a row must be an object, found {describe_value(value)}"
-        yield Row(file, "line", line, {} if problem else value, problem)
+def _json_rows(file: str, is_streamed: bool) -> Iterator[Row]:
+    with open_text(file, is_streamed) as stream:
+        for line, value, problem in json_values(file, stream, _HELD if is_streamed else -1):
+            if problem is None and not isinstance(value, dict):
+                problem = f"column 1: a row must be an object, found {describe_value(value)}"
+            yield Row(file, "line", line, {} if problem else value, problem)
 
 
-def _csv_rows(file: str) -> Iterator[Row]:
+def _csv_rows(file: str, is_streamed: bool) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long document; more overflows on Windows
-    text = read_text(file)
-    delimiter = _delimiter(text)
-    if delimiter != ",":
-        logger.info("%s: its columns are separated by %s.", file, "tabs" if delimiter == "\t" else repr(delimiter))
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    header: list[str] | None = None
-    for line, fields in _csv_records(file, reader):
-        if header is None:
-            header = _checked_header(file, fields)
-        elif len(fields) != len(header):
-            problem = f"the row has {len(fields)} fields, but the header names {len(header)} columns"
-            yield Row(file, "line", line, {}, problem)
-        else:
-            yield Row(file, "line", line, dict(zip(header, fields, strict=True)))
+    with open_text(file, is_streamed) as stream:
+        delimiter = _delimiter(next((line for line in stream if line.strip()), ""))
+        stream.seek(0)
+        if delimiter != ",":
+            logger.info("%s: its columns are separated by %s.", file, "tabs" if delimiter == "\t" else repr(delimiter))
+        reader = csv.reader(stream, strict=True, delimiter=delimiter)
+        header: list[str] | None = None
+        for line, fields in _csv_records(file, reader):
+            if header is None:
+                header = _checked_header(file, fields)
+            elif len(fields) != len(header):
+                problem = f"the row has {len(fields)} fields, but the header names {len(header)} columns"
+                yield Row(file, "line", line, {}, problem)
+            else:
+                yield Row(file, "line", line, dict(zip(header, fields, strict=True)))
 
 
-def _delimiter(text: str) -> str:
+def _delimiter(header: str) -> str:
     """Find what separates the names of the header: a comma, else another sign where there is one."""
-    header = text.lstrip().partition("\n")[0]
     return next((sign for sign in ",\t;|" if sign in header), ",")
 
 
@@ -173,12 +198,12 @@ def _checked_header(file: str, fields: list[str]) -> list[str]:
     return fields
 
 
-def _parquet_rows(file: str) -> Iterator[Row]:
+def _parquet_rows(file: str, is_streamed: bool) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024)
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=_BATCH)
         values = (row for batch in batches for row in batch.to_pylist())
         yield from (Row(file, "row", number, row) for number, row in enumerate(values, 1))
     except (pyarrow.ArrowException, OSError, ValueError) as error:

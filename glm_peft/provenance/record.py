@@ -142,7 +142,7 @@ def as_flags(values: Mapping[str, Any]) -> str:
 
 def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict[str, dict[str, Any]]:
     """
-    Return for each split the name and digest of its file or dataset, and how many rows are used.
+    Return for each split the name and digest of its file or dataset, and how many rows are used, of a stream none.
 
     Of training the rows have a digest, too, by which they are known again in another form or with other columns. In
     processes other than the main one nothing is returned.
@@ -160,24 +160,30 @@ def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict
             source = {"file": Path(file).name, "sha256": digest_file(file)}
         else:
             source = {"dataset": public_name(data_args.dataset_name), "config": data_args.dataset_config_name}
-        mixture = [_describe_source(*pair) for pair in zip(sources, split.parts, strict=False)]
+        is_streamed = name == "train" and data_args.streaming
+        mixture = [_describe_source(*pair, not is_streamed) for pair in zip(sources, split.parts, strict=False)]
         if mixture:
             source |= {"sources": mixture, "stopping_strategy": data_args.stopping_strategy}
         if not file or name == "train" or is_held_out:  # a dataset on the Hub may change under its name
             # With other weights or another order a run would go on with other examples.
             order = [[each["weight"] for each in mixture], data_args.stopping_strategy, data_args.rows_seed]
-            source |= {"rows_sha256": digest_rows([*map(_as_digested, split), *([order] if mixture else [])])}
-        if mixture or is_held_out:
+            if is_streamed:  # of which the split has the first rows alone, so the files stand for the others
+                order += [data_args.shuffle_buffer_size, data_args.max_train_samples]
+                order += [each["sha256"] for each in mixture or [source] if "sha256" in each]
+            digested = [*map(_as_digested, split), *([order] if mixture or is_streamed else [])]
+            source |= {"rows_sha256": digest_rows(digested)}
+        if mixture or is_held_out or is_streamed:
             source |= {"seed": data_args.rows_seed}
         if is_held_out:
             source |= {"held_out": data_args.validation_split}
-        described[name] = source | {"rows": len(split)}
+        count = {"shuffle_buffer_size": data_args.shuffle_buffer_size} if is_streamed else {"rows": len(split)}
+        described[name] = source | count
     return described
 
 
-def _describe_source(source: Source, part: Split) -> dict[str, Any]:
+def _describe_source(source: Source, part: Split, is_whole: bool) -> dict[str, Any]:
     file = {"file": Path(source.file).name, "sha256": digest_file(source.file)}
-    return {"name": source.name, **file, "weight": source.weight, "rows": len(part)}
+    return {"name": source.name, **file, "weight": source.weight} | ({"rows": len(part)} if is_whole else {})
 
 
 def _as_digested(conversation: Conversation) -> list[Any]:

@@ -139,9 +139,15 @@ def _warn_of_other_prompt(checkpoint: str, former: Mapping[str, Any], now: Mappi
         )
 
 
+def _tell_rows(data: Mapping[str, Any]) -> str:
+    if "shuffle_buffer_size" not in data:
+        return str(data.get("rows"))
+    return f"a stream (--shuffle_buffer_size {data['shuffle_buffer_size']}, --rows_seed {data.get('seed')})"
+
+
 def _compare(former: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     there, here = (
-        f"{data.get('rows')} of {data.get('file') or data.get('dataset')}, "
+        f"{_tell_rows(data)} of {data.get('file') or data.get('dataset')}, "
         f"sha256 {str(data.get('rows_sha256') or data.get('sha256'))[:12]}"
         for data in (former, now)
     )

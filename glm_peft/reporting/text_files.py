@@ -1,7 +1,11 @@
 """Read a text file as UTF-8, or say in one sentence what else it is and how it becomes text."""
 
 import codecs
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from glm_peft.errors import UserError
 
@@ -44,21 +48,52 @@ def read_text(file: str) -> str:
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")  # Windows editors begin UTF-8 files with it
     except UnicodeDecodeError as error:
-        raise UserError(_encoding_problem(file, data, error.start)) from error
+        raise UserError(_encoding_problem(file)) from error
     if not text.strip():
         raise UserError(f"{file} is empty ({len(data)} bytes): there is nothing to read in it.")
     return text
 
 
-def _encoding_problem(file: str, data: bytes, offset: int) -> str:
-    line, column = data.count(b"\n", 0, offset) + 1, offset - data.rfind(b"\n", 0, offset)
-    found = f"{file}, line {line}, byte {column}: 0x{data[offset]:02x} is not UTF-8"
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+@contextmanager
+def open_text(file: str, is_streamed: bool = False) -> Iterator[TextIO]:
+    """
+    Open a UTF-8 file, with line ends as they are: read at once as `read_text` does, or, streamed, a part at a time.
+
+    Raises:
+        UserError: it is empty, where it is read at once, or has bytes that are not UTF-8.
+    """
+    if not is_streamed:
+        yield io.StringIO(read_text(file), newline="")
+        return
+    with open(file, encoding="utf-8-sig", newline="") as stream:
+        try:
+            yield stream
+        except UnicodeDecodeError as error:
+            raise UserError(_encoding_problem(file)) from error
+
+
+def _encoding_problem(file: str) -> str:
+    with open(file, "rb") as stream:
+        is_utf16 = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        stream.seek(0)
+        number, line, offset = next(_lines_not_utf8(stream))
+        sample = (line + stream.read(_SAMPLE))[:_SAMPLE]
+    found = f"{file}, line {number}, byte {offset + 1}: 0x{line[offset]:02x} is not UTF-8"
+    if is_utf16:
         return f"{found} (the file looks like UTF-16); save the file as UTF-8."
     # From the line's first byte, not from the bad one, which may be the second of a character.
-    if _looks_like_gbk(data[offset - column + 1 :][:_SAMPLE]):
+    if _looks_like_gbk(sample):
         return f"{found} (the file looks like GBK): convert it with `iconv -f GB18030 -t UTF-8 {file} > NEW_FILE`."
     return f"{found}; save the file as UTF-8."
+
+
+def _lines_not_utf8(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes, int]]:
+    """Yield number, bytes and the offset of the first bad byte of each line that is not UTF-8."""
+    for number, line in enumerate(lines, 1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield number, line, error.start
 
 
 def _looks_like_gbk(data: bytes) -> bool:

@@ -54,7 +54,7 @@ def log_run(
         *([f"continued from: {start}"] if start else []),
         f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.4f} %)",
         "data: " + ", ".join(f"{report.examples:,} {name} examples" for name, report in reports.items()),
-        *(_training_lines(training_args, len(batching.examples)) if batching else []),
+        *(_training_lines(arguments, len(batching.examples)) if batching else []),
         f"results: {training_args.output_dir}",
     ]
     logger.info("The run\n  %s", "\n  ".join(lines))
@@ -101,13 +101,15 @@ def _describe_precision(
     return describe_precision(model.dtype, model_args.quantization_bit) + mixed
 
 
-def _training_lines(training_args: TrainingArguments, rows: int) -> list[str]:
+def _training_lines(arguments: TrainArguments, rows: int) -> list[str]:
+    training_args = arguments.training
     batch, accumulated = training_args.train_batch_size, training_args.gradient_accumulation_steps
     steps, epochs = count_steps(training_args, rows)
     parts = f"{batch} in a batch x {accumulated} accumulated x {training_args.world_size} process(es)"
+    of_rows = "of rows that are streamed" if arguments.data.streaming else f"{epochs:.4g} epochs of {rows:,} rows"
     return [
         f"step: {batch * accumulated * training_args.world_size} examples ({parts})",
-        f"training: {steps:,} steps, {epochs:.4g} epochs of {rows:,} rows",
+        f"training: {steps:,} steps, {of_rows}",
         f"learning rate: {training_args.learning_rate:g}, {training_args.lr_scheduler_type.value}, "
         f"{training_args.get_warmup_steps(steps)} steps of warm-up",
     ]

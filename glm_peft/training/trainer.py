@@ -30,6 +30,7 @@ from glm_peft.arguments.training import TrainingArguments
 from glm_peft.errors import UserError
 from glm_peft.models.unwrapping import base_of
 from glm_peft.preprocessing.batching import GROUPING, Batching, LengthGroupedSampler, row_sizes
+from glm_peft.preprocessing.streaming import StreamedExamples
 from glm_peft.provenance.stretches import RunRecord
 from glm_peft.training.checkpoint_writer import CheckpointWriter
 from glm_peft.training.interruptions import Interruption, StoppedAtOnce
@@ -78,6 +79,9 @@ class PrefixTrainer(Seq2SeqTrainer):
             kwargs["train_dataset"] = batching.examples
         if not isinstance(args, TrainingArguments):
             raise UserError("PrefixTrainer's args are transformers' own: give it glm_peft.TrainingArguments.")
+        if batching and isinstance(batching.examples, StreamedExamples):
+            # Else one process reads and sends to the others what accelerate can only do with rows of equal length.
+            args.accelerator_config.dispatch_batches = False
         if isinstance(model, PeftModel) and not has_label_loss(model.get_base_model()):
             attach_for_training(model, args)
         super().__init__(model, args, *more, **kwargs)
@@ -153,7 +157,13 @@ class PrefixTrainer(Seq2SeqTrainer):
         # Where the evaluation that a resumed run begins with stops it early, the Trainer would still take a step.
         if self.control.should_training_stop:
             return [], None
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        try:
+            batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        except UserError as error:  # about a row that is streamed
+            if self.args.save_strategy != "no" and self.state.global_step not in (0, self.checkpoints.saved_step):
+                self.checkpoints.write()
+            # torch puts a traceback before an error of a worker of the loader.
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
         # The number divides the loss, so it is counted again without them.
         if self.last_step.take_out_repeated(batches):
             count = self._get_num_items_in_batch(batches, device)
@@ -316,6 +326,8 @@ class PrefixTrainer(Seq2SeqTrainer):
         Overridden, as the Trainer takes one more step where training was over.
         """
         start = super()._init_training_state(max_steps, steps_per_epoch, num_train_epochs, *args)
+        if isinstance(self.train_dataset, StreamedExamples):
+            self.train_dataset.skipped = start[1] * self.last_step.loader.batch_size * self.args.world_size
         return (num_train_epochs, 0) if self.resumption.was_over(max_steps) else start
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
