@@ -1,11 +1,11 @@
 """Encode conversations as features, with the same prompt ids in training, evaluation and prediction."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 from transformers import PreTrainedTokenizerBase
 
@@ -90,6 +90,16 @@ def build_generation_features(
     limit = data_args.val_max_target_length or data_args.max_target_length
     decoded = [_decode_again(tokenizer, answer, limit) for answer in references]
     return GenerationFeatures(dataset, prompts, references, decoded, rows, report)
+
+
+def join_features(parts: Iterable[GenerationFeatures]) -> GenerationFeatures:
+    """Join the prompts of several splits in their order, with the report of the first."""
+    parts = list(parts)
+    joined = {
+        name: list(chain.from_iterable(getattr(part, name) for part in parts))
+        for name in ("prompts", "references", "decoded_references", "rows")
+    }
+    return replace(parts[0], dataset=concatenate_datasets([part.dataset for part in parts]), **joined)
 
 
 def _decode_again(tokenizer: PreTrainedTokenizerBase, answer: str | None, max_length: int) -> str | None:

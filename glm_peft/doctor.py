@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import combinations, islice
+from itertools import combinations, groupby, islice
 from typing import Any
 
 import datasets
@@ -93,8 +93,11 @@ class Examination:
         """Run every step, and return how many problems would make training fail."""
         self.examine_model()
         self.examine_start()
-        for name in wanted_splits(self.data_args, self.training_args):
-            self.examine_split(name)
+        wanted = wanted_splits(self.data_args, self.training_args)
+        # Rows that are held out are read together with those of training.
+        is_divided = self.data_args.validation_split is not None
+        for _, names in groupby(wanted, lambda name: name == "test" if is_divided else name):
+            self.examine_splits(list(names))
         # Rows of training among those for validation make its scores measure memory.
         parts = [part for split in self.splits.values() for part in split.parts or [split]]
         for one, other in combinations(parts, 2):
@@ -153,21 +156,22 @@ class Examination:
         except UserError as error:
             self.report("Rows of the run to resume", [str(error)])
 
-    def examine_split(self, name: str) -> None:
-        """Examine the rows of a split: which cannot be used, how long they are, what is odd about them."""
+    def examine_splits(self, names: list[str]) -> None:
+        """Examine the rows of splits: which cannot be used, how long they are, what is odd about them."""
         try:
             # Bad rows are left out here whatever the flags say, so that all of them are found.
-            split = load_splits(replace(self.data_args, skip_bad_rows=True), [name])[name]
+            found = load_splits(replace(self.data_args, skip_bad_rows=True), names)
         except UserError as error:
-            self.report(f"Rows of {name}", [str(error)])
+            self.report(f"Rows of {' and '.join(names)}", [str(error)])
             return
-        self.splits[name] = split
-        for part in split.parts or [split]:
-            self.examine_rows(part)
-        if split.parts and all(part.name in self.features for part in split.parts):
-            encoded = [self.features[part.name] for part in split.parts]
-            self.features[name], report = mix_sources(split.parts, encoded, self.data_args)
-            print_section(f"Sources of {name}", f"  {report}".replace("\n", "\n  "))
+        self.splits |= found
+        for name, split in found.items():
+            for part in split.parts or [split]:
+                self.examine_rows(part)
+            if split.parts and all(part.name in self.features for part in split.parts):
+                encoded = [self.features[part.name] for part in split.parts]
+                self.features[name], report = mix_sources(split.parts, encoded, self.data_args)
+                print_section(f"Sources of {name}", f"  {report}".replace("\n", "\n  "))
 
     def examine_rows(self, split: Split) -> None:
         """Examine the rows of a split, or of one of the sources of training."""

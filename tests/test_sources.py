@@ -157,13 +157,21 @@ def test_rows_that_begin_with_the_same_question_are_held_out_together():
     assert {*questions_of(other)} != {*held}
 
 
-def test_what_is_held_out_is_recorded_limited_and_taken_of_every_source():
-    flags = {"train_file": MIXED, "validation_split": 0.25, "max_eval_samples": 7}
+def test_what_is_held_out_of_each_source_is_a_set_of_its_own_recorded_and_limited(caplog):
+    flags = {"train_file": MIXED, "validation_split": 0.5, "max_eval_samples": 7}
     found = load(**flags)
-    rest, of_parts = found["train"], [len(part) for part in found["train"].parts]
-    assert (len(rest), sum(of_parts), len(found["validation"])) == (30, 30, 7) and of_parts != [30, 0]
-    described = describe_data(make_data_args(**flags), found)["validation"]
-    assert (described["held_out"], described["seed"], described["rows"]) == (0.25, 42, 7)
-    assert described["file"] == "a.json, b.json"
-    [alone] = load_splits(make_data_args(**flags), ["validation"]).values()
-    assert alone.conversations == found["validation"].conversations
+    assert {name: len(split) for name, split in found.items()} == {
+        "train": 20,
+        "validation_a": 7,
+        "validation_b": 10 - len(found["train"].parts[1]),
+    }
+    described = describe_data(make_data_args(**flags), found)
+    assert [described[f"validation_{name}"]["file"] for name in "ab"] == ["a.json", "b.json"]
+    told = described["validation_a"]
+    assert (told["held_out"], told["seed"], told["rows"]) == (0.5, 42, 7) and len(told["sha256"]) == 64
+    alone = load_splits(make_data_args(**flags), ["validation"])
+    assert [split.conversations for split in alone.values()] == [
+        found[name].conversations for name in found if name != "train"
+    ]
+    assert "validation_b" not in load(train_file=MIXED, validation_split=1, rows_seed=1)
+    assert "b.json: 0 of 10 rows are held out" in caplog.text

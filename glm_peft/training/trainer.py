@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, PreTrainedModel, Seq2SeqTrainer, Trainer
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -39,7 +40,7 @@ from glm_peft.training.parallel.last_step import LastStep
 from glm_peft.training.parallel.sharded_optimizer import load_sharded
 from glm_peft.training.parallel.sharing import own_labels, own_rows
 from glm_peft.training.resumption import Resumption, check_learning_rate
-from glm_peft.training.watch import EndAfterSignal, Watch
+from glm_peft.training.watch import EarlyStopping, EndAfterSignal, Watch
 
 Scorer = Callable[[], dict[str, float]]
 
@@ -56,6 +57,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         score_answers: generates answers and returns their scores, which are logged with the loss of every evaluation;
             a mapping has one for each split, such as `validation_easy`.
         record: of the run, which is written into every checkpoint; `None` for none.
+        joins_sets: whether several datasets for evaluation are parts of one, whose loss and scores are told, too.
         keeping: what `--keep_file` measures and `--keep_weight` holds on to; `None` for nothing.
         more: `Seq2SeqTrainer`'s own, such as the collator.
 
@@ -71,6 +73,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         batching: Batching | None = None,
         score_answers: Scorer | Mapping[str, Scorer] | None = None,
         record: RunRecord | None = None,
+        joins_sets: bool = False,
         keeping: Keeping | None = None,
         **kwargs: Any,
     ) -> None:
@@ -85,6 +88,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         if batching:
             self.args.train_sampling_strategy = batching.order
         self.score_answers = score_answers if isinstance(score_answers, Mapping) else {VALIDATION: score_answers}
+        self.joins_sets, self._set_losses = joins_sets, {}
         self.keeping, self._kept_step = keeping, -1
         # label_loss smooths; the Trainer's smoother would not shift the labels of a model with a prefix.
         self.label_smoother = None
@@ -94,7 +98,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         self.watch = Watch(self, self.interruption)
         patience = self.args.early_stopping_patience
         if patience:
-            self.add_callback(EarlyStoppingCallback(patience, self.args.early_stopping_threshold))
+            self.add_callback(EarlyStopping(patience, self.args.early_stopping_threshold))
         self.add_callback(self.watch)
         self.add_callback(self.resumption)
         if keeping:
@@ -252,11 +256,21 @@ class PrefixTrainer(Seq2SeqTrainer):
             score_answers = self.score_answers.get(split_of(metric_key_prefix))
             scores = score_answers() if score_answers else {}
             # Once, where there are several data sets.
-            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else ()
-            if self.keeping and metric_key_prefix == next((f"eval_{name}" for name in sets), "eval"):
+            sets = [f"eval_{name}" for name in self.eval_dataset] if isinstance(self.eval_dataset, dict) else ["eval"]
+            if self.keeping and metric_key_prefix == sets[0]:
                 output.metrics.update(self.measure_kept())
+            self._set_losses[metric_key_prefix] = output.num_samples, output.metrics.get(f"{metric_key_prefix}_loss")
+            if self.joins_sets and metric_key_prefix == sets[-1] != "eval":
+                output.metrics.update(self._score_together(sets))
         output.metrics.update({f"{metric_key_prefix}_{name}": score for name, score in scores.items()})
         return output
+
+    def _score_together(self, sets: list[str]) -> dict[str, float]:
+        """Return loss and scores of all sets together: the Trainer's mean weighs the loss by rows, too."""
+        rows, losses = zip(*(self._set_losses[name] for name in sets), strict=True)
+        score_answers = self.score_answers.get(VALIDATION)
+        scores = {"loss": float(np.average(losses, weights=rows))} | (score_answers() if score_answers else {})
+        return {f"eval_{name}": score for name, score in scores.items()}
 
     def prediction_step(
         self,

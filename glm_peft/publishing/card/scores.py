@@ -101,7 +101,8 @@ def read_scores(
         results: every result of the run, such as `predict_rouge-l`, `eval_loss` or `eval_NAME_loss`.
         predictions: the rows of the test set with their answers.
     """
-    validations = [name for name in splits if name.startswith(VALIDATION)] or [VALIDATION]
+    # Sources whose rows are held out have scores together, too.
+    validations = dict.fromkeys([VALIDATION, *(name for name in splits if name.startswith(VALIDATION))])
     prefixes = {"test": "predict_"} | {name: f"eval{name.removeprefix(VALIDATION)}_" for name in validations}
     found = []
     for name, prefix in prefixes.items():
