@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import combinations, groupby, islice
+from itertools import groupby, islice
 from typing import Any
 
 import datasets
@@ -26,7 +26,7 @@ from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.training import TrainArguments, TrainingArguments
 from glm_peft.data import build_generation_features, build_training_features, describe_example
 from glm_peft.errors import UserError
-from glm_peft.examination.data_checks import check_split, find_overlap
+from glm_peft.examination.data_checks import check_overlaps, check_split
 from glm_peft.examination.doctor_report import (
     colour_example,
     format_findings,
@@ -100,11 +100,8 @@ class Examination:
             self.examine_splits(list(names))
         # Rows of training among those for validation make its scores measure memory.
         parts = [part for split in self.splits.values() for part in split.parts or [split]]
-        for one, other in combinations(parts, 2):
-            finding = find_overlap(one, other)
-            print_section(
-                f"Overlap of {one.name} and {other.name}", format_findings([finding] if finding.rows else [])
-            )
+        for title, findings in check_overlaps(parts):
+            print_section(title, format_findings(findings))
         if "train" in self.splits:
             self.examine_resumption()
         if "train" in self.features:
