@@ -10,11 +10,13 @@ from typing import Any
 from glm_peft.arguments.splits import VALIDATION
 from glm_peft.metrics import COUNT_NAMES, PROTOCOLS, SCORE_NAMES, TEXT_SCORE_NAMES, score_pair
 from glm_peft.prediction.generation_settings import GenerationSettings
+from glm_peft.prediction.tool_scores import CALL_SCORE_NAMES
 from glm_peft.publishing.card.bootstrap import bootstrap_intervals
 from glm_peft.publishing.card.values import is_number, part, text_of
 from glm_peft.reporting.file_names import PREDICTIONS_NAME
 
-_SHOWN = (*TEXT_SCORE_NAMES, *TEXT_SCORE_NAMES.values(), "loss", "prediction_length", "reference_length", *COUNT_NAMES)
+_SHOWN = (*TEXT_SCORE_NAMES, *TEXT_SCORE_NAMES.values(), *CALL_SCORE_NAMES, "loss")
+_SHOWN += ("prediction_length", "reference_length", *COUNT_NAMES)
 _SAMPLING = ("top_p", "top_k", "temperature")
 # The run may have summed the same scores in another order, which changes the last digits.
 _SAME = {"rel_tol": 1e-6, "abs_tol": 1e-6}
