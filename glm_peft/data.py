@@ -14,6 +14,7 @@ from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.preprocessing.collators import IGNORED_LABEL
 from glm_peft.preprocessing.conversations import Conversation, Split, paused_collection
+from glm_peft.preprocessing.label_weights import weigh_labels
 from glm_peft.preprocessing.lengths import LengthReport, summarize_lengths
 from glm_peft.preprocessing.messages import Message
 from glm_peft.preprocessing.mixing import MixtureReport, mix_sources
@@ -63,7 +64,9 @@ def build_training_features(
         limit = data_args.val_max_target_length or limit
     encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, limit)
     rows = _as_rows(split, data_args, lambda row: row.trained_turns(data_args.train_on, chat_format.arrange))
-    dataset = _encode(rows, encoder, _TRAINING_FEATURES, data_args, f"{split.name} examples")
+    is_weighted = len(rows) and "weight" in rows.features["answer"].feature
+    features = Features({**_TRAINING_FEATURES, "labels": List(Value("int64"))}) if is_weighted else _TRAINING_FEATURES
+    dataset = _encode(rows, encoder, features, data_args, f"{split.name} examples")
     return _with_report(dataset, split, data_args, limit)
 
 
@@ -261,7 +264,8 @@ class _Encoder:
             raise UserError(f"{where}: {error}") from error
         return {
             "input_ids": prompt + ids,
-            "labels": [IGNORED_LABEL] * len(prompt) + ids,
+            # The messages of a turn have one weight.
+            "labels": [IGNORED_LABEL] * len(prompt) + weigh_labels(ids, float(answer[0].get("weight") or 1)),
             "length": len(prompt) + len(ids),
             "prompt_length": prompt_length,
             "answer_length": answer_length,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from data_fakes import CharacterFormat, CharacterTokenizer, make_data_args
+from data_fakes import END, CharacterFormat, CharacterTokenizer, make_data_args
 from short_runs import NEEDED
 
 from glm_peft.arguments.sources import Source, read_train_sources
@@ -12,6 +12,7 @@ from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.data import encode_splits
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.label_weights import has_weights
 from glm_peft.provenance.recipe import public_sources
 from glm_peft.provenance.record import describe_data
 
@@ -128,6 +129,13 @@ def test_sources_of_different_forms_are_mixed_by_their_weights_the_same_every_ti
     assert encode(train_file=MIXED, rows_seed=1).examples["train"][:] != data.examples["train"][:]
     whole = encode(train_file=MIXED, stopping_strategy="all_exhausted_without_replacement").examples["train"]
     assert len(whole) == 40 and len({tuple(ids) for ids in whole["input_ids"]}) == 40
+
+
+def test_a_source_may_have_weights_of_messages():
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0.5}]
+    write("c.json", [{"messages": messages}] * 20)
+    mixed = encode(train_file="a.json:1,c.json:1").examples["train"]
+    assert has_weights(mixed) and {tuple(ids) for ids in mixed["input_ids"]} >= {tuple(map(ord, "a0>x")) + (END,)}
 
 
 def test_every_source_is_recorded_and_other_weights_are_other_rows():

@@ -84,12 +84,14 @@ def find_unread(split: Split) -> list[Finding]:
 
 
 def find_without_loss(split: Split) -> list[Finding]:
-    """Find rows of which no answer is learnt, and rows of which some are not."""
+    """Find rows of which no answer is learnt, rows of which some are not, and rows that weigh them."""
     advice = "let an answer carry loss, or remove them: they are left out"
     some = _where(split, lambda conversation: bool(conversation.muted))
+    weighed = _where(split, lambda conversation: any("weight" in message for message in conversation.messages))
     return [
         Finding("rows in which no answer carries loss", split.without_loss, advice),
         Finding("rows with answers that carry no loss", some, "look whether they are meant as context alone"),
+        Finding("rows with answers of another weight than 1", weighed, "look whether their loss is to be multiplied"),
     ]
 
 

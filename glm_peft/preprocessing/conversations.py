@@ -15,7 +15,7 @@ from glm_peft.arguments.splits import expand_splits, file_of
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.columns import Columns, carries_meaning, describe_unread, find_columns
 from glm_peft.preprocessing.division import choose_held_out
-from glm_peft.preprocessing.messages import Message, find_unoffered_calls, read_messages, read_muted, unread_values
+from glm_peft.preprocessing.messages import Message, find_unoffered_calls, read_messages, read_weights, unread_values
 from glm_peft.preprocessing.records import BadRow, Row, read_hub_rows, read_rows
 from glm_peft.preprocessing.tool_messages import read_tools_file, with_tools
 
@@ -309,5 +309,9 @@ def read_conversation(
     messages, left = read_messages(row, columns, needs_answer), unread_values(row, columns)
     if unread is not None:
         unread.update(left.keys())
-    as_json, muted = json.dumps(left, default=str) if left else "", read_muted(row, columns)
+    as_json, weights = json.dumps(left, default=str) if left else "", read_weights(row, columns)
+    muted = frozenset(place for place, weight in weights.items() if not weight)
+    answers = [message for message in messages if message["role"] == "assistant"]
+    for place in (place for place, weight in weights.items() if weight not in (0, 1)):
+        answers[place]["weight"] = str(weights[place])  # as text, as all of a message is
     return Conversation(messages, row.where, bool(columns.messages), row.number, as_json, muted)
