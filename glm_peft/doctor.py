@@ -16,7 +16,6 @@ from itertools import groupby, islice
 from typing import Any
 
 import datasets
-from transformers import PreTrainedConfig
 
 from glm_peft.adapters.assembly import OpenedBase, open_base
 from glm_peft.arguments.data import DataArguments
@@ -36,12 +35,12 @@ from glm_peft.examination.doctor_report import (
     format_suggestion,
     shows_colour,
 )
-from glm_peft.examination.memory_estimate import Settings, measure_base
+from glm_peft.examination.memory_estimate import describe_settings, measure_base, measure_longest
 from glm_peft.examination.run_checks import check_positions, describe_steps
 from glm_peft.examination.tool_checks import check_tools
 from glm_peft.models.loading import check_base_weights
 from glm_peft.preprocessing.batching import plan_batching
-from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
+from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.conversations import Conversation, Split, load_splits
 from glm_peft.preprocessing.lengths import limit_report, measure_lengths
 from glm_peft.preprocessing.mixing import mix_sources
@@ -293,42 +292,6 @@ class Examination:
 
 _NEWEST_OR_NONE = (None, "last", "true", "false")
 _LENGTHS = ("max_source_length", "max_target_length", "val_max_target_length")
-
-
-def measure_longest(rows: Any) -> tuple[int, int]:
-    """Return the most tokens of a row, and the most that carry loss."""
-    labels = rows["labels"][:]
-    return max(map(len, labels)), max(sum(label != IGNORED_LABEL for label in row) for row in labels)
-
-
-def describe_settings(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    longest: tuple[int, int] | None,
-    config: PreTrainedConfig,
-) -> Settings:
-    """
-    Return the sizes and flags that the memory of the run depends on.
-
-    Args:
-        longest: tokens and labels of the longest row of the data; `None` for the most that the flags allow.
-    """
-    limits = data_args.max_source_length + data_args.max_target_length, data_args.max_target_length
-    # Packed rows are as long as --max_length, and may carry loss at every token.
-    tokens, labels = longest or ((data_args.max_length,) * 2 if data_args.packing else limits)
-    inner = model_args.encoder_hidden_size or config.hidden_size
-    return Settings(
-        dtype=model_args.dtype,
-        quantization_bit=model_args.quantization_bit,
-        num_virtual_tokens=model_args.num_virtual_tokens,
-        encoder_hidden_size=inner if model_args.prefix_projection else None,
-        batch_size=training_args.per_device_train_batch_size,
-        tokens=tokens,
-        labels=labels,
-        activation_checkpointing=training_args.activation_checkpointing,
-        eager_attention=model_args.attn_implementation == "eager",
-    )
 
 
 if __name__ == "__main__":
