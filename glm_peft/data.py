@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -15,6 +15,7 @@ from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.preprocessing.collators import IGNORED_LABEL
 from glm_peft.preprocessing.conversations import Conversation, Split, paused_collection
+from glm_peft.preprocessing.label_weights import weigh_labels
 from glm_peft.preprocessing.lengths import LengthReport, summarize_lengths
 from glm_peft.preprocessing.messages import Message
 from glm_peft.preprocessing.mixing import MixtureReport, mix_sources
@@ -65,7 +66,9 @@ def build_training_features(
         limit = data_args.val_max_target_length or limit
     encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, limit)
     rows = _as_rows(split, data_args, lambda row: row.trained_turns(data_args.train_on, chat_format.arrange))
-    dataset = _encode(rows, encoder, _TRAINING_FEATURES, data_args, f"{split.name} examples")
+    is_weighted = len(rows) and "weight" in rows.features["answer"].feature
+    features = Features({**_TRAINING_FEATURES, "labels": List(Value("int64"))}) if is_weighted else _TRAINING_FEATURES
+    dataset = _encode(rows, encoder, features, data_args, f"{split.name} examples")
     return _with_report(dataset, split, data_args, limit)
 
 
@@ -92,6 +95,16 @@ def build_generation_features(
     limit = data_args.val_max_target_length or data_args.max_target_length
     decoded = [_decode_again(tokenizer, answer, limit) for answer in references]
     return GenerationFeatures(dataset, prompts, references, decoded, rows, report)
+
+
+def join_features(parts: Iterable[GenerationFeatures]) -> GenerationFeatures:
+    """Join the prompts of several splits in their order, with the report of the first."""
+    parts = list(parts)
+    joined = {
+        name: list(chain.from_iterable(getattr(part, name) for part in parts))
+        for name in ("prompts", "references", "decoded_references", "rows")
+    }
+    return replace(parts[0], dataset=concatenate_datasets([part.dataset for part in parts]), **joined)
 
 
 def _decode_again(tokenizer: PreTrainedTokenizerBase, answer: str | None, max_length: int) -> str | None:
@@ -292,7 +305,8 @@ class _Encoder:
             raise UserError(f"{where}: {error}") from error
         return {
             "input_ids": prompt + ids,
-            "labels": [IGNORED_LABEL] * len(prompt) + ids,
+            # The messages of a turn have one weight.
+            "labels": [IGNORED_LABEL] * len(prompt) + weigh_labels(ids, float(answer[0].get("weight") or 1)),
             "length": len(prompt) + len(ids),
             "prompt_length": prompt_length,
             "answer_length": answer_length,

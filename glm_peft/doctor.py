@@ -13,11 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import combinations, islice
+from itertools import groupby, islice
 from typing import Any
 
 import datasets
-from transformers import PreTrainedConfig
 
 from glm_peft.adapters.assembly import OpenedBase, open_base
 from glm_peft.arguments.data import DataArguments
@@ -27,7 +26,7 @@ from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.training import TrainArguments, TrainingArguments
 from glm_peft.data import build_generation_features, build_training_features, describe_example
 from glm_peft.errors import UserError
-from glm_peft.examination.data_checks import check_split, find_overlap
+from glm_peft.examination.data_checks import check_overlaps, check_split
 from glm_peft.examination.doctor_report import (
     colour_example,
     format_findings,
@@ -37,12 +36,12 @@ from glm_peft.examination.doctor_report import (
     format_suggestion,
     shows_colour,
 )
-from glm_peft.examination.memory_estimate import Settings, measure_base
+from glm_peft.examination.memory_estimate import describe_settings, measure_base, measure_longest
 from glm_peft.examination.run_checks import check_positions, describe_steps
 from glm_peft.examination.tool_checks import check_tools
 from glm_peft.models.loading import check_base_weights
 from glm_peft.preprocessing.batching import plan_batching
-from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
+from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.conversations import Conversation, Split, load_splits, open_rows, read_conversations
 from glm_peft.preprocessing.lengths import limit_report, measure_lengths
 from glm_peft.preprocessing.mixing import mix_sources
@@ -94,15 +93,15 @@ class Examination:
         """Run every step, and return how many problems would make training fail."""
         self.examine_model()
         self.examine_start()
-        for name in wanted_splits(self.data_args, self.training_args):
-            self.examine_split(name)
+        wanted = wanted_splits(self.data_args, self.training_args)
+        # Rows that are held out are read together with those of training.
+        is_divided = self.data_args.validation_split is not None
+        for _, names in groupby(wanted, lambda name: name == "test" if is_divided else name):
+            self.examine_splits(list(names))
         # Rows of training among those for validation make its scores measure memory.
         parts = [part for split in self.splits.values() for part in split.parts or [split]]
-        for one, other in combinations(parts, 2):
-            finding = find_overlap(one, other)
-            print_section(
-                f"Overlap of {one.name} and {other.name}", format_findings([finding] if finding.rows else [])
-            )
+        for title, findings in check_overlaps(parts):
+            print_section(title, format_findings(findings))
         if "train" in self.splits:
             self.examine_resumption()
         if "train" in self.features:
@@ -154,23 +153,24 @@ class Examination:
         except UserError as error:
             self.report("Rows of the run to resume", [str(error)])
 
-    def examine_split(self, name: str) -> None:
-        """Examine the rows of a split: which cannot be used, how long they are, what is odd about them."""
+    def examine_splits(self, names: list[str]) -> None:
+        """Examine the rows of splits: which cannot be used, how long they are, what is odd about them."""
         try:
             # Bad rows are left out here whatever the flags say, so that all of them are found.
-            split = load_splits(replace(self.data_args, skip_bad_rows=True), [name])[name]
-            if self.data_args.streaming and name == "train":
-                split = self.read_on(split)
+            found = load_splits(replace(self.data_args, skip_bad_rows=True), names)
+            if self.data_args.streaming and "train" in found:
+                found["train"] = self.read_on(found["train"])
         except UserError as error:
-            self.report(f"Rows of {name}", [str(error)])
+            self.report(f"Rows of {' and '.join(names)}", [str(error)])
             return
-        self.splits[name] = split
-        for part in split.parts or [split]:
-            self.examine_rows(part)
-        if split.parts and all(part.name in self.features for part in split.parts):
-            encoded = [self.features[part.name] for part in split.parts]
-            self.features[name], report = mix_sources(split.parts, encoded, self.data_args)
-            print_section(f"Sources of {name}", f"  {report}".replace("\n", "\n  "))
+        self.splits |= found
+        for name, split in found.items():
+            for part in split.parts or [split]:
+                self.examine_rows(part)
+            if split.parts and all(part.name in self.features for part in split.parts):
+                encoded = [self.features[part.name] for part in split.parts]
+                self.features[name], report = mix_sources(split.parts, encoded, self.data_args)
+                print_section(f"Sources of {name}", f"  {report}".replace("\n", "\n  "))
 
     def read_on(self, split: Split) -> Split:
         """Return the first rows of a stream, with what cannot be used in all of them, unless they are on the Hub."""
@@ -311,42 +311,6 @@ class Examination:
 
 _NEWEST_OR_NONE = (None, "last", "true", "false")
 _LENGTHS = ("max_source_length", "max_target_length", "val_max_target_length")
-
-
-def measure_longest(rows: Any) -> tuple[int, int]:
-    """Return the most tokens of a row, and the most that carry loss."""
-    labels = rows["labels"][:]
-    return max(map(len, labels)), max(sum(label != IGNORED_LABEL for label in row) for row in labels)
-
-
-def describe_settings(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    longest: tuple[int, int] | None,
-    config: PreTrainedConfig,
-) -> Settings:
-    """
-    Return the sizes and flags that the memory of the run depends on.
-
-    Args:
-        longest: tokens and labels of the longest row of the data; `None` for the most that the flags allow.
-    """
-    limits = data_args.max_source_length + data_args.max_target_length, data_args.max_target_length
-    # Packed rows are as long as --max_length, and may carry loss at every token.
-    tokens, labels = longest or ((data_args.max_length,) * 2 if data_args.packing else limits)
-    inner = model_args.encoder_hidden_size or config.hidden_size
-    return Settings(
-        dtype=model_args.dtype,
-        quantization_bit=model_args.quantization_bit,
-        num_virtual_tokens=model_args.num_virtual_tokens,
-        encoder_hidden_size=inner if model_args.prefix_projection else None,
-        batch_size=training_args.per_device_train_batch_size,
-        tokens=tokens,
-        labels=labels,
-        activation_checkpointing=training_args.activation_checkpointing,
-        eager_attention=model_args.attn_implementation == "eager",
-    )
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ def main() -> None:
         batching=batching,
         eval_dataset=evaluation_sets(data.examples),
         score_answers=scoring.make_scorers(data.prompts),
+        joins_sets=data_args.validation_split is not None,
         record=run.begin_record(scoring, splits),
         keeping=keeping,
     )

@@ -702,8 +702,11 @@ def test_of_several_validation_sets_each_has_its_row_and_its_table(adapter, tmp_
     data = {f"validation_{name}": {"file": f"{name}.json", "rows": 3, "sha256": "1" * 64} for name in ("easy", "hard")}
     folder = copy_of(adapter, tmp_path / "folder", data=data)
     results = {"eval_easy_loss": 1.0, "eval_hard_loss": 2.5, "weights_sha256": digest_weights(folder)}
+    results |= {"eval_loss": 1.75, "eval_hard_call_exact_match": 25.0, "eval_hard_call_valid": 50.0}
     (folder / "all_results.json").write_text(json.dumps(results))
     card = build_card(folder)
+    assert "On the validation set:" in card
+    assert "| rows whose calls can be read, % | 50.00 |" in card and "| 25.00 |" in build_card(folder, language="zh")
     assert f"| validation `hard` | `hard.json` | 3 | `{'1' * 64}` |" in card
     assert "On the validation set `easy` (`easy.json`), 3 examples:" in card
     results = [one for one in ModelCard(card).data.eval_results if one.metric_type == "loss"]

@@ -129,8 +129,10 @@ def test_answers_without_loss_are_context_and_rows_without_any_are_told(caplog):
     ("message", "words"),
     [
         ({**CHAT[1], "loss": 0}, "'loss' of message 2 must be true or false, found the number 0"),
-        ({**CHAT[1], "weight": 0.5}, "'weight' of message 2 must be 0 or 1, loss off or on, as no other weighs it"),
-        ({**CHAT[1], "weight": False}, "'weight' of message 2 must be 0 or 1"),
+        ({**CHAT[1], "weight": -0.5}, "'weight' of message 2 must be a number of 0 or more, found the number -0.5"),
+        ({**CHAT[1], "weight": float("inf")}, "'weight' of message 2 must be a number of 0 or more"),
+        ({**CHAT[1], "weight": "2"}, "'weight' of message 2 must be a number of 0 or more, found the text "),
+        ({**CHAT[1], "weight": False}, "'weight' of message 2 must be a number of 0 or more"),
         ({**CHAT[1], "weight": 1, "loss": False}, "'loss' and 'weight' of message 2 contradict each other"),
     ],
 )
@@ -313,7 +315,8 @@ def test_a_muted_call_is_context_with_its_thought_and_all_its_calls(muted, form)
 def test_loss_in_conversations_with_tools_is_refused_where_it_cannot_be():
     glm4 = {"role": "assistant", "metadata": "f", "content": "{}"}
     told = error_of({"messages": [CHAT[0], {**CHAT[1], "loss": False}, glm4]})
-    assert "column 'messages': messages 2 and 3 are one turn, of which all messages carry loss or none;" in told
+    assert "column 'messages': messages 2 and 3 are one turn, of which all messages carry loss or none, with" in told
+    assert "messages 2 and 3 are one turn" in error_of({"messages": [CHAT[0], {**CHAT[1], "weight": 2}, glm4]})
     told = error_of({"messages": [CHAT[0], glm4, {**RESULT, "loss": True}, CHAT[1]]})
     assert "message 3 asks for loss, which only answers of the assistant can carry" in told
     assert "no answer carries loss in 1 row" in error_of({"messages": [CHAT[0], {**call(), "weight": 0}]})

@@ -14,6 +14,7 @@ from glm_peft.models.tokenization_chatglm import ChatGLMTokenizer
 from glm_peft.models.tokenization_glm4 import ChatGLM4Tokenizer
 from glm_peft.preprocessing.collators import GenerationCollator, TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.label_weights import has_weights, split_labels
 
 CHAT = [
     {"role": "system", "content": "s"},
@@ -76,6 +77,18 @@ def test_every_assistant_turn_is_an_example_with_its_history_as_the_prompt(train
     muted = [*CHAT[:2], {**CHAT[2], "loss": False}, *CHAT[3:]]
     dataset, _ = training_features([{"messages": muted}])
     assert [text_of(ids) for ids in dataset["input_ids"]] == ["s!q1>a1;q2>a2."]
+
+
+def test_an_answer_has_a_weight_in_its_labels_alone(training_features):
+    weighed = [*CHAT[:2], {**CHAT[2], "weight": 0.25, "loss": True}, CHAT[3], {**CHAT[4], "weight": 1}]
+    dataset, _ = training_features([{"messages": weighed}])
+    plain, _ = training_features([{"messages": CHAT}])
+    assert dataset["input_ids"] == plain["input_ids"] and has_weights(dataset) and not has_weights(plain)
+    (tokens, weights), (_, none) = (split_labels(torch.tensor(labels)) for labels in dataset["labels"])
+    assert tokens.tolist() == plain["labels"][0] and none is None
+    assert [weight for weight, label in zip(weights.tolist(), tokens.tolist(), strict=True) if label != -100] == [
+        0.25
+    ] * 3
 
 
 def test_only_the_last_turn_is_an_example_on_request(training_features):

@@ -1,18 +1,22 @@
 """What the checks find in conversations, and what they let pass."""
 
+import random
 from dataclasses import replace
 
 import pytest
 
 from glm_peft.examination.data_checks import (
+    check_overlaps,
     check_split,
     find_duplicates,
     find_echoes,
     find_far_longer,
     find_invisible,
+    find_near_duplicates,
     find_overlap,
     find_suspicious_characters,
 )
+from glm_peft.examination.near_duplicates import SIMILARITY, Sketch, compute_similarity, find_near
 from glm_peft.preprocessing.conversations import Conversation, Split
 
 
@@ -21,7 +25,7 @@ def make_split(*pairs: tuple[str, str | None], name: str = "train") -> Split:
     for number, (question, answer) in enumerate(pairs, 1):
         messages = [{"role": "user", "content": question}]
         messages += [{"role": "assistant", "content": answer}] if answer is not None else []
-        conversations.append(Conversation(messages, f"{name}.json, line {number}", is_chat=False))
+        conversations.append(Conversation(messages, f"{name}.json, line {number}", False, number))
     return Split(name, f"{name}.json", conversations)
 
 
@@ -75,6 +79,60 @@ def test_overlap_names_the_row_of_the_other_split():
     finding = find_overlap(make_split(("q", "a"), ("p", "a")), make_split(("x", "a"), ("p", "b"), name="test"))
     assert finding.rows == ["train.json, line 2 (as test.json, line 2)"]
     assert "from test" in finding.advice
+
+
+WORDS = ["".join(map(chr, range(start, start + 9))) for start in range(0x4E00, 0x9E00, 9)]
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Different texts of 90 characters that share no more words than chance wants."""
+    draw = random.Random(seed)
+    return ["".join(draw.sample(WORDS, 10)) for _ in range(count)]
+
+
+def with_changes(text: str, count: int, draw: random.Random) -> str:
+    for place in draw.sample(range(len(text)), count):
+        text = f"{text[:place]}甲{text[place + 1 :]}"
+    return text
+
+
+def test_nearly_all_rows_above_the_similarity_are_found_and_none_below():
+    draw, found, wanted = random.Random(1), 0, 0
+    first = texts(600)
+    second = [with_changes(text, number % 8, draw) for number, text in enumerate(first)]
+    pairs = [[{"role": "user", "content": text} for text in pair] for pair in zip(first, second, strict=True)]
+    split = make_split(*((text, "答") for text in [*first, *second]))
+    near = {one.number: other for one, other, _ in find_near(Sketch.draw(split.conversations, with_answers=False))}
+    for number, pair in enumerate(pairs):
+        similarity = compute_similarity(*([message] for message in pair))
+        assert similarity >= SIMILARITY or number + 601 not in near
+        if SIMILARITY <= similarity < 1:
+            wanted += 1
+            found += near.get(number + 601) is split.conversations[number]
+    assert wanted > 200 and found >= 0.98 * wanted
+
+
+def test_near_duplicates_and_leaking_prompts_are_told_with_their_places():
+    question, answer = texts(2)
+    train = make_split(
+        (question, answer), ("q", answer), (f"{question[:-1]}丁", answer), ("Ｑ ", answer), ("q", answer)
+    )
+    assert rows_by_name(find_near_duplicates(train)) == {
+        "rows that are nearly an earlier row": [
+            "train.json, line 3 (as line 1, 98 % alike)",
+            "train.json, line 4 (as line 2, 100 % alike)",
+        ]
+    }
+    test = make_split((f"{question[:-1]} 丙", None), ("q", None), ("别的问题", None), name="test")
+    [(title, findings)] = check_overlaps([train, test])
+    assert title == "Overlap of train and test"
+    assert rows_by_name(findings) == {
+        "train prompts that are in test too": [f"train.json, line {line} (as test.json, line 2)" for line in (2, 5)],
+        "test prompts that are nearly one in train": ["test.json, line 1 (as train.json, line 1, 97 % alike)"],
+    }
+    sources = [replace(train, name="train_a"), replace(train, name="train_b")]
+    [(_, [finding])] = check_overlaps(sources)
+    assert finding.advice.startswith("keep them in one of the sources")
 
 
 def test_the_history_is_a_part_of_the_prompt():

@@ -70,7 +70,7 @@ def test_sources_are_examined_one_by_one_and_what_is_drawn_of_each_is_told(visit
     assert code == 0 and "Overlap of train_train and train_chats\n" in text
     assert "rows with answers that carry no loss: 1" in text
     drawn = re.search(r"chats: weight 33.3 %, (\d+) drawn \([\d.]+ %\) of 2 examples", text)
-    assert int(drawn[1]) >= 2 and "validation: 2 rows read" in text
+    assert int(drawn[1]) >= 2 and "validation_train: 2 rows read" in text
 
 
 def test_every_bad_row_is_listed_and_the_command_leaves_with_1(visit: Visit, monkeypatch: pytest.MonkeyPatch):

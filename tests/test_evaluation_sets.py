@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from closeness import ROUNDING
 from data_fakes import make_data_args
 from short_runs import NEEDED, ROWS, run, training_words
+from transformers import TrainerControl
 
 from glm_peft.arguments.doctor import parse_doctor_arguments, wanted_splits
 from glm_peft.arguments.splits import evaluation_sets, expand_splits, file_of, split_of, validation_files
 from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.errors import UserError
 from glm_peft.training.curves import plot_training_curves
+from glm_peft.training.watch import EarlyStopping
 
 EVALUATED = [*NEEDED, "--do_eval", "--eval_strategy", "steps"]
 
@@ -51,12 +54,40 @@ def test_each_set_has_scores_under_its_own_name(several, tiny_model_dirs, sets, 
             assert results[f"eval_{name}_{score}"] == pytest.approx(alone[f"eval_{score}"], rel=ROUNDING)
 
 
+def test_rows_held_out_of_sources_have_scores_by_source_and_together(several, tiny_model_dirs, sets, tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps(ROWS, ensure_ascii=False), encoding="utf-8")
+    mixed = ",".join(f"{name}={file}:1" for name, file in sets.items())
+    results = {}
+    for name, train_file in {"mixed": mixed, "one": str(tmp_path / "all.json")}.items():
+        words = ["--model_name_or_path", str(tiny_model_dirs["chatglm3"]), "--adapter_name_or_path", str(several)]
+        words += ["--train_file", train_file, "--validation_split", "4", "--do_eval", "--predict_with_generate"]
+        words += ["--max_new_tokens", "1", "--per_device_eval_batch_size", "1", "--use_cpu", "true"]
+        run([*words, "--output_dir", str(tmp_path / name)])
+        results[name] = json.loads((tmp_path / name / "all_results.json").read_text(encoding="utf-8"))
+    rows = {name: results["mixed"]["data"][f"validation_{name}"]["rows"] for name in sets}
+    assert sum(rows.values()) == results["one"]["data"]["validation"]["rows"] == 4 and min(rows.values())
+    for score in ("loss", "rouge-l", "reference_length", "empty_predictions"):
+        assert results["mixed"][f"eval_{score}"] == pytest.approx(results["one"][f"eval_{score}"], rel=ROUNDING)
+    of_sets = [rows[name] * results["mixed"][f"eval_{name}_loss"] for name in sets]
+    assert sum(of_sets) / 4 == pytest.approx(results["one"]["eval_loss"], rel=ROUNDING)
+
+
 def test_the_best_model_is_that_of_the_set_that_is_named(several):
     state = json.loads((several / "checkpoint-3" / "trainer_state.json").read_text(encoding="utf-8"))
     losses = {entry["step"]: entry["eval_long_loss"] for entry in state["log_history"] if "eval_long_loss" in entry}
     assert state["best_global_step"] == max(losses, key=losses.get) == 1
     kept, best = (several / place / "adapter_model.safetensors" for place in (".", "checkpoint-1"))
     assert kept.read_bytes() == best.read_bytes()
+
+
+def test_early_stopping_looks_at_the_set_that_is_named_alone(monkeypatch):
+    # Stock would say at every other set that early stopping is disabled.
+    monkeypatch.setattr("transformers.trainer_callback.logger.warning", pytest.fail)
+    stopping, control = EarlyStopping(1), TrainerControl()
+    args = SimpleNamespace(metric_for_best_model="long_loss", greater_is_better=False)
+    for name, stops in (("short", False), ("long", True)):
+        stopping.on_evaluate(args, SimpleNamespace(best_metric=1.0), control, metrics={f"eval_{name}_loss": 2.0})
+        assert control.should_training_stop is stops
 
 
 def test_the_record_names_the_files_of_all_sets(several):

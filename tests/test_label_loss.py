@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from glm_peft.adapters import label_loss
 from glm_peft.adapters.label_loss import attach_label_loss
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.preprocessing.label_weights import split_labels, weigh_labels
 
 GENERATIONS = ("chatglm", "glm4", "glm4_0414")
 
@@ -72,6 +73,25 @@ def test_the_number_of_items_divides_as_in_stock(model, batch, count):
     expected = loss_and_gradient(model, lambda: model(**batch, num_items_in_batch=count).loss)
     attach_label_loss(model.get_base_model())
     assert_equal(loss_and_gradient(model, lambda: model(**batch, num_items_in_batch=count).loss), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_a_weighted_loss_is_the_weighted_mean_of_stock_losses(model, batch, smoothing):
+    weights = (2.0, 0.1, 1.0)
+    rows = [{name: values[[row]] for name, values in batch.items()} for row in range(3)]
+    counts = [weight * int((row["labels"][:, 1:] != -100).sum()) for weight, row in zip(weights, rows, strict=True)]
+    attach_label_loss(model.get_base_model(), smoothing)
+
+    def mean() -> torch.Tensor:
+        losses = [model(**row).loss for row in rows]
+        return sum(count * loss for count, loss in zip(counts, losses, strict=True)) / sum(counts)
+
+    expected = loss_and_gradient(model, mean)
+    for row, weight in zip(batch["labels"].unbind(), weights, strict=True):
+        row[row != -100] = torch.tensor(weigh_labels(row[row != -100].tolist(), weight))
+    tokens, found = split_labels(batch["labels"][1])
+    assert tokens.tolist() == rows[1]["labels"][0].tolist() and found[-1] == torch.tensor(0.1)
+    assert_equal(loss_and_gradient(model, lambda: model(**batch).loss), expected)
 
 
 def test_small_batches_add_up_to_the_large_one(model, batch):

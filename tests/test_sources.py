@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from data_fakes import CharacterFormat, CharacterTokenizer, make_data_args
+from data_fakes import END, CharacterFormat, CharacterTokenizer, make_data_args
 from short_runs import NEEDED
 
 from glm_peft.arguments.sources import Source, read_train_sources
@@ -12,6 +12,7 @@ from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.data import encode_splits
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.label_weights import has_weights
 from glm_peft.provenance.recipe import public_sources
 from glm_peft.provenance.record import describe_data
 
@@ -130,6 +131,13 @@ def test_sources_of_different_forms_are_mixed_by_their_weights_the_same_every_ti
     assert len(whole) == 40 and len({tuple(ids) for ids in whole["input_ids"]}) == 40
 
 
+def test_a_source_may_have_weights_of_messages():
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0.5}]
+    write("c.json", [{"messages": messages}] * 20)
+    mixed = encode(train_file="a.json:1,c.json:1").examples["train"]
+    assert has_weights(mixed) and {tuple(ids) for ids in mixed["input_ids"]} >= {tuple(map(ord, "a0>x")) + (END,)}
+
+
 def test_every_source_is_recorded_and_other_weights_are_other_rows():
     def describe(**flags: object) -> dict:
         return describe_data(make_data_args(**flags), load(**flags))["train"]
@@ -157,13 +165,21 @@ def test_rows_that_begin_with_the_same_question_are_held_out_together():
     assert {*questions_of(other)} != {*held}
 
 
-def test_what_is_held_out_is_recorded_limited_and_taken_of_every_source():
-    flags = {"train_file": MIXED, "validation_split": 0.25, "max_eval_samples": 7}
+def test_what_is_held_out_of_each_source_is_a_set_of_its_own_recorded_and_limited(caplog):
+    flags = {"train_file": MIXED, "validation_split": 0.5, "max_eval_samples": 7}
     found = load(**flags)
-    rest, of_parts = found["train"], [len(part) for part in found["train"].parts]
-    assert (len(rest), sum(of_parts), len(found["validation"])) == (30, 30, 7) and of_parts != [30, 0]
-    described = describe_data(make_data_args(**flags), found)["validation"]
-    assert (described["held_out"], described["seed"], described["rows"]) == (0.25, 42, 7)
-    assert described["file"] == "a.json, b.json"
-    [alone] = load_splits(make_data_args(**flags), ["validation"]).values()
-    assert alone.conversations == found["validation"].conversations
+    assert {name: len(split) for name, split in found.items()} == {
+        "train": 20,
+        "validation_a": 7,
+        "validation_b": 10 - len(found["train"].parts[1]),
+    }
+    described = describe_data(make_data_args(**flags), found)
+    assert [described[f"validation_{name}"]["file"] for name in "ab"] == ["a.json", "b.json"]
+    told = described["validation_a"]
+    assert (told["held_out"], told["seed"], told["rows"]) == (0.5, 42, 7) and len(told["sha256"]) == 64
+    alone = load_splits(make_data_args(**flags), ["validation"])
+    assert [split.conversations for split in alone.values()] == [
+        found[name].conversations for name in found if name != "train"
+    ]
+    assert "validation_b" not in load(train_file=MIXED, validation_split=1, rows_seed=1)
+    assert "b.json: 0 of 10 rows are held out" in caplog.text

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from glm_peft.adapters import assembly
 from glm_peft.adapters.prefix_attention import decoder_layers
 from glm_peft.models.loading import load_base_model
 from glm_peft.preprocessing.collators import TrainingCollator
+from glm_peft.preprocessing.label_weights import split_labels
 from glm_peft.training.trainer import PrefixTrainer
 
 PLAIN = ["--optim", "sgd", "--learning_rate", "1", "--max_grad_norm", "0"]
@@ -35,6 +37,12 @@ def base(tiny_model_dirs: dict[str, Path]) -> Path:
 @pytest.fixture(scope="module")
 def usual(base: Path, tmp_path_factory: pytest.TempPathFactory) -> WatchedRun:
     return watch(base, tmp_path_factory.mktemp("usual") / "run", *UNPACKED)
+
+
+def weighed_rows() -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(ROWS):
+        answer = {"role": "assistant", "content": row["summary"], "weight": (1, 0.25, 3)[number % 3]}
+        yield {"messages": [{"role": "user", "content": row["content"]}, answer]}
 
 
 def answers_of(run: WatchedRun, base: Path) -> list[str]:
@@ -151,14 +159,20 @@ def test_the_schedule_is_the_one_that_is_named(base, tmp_path, more, shares):
 # Loss
 
 
-@pytest.mark.parametrize("packing", [[], ["--packing", "--max_length", "60"]])
-def test_accumulated_batches_are_one_large_one_also_where_the_last_are_few(base, tmp_path, packing):
+PACKED = ["--packing", "--max_length", "60"]
+
+
+@pytest.mark.parametrize(("packing", "is_weighted"), [([], False), (PACKED, False), (PACKED, True)])
+def test_accumulated_batches_are_one_large_one_also_where_the_last_are_few(base, tmp_path, packing, is_weighted):
     """Twelve examples in micro-batches of one, five a step: the last step of an epoch has two, of other lengths."""
+    if is_weighted:
+        (tmp_path / "rows.json").write_text("\n".join(map(json.dumps, weighed_rows())), encoding="utf-8")
     words = [*PLAIN, *packing, "--num_train_epochs", "2"]
     large = watch(base, tmp_path / "large", *words, "--per_device_train_batch_size", "5")
     small = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "5"]
     run = watch(base, tmp_path / "small", *words, *small)
     assert len(run.batches) > len(large.batches)
+    assert any(split_labels(batch["labels"])[1] is not None for _, batch in run.batches) is is_weighted
     assert run.logged("loss") == pytest.approx(large.logged("loss"), rel=ROUNDING)
     assert_close(run.prefix, large.prefix)
 

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from glm_peft.preprocessing.label_weights import split_labels
+
 CHUNK_LOGITS = 1 << 25  # logits in a chunk: 128 MiB in float32, whatever the vocabulary
 
 Project = Callable[[torch.Tensor], torch.Tensor]
@@ -101,15 +103,19 @@ def label_loss(
 
     Args:
         hidden_states: [b, s, h], what the head takes.
-        labels: [b, s], -100 where there is none.
+        labels: [b, s], -100 where there is none; they may have weights (`weigh_labels`), of which it is the mean.
         project: the head, [n, h] -> [n, vocabulary].
-        num_items_in_batch: what the sum is divided by; the number of labels where `None`.
+        num_items_in_batch: what the sum is divided by; the number of labels, or their weights' sum, where `None`.
         label_smoothing: the share of each label's weight that goes to the whole vocabulary, 0 to 1.
     """
     states, targets = at_labels(hidden_states, labels)
+    targets, weights = split_labels(targets)
+    if num_items_in_batch is None and weights is not None:
+        num_items_in_batch = weights.sum()
 
     def measure(logits: torch.Tensor, chunk: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return _loss_and_gradient(logits, targets[chunk], label_smoothing)
+        own = None if weights is None else weights[chunk, None]
+        return _loss_and_gradient(logits, targets[chunk], label_smoothing, own)
 
     return mean_over_labels(states, project, measure, num_items_in_batch)
 
@@ -165,22 +171,23 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _loss_and_gradient(
-    logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float
+    logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float, weights: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed cross-entropy, and its gradient with respect to the logits, which may overwrite them."""
     # In place throughout, as fetching fresh memory for matrices of this size takes as long as filling them.
     values = logits.float()
     torch.log_softmax(values, dim=-1, out=values)
     targets = targets[:, None]
-    loss = (label_smoothing - 1) * values.gather(-1, targets).sum()
+    weigh = (lambda losses: losses) if weights is None else (lambda losses: losses * weights)
+    loss = (label_smoothing - 1) * weigh(values.gather(-1, targets)).sum()
     even = label_smoothing / values.shape[-1]
     if even:
-        loss -= even * values.sum()
+        loss -= even * weigh(values).sum()
     values.exp_()  # the gradient is softmax minus the smoothed labels
     if even:
         values -= even
     values.scatter_add_(-1, targets, values.new_full((1, 1), label_smoothing - 1).expand_as(targets))
-    return loss, values.to(logits.dtype)
+    return loss, weigh(values).to(logits.dtype)
 
 
 def chunks_of(hidden_states: torch.Tensor, project: Project) -> list[slice]:

@@ -156,7 +156,7 @@ class DataArguments:
     )
     max_eval_samples: int | None = option(
         None,
-        "Use only so many rows to evaluate on. None: all.",
+        "Use only so many rows to evaluate on, of each set. None: all.",
         prediction="refused",
         needs=("do_eval", "eval_strategy"),
     )

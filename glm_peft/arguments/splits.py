@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.sources import read_train_sources
 from glm_peft.errors import UserError
 
 VALIDATION = "validation"
@@ -36,16 +37,25 @@ def validation_files(validation_file: str | None) -> dict[str, str | None]:
 
 
 def expand_splits(splits: list[str], data_args: DataArguments) -> list[str]:
-    """Return the names of the splits, with those of `--validation_file` in the place of `validation`."""
-    expanded = [validation_files(data_args.validation_file) if split == VALIDATION else [split] for split in splits]
-    return list(chain.from_iterable(expanded))
+    """Return the names of the splits, with those of `--validation_file`, or of the sources, for `validation`."""
+    held_out = [f"{VALIDATION}_{name}" for name in _held_out_files(data_args)]
+    own = held_out or list(validation_files(data_args.validation_file))
+    return list(chain.from_iterable(own if split == VALIDATION else [split] for split in splits))
 
 
 def file_of(data_args: DataArguments, split: str) -> str | None:
     """Return the file of a split, as `expand_splits` names it; `None` where its rows are of a dataset on the Hub."""
+    if split.startswith(VALIDATION) and data_args.validation_split is not None:
+        return _held_out_files(data_args).get(split.removeprefix(f"{VALIDATION}_"), data_args.train_file)
     if split.startswith(VALIDATION):
         return validation_files(data_args.validation_file)[split]
     return getattr(data_args, f"{split}_file")
+
+
+def _held_out_files(data_args: DataArguments) -> dict[str, str]:
+    """Return the files of the sources by name, where rows of each are held out; empty where it is one file."""
+    sources = read_train_sources(data_args.train_file) if data_args.validation_split is not None else []
+    return {source.name: source.file for source in sources}
 
 
 def evaluation_sets(datasets: Mapping[str, Any]) -> Any:

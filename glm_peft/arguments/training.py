@@ -257,6 +257,7 @@ def _check_tasks(data_args: DataArguments, training_args: TrainingArguments) -> 
     for task, file in files.items():
         # A recipe may name the rows of other commands, too; but a validation that is not made is a mistake.
         is_meant = file not in data_args.places or task == "do_eval"
+        is_meant &= not (task == "do_train" and data_args.validation_split and training_args.do_eval)
         if task not in wanted and getattr(data_args, file) and is_meant:
             warn(f"{data_args.places.get(file, f'--{file}')} has no effect without --{task}.")
 

@@ -3,9 +3,11 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
+from glm_peft.examination.near_duplicates import Sketch, find_near
 from glm_peft.preprocessing.columns import describe_unread
 from glm_peft.preprocessing.conversations import Conversation, Split
 
@@ -65,6 +67,7 @@ def check_split(split: Split) -> list[Finding]:
         find_unread,
         find_without_loss,
         find_duplicates,
+        find_near_duplicates,
         find_echoes,
         find_far_longer,
         find_invisible,
@@ -81,12 +84,14 @@ def find_unread(split: Split) -> list[Finding]:
 
 
 def find_without_loss(split: Split) -> list[Finding]:
-    """Find rows of which no answer is learnt, and rows of which some are not."""
+    """Find rows of which no answer is learnt, rows of which some are not, and rows that weigh them."""
     advice = "let an answer carry loss, or remove them: they are left out"
     some = _where(split, lambda conversation: bool(conversation.muted))
+    weighed = _where(split, lambda conversation: any("weight" in message for message in conversation.messages))
     return [
         Finding("rows in which no answer carries loss", split.without_loss, advice),
         Finding("rows with answers that carry no loss", some, "look whether they are meant as context alone"),
+        Finding("rows with answers of another weight than 1", weighed, "look whether their loss is to be multiplied"),
     ]
 
 
@@ -121,6 +126,25 @@ def find_duplicates(split: Split) -> list[Finding]:
     ]
 
 
+def find_near_duplicates(split: Split) -> list[Finding]:
+    """Find rows that are nearly equal to an earlier row, prompt and answer together."""
+    rows = _near_rows(find_near(Sketch.draw(split.conversations, with_answers=True)))
+    return [Finding("rows that are nearly an earlier row", rows, "keep one of them, unless both are meant")]
+
+
+def check_overlaps(splits: Sequence[Split]) -> Iterator[tuple[str, list[Finding]]]:
+    """Yield for every two splits a title and what they share: the same prompts, and prompts that are nearly so."""
+    sketches = [Sketch.draw(split.conversations, with_answers=False) for split in splits] if len(splits) > 1 else []
+    for (split, sketch), (other, of_other) in combinations(zip(splits, sketches, strict=False), 2):
+        near = Finding(
+            f"{other.name} prompts that are nearly one in {split.name}",
+            _near_rows(find_near(of_other, sketch)),
+            _overlap_advice(split, other),
+        )
+        found = [finding for finding in (find_overlap(split, other), near) if finding.rows]
+        yield f"Overlap of {split.name} and {other.name}", found
+
+
 def find_overlap(split: Split, other: Split) -> Finding:
     """Find rows of `split` whose prompt, with its history, is that of a row of `other`."""
     places: dict[Hashable, Conversation] = {}
@@ -128,7 +152,7 @@ def find_overlap(split: Split, other: Split) -> Finding:
         places.setdefault(_prompt_key(conversation), conversation)
     shared = [(one, places[_prompt_key(one)]) for one in split if _prompt_key(one) in places]
     rows = [_as_before(one.where, earlier.where) for one, earlier in shared]
-    advice = f"remove them from {other.name}, or its scores measure memory"
+    advice = _overlap_advice(split, other)
     if any(one.unread != earlier.unread for one, earlier in shared):
         advice = f"{_MAY_DIFFER}; else {advice}"
     return Finding(f"{split.name} prompts that are in {other.name} too", rows, advice)
@@ -179,10 +203,21 @@ def find_suspicious_characters(split: Split) -> Iterable[Finding]:
     return [Finding(what, rows[what], advice) for what, (_, advice) in _SUSPICIOUS.items()]
 
 
-def _as_before(where: str, earlier: str) -> str:
+def _overlap_advice(split: Split, other: Split) -> str:
+    if split.kind == other.kind == "train":
+        return "keep them in one of the sources, or they count twice"
+    return f"remove them from {other.name}, or its scores measure memory"
+
+
+def _near_rows(pairs: Iterable[tuple[Conversation, Conversation, float]]) -> list[str]:
+    # Rounded down: 100 % alike is what differs in white space, case or width alone.
+    return [_as_before(one.where, other.where, f", {int(100 * share)} % alike") for one, other, share in pairs]
+
+
+def _as_before(where: str, earlier: str, more: str = "") -> str:
     """Return two places as text, without the file of the second where it is that of the first."""
     file, _, _ = where.rpartition(", ")
-    return f"{where} (as {earlier.removeprefix(f'{file}, ')})"
+    return f"{where} (as {earlier.removeprefix(f'{file}, ')}{more})"
 
 
 def _spelt(found: str) -> str:

@@ -13,6 +13,7 @@ Not counted: evaluation with generation (a cache of b * beams * (P + s) tokens),
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from glm_peft.adapters.files import prefix_width
 from glm_peft.adapters.label_loss import CHUNK_LOGITS
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.training import TrainingArguments
+from glm_peft.preprocessing.collators import IGNORED_LABEL
 
 RESERVE_BYTES = 600 << 20
 
@@ -227,3 +232,39 @@ def _logits(config: PreTrainedConfig, settings: Settings) -> float:
     numbers = settings.batch_size * settings.labels * config.vocab_size
     # In half precision the gradient is formed in float32 and cast back: 2 + 4 + 2 bytes.
     return min(numbers, CHUNK_LOGITS) * {4: 4, 2: 8}[settings.element]
+
+
+def measure_longest(rows: Any) -> tuple[int, int]:
+    """Return the most tokens of a row, and the most that carry loss."""
+    labels = rows["labels"][:]
+    return max(map(len, labels)), max(sum(label != IGNORED_LABEL for label in row) for row in labels)
+
+
+def describe_settings(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    longest: tuple[int, int] | None,
+    config: PreTrainedConfig,
+) -> Settings:
+    """
+    Return the sizes and flags that the memory of the run depends on.
+
+    Args:
+        longest: tokens and labels of the longest row of the data; `None` for the most that the flags allow.
+    """
+    limits = data_args.max_source_length + data_args.max_target_length, data_args.max_target_length
+    # Packed rows are as long as --max_length, and may carry loss at every token.
+    tokens, labels = longest or ((data_args.max_length,) * 2 if data_args.packing else limits)
+    inner = model_args.encoder_hidden_size or config.hidden_size
+    return Settings(
+        dtype=model_args.dtype,
+        quantization_bit=model_args.quantization_bit,
+        num_virtual_tokens=model_args.num_virtual_tokens,
+        encoder_hidden_size=inner if model_args.prefix_projection else None,
+        batch_size=training_args.per_device_train_batch_size,
+        tokens=tokens,
+        labels=labels,
+        activation_checkpointing=training_args.activation_checkpointing,
+        eager_attention=model_args.attn_implementation == "eager",
+    )

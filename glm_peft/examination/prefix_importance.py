@@ -91,7 +91,7 @@ def measure_losses(
     for row in tqdm(rows, desc="Taking virtual tokens away", unit="row", disable=not sys.stderr.isatty()):
         # Row by row, so that nothing is padded: the copies of a row differ in their masks alone.
         columns = _predicting(row)
-        targets = torch.tensor([row["labels"][column + 1] for column in columns], device=model.device)
+        targets = torch.tensor([row["input_ids"][column + 1] for column in columns], device=model.device)
         # The head only where an answer token is predicted: full logits would be most of the memory.
         sums = [
             _sum_losses(_run(model, weight, row, masks, logits_to_keep=columns.to(model.device)).logits, targets)

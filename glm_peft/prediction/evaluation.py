@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.generation import GenerationArguments
-from glm_peft.data import GenerationFeatures
+from glm_peft.arguments.splits import VALIDATION
+from glm_peft.data import GenerationFeatures, join_features
 from glm_peft.metrics import TEXT_SCORE_NAMES, compute_scores
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.generations import CHATGLM3, GLM4
@@ -105,19 +106,28 @@ class Scoring:
         settings = GenerationSettings.from_arguments(generation_args, data_args)
         return cls(answering, settings, choose_protocol(answering.chat_format, data_args.metric_protocol))
 
-    def evaluate(self, features: GenerationFeatures) -> dict[str, float]:
-        """Generate an answer to every prompt and score the answers."""
-        answers = self.answering.generate(features, self.settings, keep_white_space=True)
-        return self._score(features, answers)
-
     def _score(self, features: GenerationFeatures, answers: Sequence[str]) -> dict[str, float]:
         of_calls = score_calls(features, answers, self.answering.chat_format)
         return score_answers(features, answers, self.protocol) | of_calls
 
     def make_scorers(self, prompts: Mapping[str, GenerationFeatures]) -> dict[str, Callable[[], dict[str, float]]]:
-        """Make a function for each split but `test` that generates and scores its answers."""
+        """
+        Make a function for each split but `test` that generates and scores its answers.
+
+        Where there are several, that of `validation` scores together what the others generated last.
+        """
         # Without `test`, whose scores must not choose the checkpoint.
-        return {name: partial(self.evaluate, features) for name, features in prompts.items() if name != "test"}
+        sets = {name: features for name, features in prompts.items() if name != "test"}
+        answers: dict[str, list[str]] = {}
+
+        def evaluate(name: str) -> dict[str, float]:
+            answers[name] = self.answering.generate(sets[name], self.settings, keep_white_space=True)
+            return self._score(sets[name], answers[name])
+
+        def evaluate_together() -> dict[str, float]:
+            return self._score(join_features(sets.values()), [answer for name in sets for answer in answers[name]])
+
+        return {VALIDATION: evaluate_together} | {name: partial(evaluate, name) for name in sets} if sets else {}
 
     def predict(
         self,

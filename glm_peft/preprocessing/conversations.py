@@ -15,7 +15,7 @@ from glm_peft.arguments.splits import expand_splits, file_of
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.columns import Columns, carries_meaning, describe_unread, find_columns
 from glm_peft.preprocessing.division import choose_held_out
-from glm_peft.preprocessing.messages import Message, find_unoffered_calls, read_messages, read_muted, unread_values
+from glm_peft.preprocessing.messages import Message, find_unoffered_calls, read_messages, read_weights, unread_values
 from glm_peft.preprocessing.records import BadRow, Row, read_hub_rows, read_rows
 from glm_peft.preprocessing.tool_messages import read_tools_file, with_tools
 
@@ -148,7 +148,8 @@ def load_splits(data_args: DataArguments, splits: list[str]) -> dict[str, Split]
     Args:
         data_args: the data arguments (`glm_peft.arguments.training.DataArguments`).
         splits: of `"train"`, `"validation"`, `"test"`. Rows of `test` need no answer. Where several files are given
-            for evaluation, each has a name of its own instead of `"validation"`.
+            for evaluation, or rows of several sources are held out, each has a name of its own instead of
+            `"validation"`; a source without rows for it has none.
 
     Raises:
         UserError: a source is missing or cannot be read, columns are not found, or (unless `skip_bad_rows`) a row
@@ -161,7 +162,7 @@ def load_splits(data_args: DataArguments, splits: list[str]) -> dict[str, Split]
         loaded = {name: _load(data_args, name) for name in names if name == "test"}
         if len(loaded) < len(names):
             loaded |= _hold_out(_load(data_args, "train", is_limited=False), data_args)
-        return {name: loaded[name] for name in names}
+        return {name: loaded[name] for name in names if name in loaded}
 
 
 @contextmanager
@@ -200,12 +201,18 @@ def _hold_out(whole: Split, data_args: DataArguments) -> dict[str, Split]:
     """Divide the rows of training: return those to train on, and those that are held out for its evaluation."""
     wanted, seed = data_args.validation_split, data_args.rows_seed
     chosen = choose_held_out(map(_first_question, whole), wanted, seed)
-    held = [conversation for conversation in whole if _first_question(conversation) in chosen]
     told = f"--validation_split {wanted:g}, --rows_seed {seed}"
-    logger.info("%s: %d of %d rows are held out for evaluation (%s).", whole.source, len(held), len(whole), told)
-    kept = [_without(part, chosen, data_args.max_train_samples) for part in whole.parts or [whole]]
-    validation = Split("validation", f"{whole.source} ({told})", held[: data_args.max_eval_samples])
-    return {"train": _join(kept) if whole.parts else kept[0], "validation": validation}
+    kept, held = [], {}
+    for part in whole.parts or [whole]:
+        rows = [conversation for conversation in part if _first_question(conversation) in chosen]
+        level = logging.INFO if rows else logging.WARNING  # as it then has no scores of its own
+        found = part.source, len(rows), len(part), told
+        logger.log(level, "%s: %d of %d rows are held out for evaluation (%s).", *found)
+        kept.append(_without(part, chosen, data_args.max_train_samples))
+        name = part.name.replace("train", "validation", 1)
+        if rows:
+            held[name] = Split(name, f"{part.source} ({told})", rows[: data_args.max_eval_samples])
+    return {"train": _join(kept) if whole.parts else kept[0]} | held
 
 
 def _without(split: Split, held_out: set[str], limit: int | None) -> Split:
@@ -322,5 +329,9 @@ def read_conversation(
     messages, left = read_messages(row, columns, needs_answer), unread_values(row, columns)
     if unread is not None:
         unread.update(left.keys())
-    as_json, muted = json.dumps(left, default=str) if left else "", read_muted(row, columns)
+    as_json, weights = json.dumps(left, default=str) if left else "", read_weights(row, columns)
+    muted = frozenset(place for place, weight in weights.items() if not weight)
+    answers = [message for message in messages if message["role"] == "assistant"]
+    for place in (place for place, weight in weights.items() if weight not in (0, 1)):
+        answers[place]["weight"] = str(weights[place])  # as text, as all of a message is
     return Conversation(messages, row.where, bool(columns.messages), row.number, as_json, muted)

@@ -1,6 +1,7 @@
 """Read the messages of one row, whichever of the known shapes it has, and refuse what is no conversation."""
 
 import json
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -108,20 +109,23 @@ def find_unoffered_calls(row: Row, columns: Columns, messages: list[Message]) ->
     ]
 
 
-def read_muted(row: Row, columns: Columns) -> frozenset[int]:
+def read_weights(row: Row, columns: Columns) -> dict[int, float]:
     """
-    Read which of a row's assistant messages, counted from 0, are context only, by `"loss": false` or `"weight": 0`.
+    Read what the loss of a row's assistant messages, counted from 0, is multiplied by, where they say it.
+
+    Returns:
+        The values of `weight`; 0 and 1 for those of `loss`.
 
     Raises:
         BadRow: one of the two is of another kind or value, they contradict, they ask for loss on a question, or they
-            mute a part of a turn.
+            weigh a part of a turn.
     """
     if not columns.messages:
-        return frozenset()
+        return {}
     items = _list(row, columns.messages, row.values[columns.messages], "conversation")
     loss = [_read_loss(row, columns.messages, number, item) for number, item in enumerate(items, 1)]
     if not any(carries is not None for carries in loss):
-        return frozenset()
+        return {}
     # One item may have become several messages: a thought and calls, or a call and what the tool said.
     read = [(one.message["role"] == "assistant", one.number) for one in _read_items(row, columns.messages, items)]
     answers = [number for is_answer, number in read if is_answer]
@@ -131,29 +135,30 @@ def read_muted(row: Row, columns: Columns) -> frozenset[int]:
         if carries and number not in answers
     ]
     problems += [
-        f"messages {one} and {other} are one turn, of which all messages carry loss or none"
+        f"messages {one} and {other} are one turn, of which all messages carry loss or none, with one weight"
         for (is_answer, one), (follows, other) in pairwise(read)
-        if is_answer and follows and (loss[one - 1] is False) != (loss[other - 1] is False)
+        if is_answer and follows and len({1 if loss[n - 1] is None else loss[n - 1] for n in (one, other)}) > 1
     ]
     if problems:
         raise BadRow(row, f"column {columns.messages!r}: {problems[0]}", "wrong loss")
-    return frozenset(place for place, number in enumerate(answers) if loss[number - 1] is False)
+    return {place: loss[number - 1] for place, number in enumerate(answers) if loss[number - 1] is not None}
 
 
-def _read_loss(row: Row, column: str, number: int, item: dict[str, Any]) -> bool | None:
-    """Return whether a message is to carry loss, `None` where it does not say."""
+def _read_loss(row: Row, column: str, number: int, item: dict[str, Any]) -> float | None:
+    """Return what the loss of a message is multiplied by, `None` where it does not say."""
     said = {key: item[key] for key in _LOSS if item.get(key) is not None}
     for key, value in said.items():
         # In Python, though not in JSON, true is 1.
-        if isinstance(value, bool) != (key == "loss") or value not in (0, 1):
-            takes = "true or false" if key == "loss" else "0 or 1, loss off or on, as no other weighs it here"
+        is_number = isinstance(value, int | float) and 0 <= value < math.inf
+        if isinstance(value, bool) != (key == "loss") or not is_number:
+            takes = "true or false" if key == "loss" else "a number of 0 or more"
             problem = f"{key!r} of message {number} must be {takes}, found {describe_value(value)}"
             raise BadRow(row, f"column {column!r}: {problem}", f"wrong {key}")
     values = {bool(value) for value in said.values()}
     if len(values) > 1:
         problem = f"'loss' and 'weight' of message {number} contradict each other; keep one of them"
         raise BadRow(row, f"column {column!r}: {problem}", "wrong loss")
-    return next(iter(values), None)
+    return float(said.get("weight", said["loss"])) if "loss" in said else said.get("weight")
 
 
 def unread_values(row: Row, columns: Columns) -> dict[str, Any]:

@@ -42,6 +42,8 @@ def mix_sources(
     total = sum(part.weight for part in parts)
     shares = [part.weight / total for part in parts]
     marked = [dataset.add_column("source", [number] * len(dataset)) for number, dataset in enumerate(examples)]
+    features = max((each.features for each in marked), key=lambda each: each["labels"].feature.dtype)  # int64: weights
+    marked = [each if each.features == features else each.cast(features) for each in marked]
     strategy = data_args.stopping_strategy
     # By a seed of its own: every process, and a run that is resumed, mixes the same.
     mixed = interleave_datasets(marked, shares, seed=data_args.rows_seed, stopping_strategy=strategy)

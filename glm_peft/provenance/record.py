@@ -151,9 +151,9 @@ def describe_data(data_args: DataArguments, splits: Mapping[str, Split]) -> dict
     if not PartialState().is_main_process:
         return described  # every file of data is read: once is enough
     for name, split in splits.items():
-        is_held_out = name == "validation" and data_args.validation_split is not None
-        file = file_of(data_args, "train" if is_held_out else name)
-        sources = read_train_sources(file) if name == "train" or is_held_out else []
+        is_held_out = split.kind == "validation" and data_args.validation_split is not None
+        file = file_of(data_args, name)
+        sources = read_train_sources(file) if name == "train" else []
         if sources:
             source = {"file": ", ".join(Path(each.file).name for each in sources)}
         elif file:

@@ -107,13 +107,13 @@ def _panels(log_history: list[dict[str, Any]], protocol: str | None) -> dict[str
 
 
 def _score_names(log_history: list[dict[str, Any]], family: str) -> dict[str, str]:
-    keys = {key for entry in log_history for key in entry if re.match(rf"{_EVAL}(\w+_)?{family}", key)}
+    keys = {key for entry in log_history for key in entry if re.match(rf"{_EVAL}(.+_)?{family}", key)}
     return {key: key.removeprefix(_EVAL).replace("_", " ").upper() for key in sorted(keys)}
 
 
 def _evaluation_losses(log_history: list[dict[str, Any]]) -> dict[str, str]:
     """Return the log's keys of evaluation losses, one for each named dataset, and their labels."""
-    keys = {key for entry in log_history for key in entry if re.fullmatch(rf"{_EVAL}(\w+_)?loss", key)}
+    keys = {key for entry in log_history for key in entry if re.fullmatch(rf"{_EVAL}(.+_)?loss", key)}
     return {key: f"evaluation {key[len(_EVAL) : -len('_loss')]}".rstrip() for key in sorted(keys)}
 
 

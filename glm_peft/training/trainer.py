@@ -8,7 +8,7 @@ Extend `Seq2SeqTrainer` by what transformers cannot do with a prefix on a frozen
 - A loss that is not finite, Ctrl-C, SIGTERM: see `glm_peft.training.watch`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, PreTrainedModel, Seq2SeqTrainer, Trainer
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -30,19 +30,20 @@ from glm_peft.arguments.training import TrainingArguments
 from glm_peft.errors import UserError
 from glm_peft.models.unwrapping import base_of
 from glm_peft.preprocessing.batching import GROUPING, Batching, LengthGroupedSampler, row_sizes
+from glm_peft.preprocessing.label_weights import split_labels
 from glm_peft.preprocessing.streaming import StreamedExamples
 from glm_peft.provenance.stretches import RunRecord
 from glm_peft.training.checkpoint_writer import CheckpointWriter
 from glm_peft.training.interruptions import Interruption, StoppedAtOnce
+from glm_peft.training.joined_sets import JoinedSets, Scorer, check_best_metric
 from glm_peft.training.keeping import Keeping
 from glm_peft.training.kept_log import KeptLog
 from glm_peft.training.parallel.last_step import LastStep
 from glm_peft.training.parallel.sharded_optimizer import load_sharded
 from glm_peft.training.parallel.sharing import own_labels, own_rows
 from glm_peft.training.resumption import Resumption, check_learning_rate
-from glm_peft.training.watch import EndAfterSignal, Watch
-
-Scorer = Callable[[], dict[str, float]]
+from glm_peft.training.watch import EarlyStopping, EndAfterSignal, Watch
+from glm_peft.training.weighted_labels import check_weights, count_by_weight
 
 
 class PrefixTrainer(Seq2SeqTrainer):
@@ -57,6 +58,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         score_answers: generates answers and returns their scores, which are logged with the loss of every evaluation;
             a mapping has one for each split, such as `validation_easy`.
         record: of the run, which is written into every checkpoint; `None` for none.
+        joins_sets: whether several datasets for evaluation are parts of one, whose loss and scores are told, too.
         keeping: what `--keep_file` measures and `--keep_weight` holds on to; `None` for nothing.
         more: `Seq2SeqTrainer`'s own, such as the collator.
 
@@ -72,6 +74,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         batching: Batching | None = None,
         score_answers: Scorer | Mapping[str, Scorer] | None = None,
         record: RunRecord | None = None,
+        joins_sets: bool = False,
         keeping: Keeping | None = None,
         **kwargs: Any,
     ) -> None:
@@ -85,10 +88,13 @@ class PrefixTrainer(Seq2SeqTrainer):
         if isinstance(model, PeftModel) and not has_label_loss(model.get_base_model()):
             attach_for_training(model, args)
         super().__init__(model, args, *more, **kwargs)
+        self._weighs_labels = check_weights(self)
         self.batching, self.last_step, self.record = batching, None, record
         if batching:
             self.args.train_sampling_strategy = batching.order
         self.score_answers = score_answers if isinstance(score_answers, Mapping) else {VALIDATION: score_answers}
+        is_divided = joins_sets and isinstance(self.eval_dataset, dict)
+        self.joined_sets = JoinedSets(self.score_answers) if is_divided else None
         self.keeping, self._kept_step = keeping, -1
         # label_loss smooths; the Trainer's smoother would not shift the labels of a model with a prefix.
         self.label_smoother = None
@@ -98,7 +104,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         self.watch = Watch(self, self.interruption)
         patience = self.args.early_stopping_patience
         if patience:
-            self.add_callback(EarlyStoppingCallback(patience, self.args.early_stopping_threshold))
+            self.add_callback(EarlyStopping(patience, self.args.early_stopping_threshold))
         self.add_callback(self.watch)
         self.add_callback(self.resumption)
         if keeping:
@@ -167,6 +173,8 @@ class PrefixTrainer(Seq2SeqTrainer):
         # The number divides the loss, so it is counted again without them.
         if self.last_step.take_out_repeated(batches):
             count = self._get_num_items_in_batch(batches, device)
+        if self._weighs_labels and count is not None:
+            count = count_by_weight(self, batches, count)
         return batches, count
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
@@ -199,6 +207,8 @@ class PrefixTrainer(Seq2SeqTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Return the loss [] of a batch, with the gradient of the second loss once in a step that has one."""
+        if self._weighs_labels and not model.training:
+            num_items_in_batch = None  # the loss of an evaluation is then divided by the sum of the batch's weights
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         args, step = self.args, self.state.global_step
         is_due = args.keep_weight and model.training and step % args.keep_every == 0 and step != self._kept_step
@@ -249,7 +259,7 @@ class PrefixTrainer(Seq2SeqTrainer):
             self.callback_handler.on_save(self.args, self.state, self.control)  # ends the run
             raise
         if self.is_in_train and metric_key_prefix == "eval":  # of all datasets together, where there are several
-            _check_best_metric(self.args.metric_for_best_model, metrics)
+            check_best_metric(self.args.metric_for_best_model, metrics)
         return metrics
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
@@ -262,9 +272,14 @@ class PrefixTrainer(Seq2SeqTrainer):
             score_answers = self.score_answers.get(split_of(metric_key_prefix))
             scores = score_answers() if score_answers else {}
             # Once, where there are several data sets.
-            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else ()
-            if self.keeping and metric_key_prefix == next((f"eval_{name}" for name in sets), "eval"):
+            sets = [f"eval_{name}" for name in self.eval_dataset] if isinstance(self.eval_dataset, dict) else ["eval"]
+            if self.keeping and metric_key_prefix == sets[0]:
                 output.metrics.update(self.measure_kept())
+            if self.joined_sets and metric_key_prefix in sets:
+                self.joined_sets.add(
+                    metric_key_prefix, output.num_samples, output.metrics[f"{metric_key_prefix}_loss"]
+                )
+                output.metrics.update(self.joined_sets.score() if metric_key_prefix == sets[-1] else {})
         output.metrics.update({f"{metric_key_prefix}_{name}": score for name, score in scores.items()})
         return output
 
@@ -290,7 +305,8 @@ class PrefixTrainer(Seq2SeqTrainer):
             return loss, None, None
         # A call with labels returns no logits (see label_loss), so they take a call of their own.
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
-        return loss, Trainer.prediction_step(self, model, unlabelled, False, ignore_keys)[1], labels
+        tokens = None if labels is None else split_labels(labels)[0]
+        return loss, Trainer.prediction_step(self, model, unlabelled, False, ignore_keys)[1], tokens
 
     # Checkpoints
 
@@ -354,12 +370,3 @@ class PrefixTrainer(Seq2SeqTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
         else:
             load_sharded(self, Path(checkpoint))
-
-
-def _check_best_metric(wanted: str | None, metrics: Mapping[str, float]) -> None:
-    # The Trainer raises a KeyError, with a traceback.
-    names = [name.removeprefix("eval_") for name in metrics]
-    if wanted and wanted.removeprefix("eval_") not in names:
-        raise UserError(
-            f"--metric_for_best_model {wanted} is no score of this evaluation: give one of {', '.join(names)}."
-        )

@@ -1,11 +1,18 @@
-"""Stop a training run at losses that are not finite, and after signals."""
+"""Stop a training run at losses that are not finite, after signals, and early."""
 
 import sys
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from glm_peft.adapters.trained_state import gather_trained
 from glm_peft.errors import UserError
@@ -13,6 +20,15 @@ from glm_peft.models.unwrapping import has_prefix
 from glm_peft.training.checkpoint_writer import CheckpointWriter
 from glm_peft.training.checkpoints import last_good_checkpoint
 from glm_peft.training.interruptions import Interruption
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Stop early by a metric that only one of several evaluations of a step has; stock warns at each of the others."""
+
+    def on_evaluate(self, args: TrainingArguments, *more: object, metrics: dict[str, float], **kwargs: object) -> None:
+        """Compare the metric with the best one, where it is among these."""
+        if f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in metrics:
+            super().on_evaluate(args, *more, metrics=metrics, **kwargs)
 
 
 class Watch(TrainerCallback):

@@ -113,6 +113,7 @@ class Workbench:
             batching=batching,
             eval_dataset=evaluation_sets(data.examples),
             score_answers=scoring.make_scorers(data.prompts),
+            joins_sets=data_args.validation_split is not None,
         )
         # Which the Trainer adds in the place of the bar that is switched off, and which prints every log.
         trainer.remove_callback(PrinterCallback)
@@ -162,7 +163,7 @@ class EvaluationReport(TrainerCallback):
         # The Trainer calls this once for each validation set, and Optuna keeps only the first report of a step.
         self.metrics = metrics if state.global_step != self.step else self.metrics | metrics
         self.step = state.global_step
-        if sum(name.endswith("_loss") for name in self.metrics) == self.number_of_sets:
+        if sum(name.endswith("_loss") for name in self.metrics) >= self.number_of_sets:
             value = compute_objective(self.metrics, self.metric)
             logger.info(
                 "Trial %d, step %d of %d: eval_%s %.4f",

@@ -10,11 +10,13 @@ from typing import Any
 from glm_peft.arguments.splits import VALIDATION
 from glm_peft.metrics import COUNT_NAMES, PROTOCOLS, SCORE_NAMES, TEXT_SCORE_NAMES, score_pair
 from glm_peft.prediction.generation_settings import GenerationSettings
+from glm_peft.prediction.tool_scores import CALL_SCORE_NAMES
 from glm_peft.publishing.card.bootstrap import bootstrap_intervals
 from glm_peft.publishing.card.values import is_number, part, text_of
 from glm_peft.reporting.file_names import PREDICTIONS_NAME
 
-_SHOWN = (*TEXT_SCORE_NAMES, *TEXT_SCORE_NAMES.values(), "loss", "prediction_length", "reference_length", *COUNT_NAMES)
+_SHOWN = (*TEXT_SCORE_NAMES, *TEXT_SCORE_NAMES.values(), *CALL_SCORE_NAMES, "loss")
+_SHOWN += ("prediction_length", "reference_length", *COUNT_NAMES)
 _SAMPLING = ("top_p", "top_k", "temperature")
 # The run may have summed the same scores in another order, which changes the last digits.
 _SAME = {"rel_tol": 1e-6, "abs_tol": 1e-6}
@@ -101,7 +103,8 @@ def read_scores(
         results: every result of the run, such as `predict_rouge-l`, `eval_loss` or `eval_NAME_loss`.
         predictions: the rows of the test set with their answers.
     """
-    validations = [name for name in splits if name.startswith(VALIDATION)] or [VALIDATION]
+    # Sources whose rows are held out have scores together, too.
+    validations = dict.fromkeys([VALIDATION, *(name for name in splits if name.startswith(VALIDATION))])
     prefixes = {"test": "predict_"} | {name: f"eval{name.removeprefix(VALIDATION)}_" for name in validations}
     found = []
     for name, prefix in prefixes.items():
