@@ -19,7 +19,7 @@ import datasets
 from transformers import PreTrainedConfig
 
 from glm_peft.adapters.assembly import OpenedBase, open_base
-from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.data import DPO, DataArguments
 from glm_peft.arguments.doctor import parse_doctor_arguments, wanted_splits
 from glm_peft.arguments.methods import PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments
@@ -43,7 +43,7 @@ from glm_peft.models.loading import check_base_weights
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.conversations import Conversation, Split, load_splits
-from glm_peft.preprocessing.lengths import limit_report, measure_lengths
+from glm_peft.preprocessing.lengths import each_example, limit_report, measure_lengths
 from glm_peft.preprocessing.mixing import mix_sources
 from glm_peft.provenance.record import describe_data
 from glm_peft.provenance.stretches import check_same_rows
@@ -214,7 +214,7 @@ class Examination:
         """Say which rows are longer than the base was made for."""
         answer = (self.training_args.max_new_tokens or self.data_args.val_max_target_length) * (name == "test")
         beside = (self.model_args.num_virtual_tokens or 0) + answer
-        remarks = check_positions(list(map(len, dataset["input_ids"])), beside, self.base.config)
+        remarks = check_positions(dataset["length"][:], beside, self.base.config)
         if remarks:
             print_section(f"Length of {name}", format_problems(remarks, MOST_PROBLEMS))
 
@@ -296,7 +296,7 @@ _LENGTHS = ("max_source_length", "max_target_length", "val_max_target_length")
 
 def measure_longest(rows: Any) -> tuple[int, int]:
     """Return the most tokens of a row, and the most that carry loss."""
-    labels = rows["labels"][:]
+    labels = list(each_example(rows["labels"]))
     return max(map(len, labels)), max(sum(label != IGNORED_LABEL for label in row) for row in labels)
 
 
@@ -322,7 +322,7 @@ def describe_settings(
         quantization_bit=model_args.quantization_bit,
         num_virtual_tokens=model_args.num_virtual_tokens,
         encoder_hidden_size=inner if model_args.prefix_projection else None,
-        batch_size=training_args.per_device_train_batch_size,
+        batch_size=training_args.per_device_train_batch_size * (2 if data_args.objective == DPO else 1),
         tokens=tokens,
         labels=labels,
         activation_checkpointing=training_args.activation_checkpointing,

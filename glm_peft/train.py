@@ -12,6 +12,7 @@ import logging
 import transformers
 
 from glm_peft.adapters.assembly import open_base, put_trainable_adapter_on
+from glm_peft.arguments.data import DPO
 from glm_peft.arguments.splits import evaluation_sets
 from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.data import encode_splits
@@ -79,6 +80,7 @@ def main() -> None:
         score_answers=scoring.make_scorers(data.prompts),
         record=run.begin_record(scoring, splits),
         keeping=keeping,
+        learns_pairs=data_args.objective == DPO,
     )
     trainer.add_callback(TrainingCurves(run.output_dir, scoring.protocol))
     trainer.add_callback(pusher)
