@@ -10,7 +10,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.data import DPO, DataArguments
 from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.preprocessing.collators import IGNORED_LABEL
@@ -19,6 +19,7 @@ from glm_peft.preprocessing.label_weights import weigh_labels
 from glm_peft.preprocessing.lengths import LengthReport, summarize_lengths
 from glm_peft.preprocessing.messages import Message
 from glm_peft.preprocessing.mixing import MixtureReport, mix_sources
+from glm_peft.preprocessing.preferences import pair_examples, without_cut_pairs
 from glm_peft.preprocessing.streaming import StreamedExamples, stream_conversations
 
 _IDS, _NUMBER = List(Value("int32")), Value("int32")
@@ -56,7 +57,8 @@ def build_training_features(
     validation split, where it is given), special tokens included; what is longer is cut by the chat format.
 
     Returns:
-        A dataset of `input_ids`, `labels` (-100 on the prompt) and `length` (tokens), and the report on lengths.
+        A dataset of `input_ids`, `labels` (-100 on the prompt) and `length` (tokens), and the report on lengths; with
+        `--objective dpo` an example has two of the first two, see `pair_examples`.
 
     Raises:
         UserError: the chat format refuses a conversation; the message names the row.
@@ -69,7 +71,11 @@ def build_training_features(
     is_weighted = len(rows) and "weight" in rows.features["answer"].feature
     features = Features({**_TRAINING_FEATURES, "labels": List(Value("int64"))}) if is_weighted else _TRAINING_FEATURES
     dataset = _encode(rows, encoder, features, data_args, f"{split.name} examples")
-    return _with_report(dataset, split, data_args, limit)
+    if data_args.objective != DPO:
+        return _with_report(dataset, split, data_args, limit)
+    dataset = without_cut_pairs(dataset, rows["where"], _flag_of(split), limit, data_args.skip_bad_rows)
+    dataset, report = _with_report(dataset, split, data_args, limit)
+    return pair_examples(dataset), report
 
 
 def build_generation_features(
@@ -208,6 +214,10 @@ def describe_example(tokenizer: PreTrainedTokenizerBase, feature: dict[str, Any]
     if labels is None:
         tokens = [f"{id_} {text!r}" for text, id_ in zip(_token_texts(tokenizer, ids), ids, strict=True)]
         return "\n".join([f"{len(ids)} tokens", *_token_lines("prompt", tokens)])
+    if isinstance(ids[0], list):  # a pair
+        both = [{"input_ids": own, "labels": learnt} for own, learnt in zip(ids, labels, strict=True)]
+        texts = [describe_example(tokenizer, one) for one in both]
+        return "\n".join(f"{name}: {text}" for name, text in zip(("chosen", "rejected"), texts, strict=True))
     lines = [f"{len(ids)} tokens, {sum(label != IGNORED_LABEL for label in labels)} of them carry loss"]
     tokens = zip(_token_texts(tokenizer, ids), ids, labels, strict=True)
     for carries_loss, group in groupby(tokens, lambda token: token[2] != IGNORED_LABEL):
@@ -334,15 +344,19 @@ def _encode(rows: Dataset, encoder: _Encoder, features: Features, data_args: Dat
         )
 
 
+def _flag_of(split: Split) -> str:
+    return "--val_max_target_length" if split.kind != "train" else "--max_target_length"
+
+
 def _with_report(
     dataset: Dataset, split: Split, data_args: DataArguments, max_answer_length: int | None
 ) -> tuple[Dataset, LengthReport]:
-    prompt_lengths = dataset["prompt_length"][:]
+    per_row = 2 if data_args.objective == DPO and max_answer_length is not None else 1
+    prompt_lengths = dataset["prompt_length"][::per_row]
     lengths = [summarize_lengths("prompt", "--max_source_length", data_args.max_source_length, prompt_lengths)]
     measured = ["prompt_length"]
     if max_answer_length is not None:
-        flag = "--val_max_target_length" if split.kind != "train" else "--max_target_length"
-        lengths.append(summarize_lengths("answer", flag, max_answer_length, dataset["answer_length"][:]))
+        lengths.append(summarize_lengths("answer", _flag_of(split), max_answer_length, dataset["answer_length"][:]))
         measured.append("answer_length")
     # Columns that served the report only.
-    return dataset.remove_columns(measured), LengthReport(split, len(dataset), tuple(lengths))
+    return dataset.remove_columns(measured), LengthReport(split, len(prompt_lengths), tuple(lengths))

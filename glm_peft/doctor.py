@@ -232,7 +232,7 @@ class Examination:
         """Say which rows are longer than the base was made for."""
         answer = (self.training_args.max_new_tokens or self.data_args.val_max_target_length) * (name == "test")
         beside = (self.model_args.num_virtual_tokens or 0) + answer
-        remarks = check_positions(list(map(len, dataset["input_ids"])), beside, self.base.config)
+        remarks = check_positions(dataset["length"][:], beside, self.base.config)
         if remarks:
             print_section(f"Length of {name}", format_problems(remarks, MOST_PROBLEMS))
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import transformers
 
 from glm_peft.adapters.assembly import open_base, put_trainable_adapter_on
+from glm_peft.arguments.data import DPO
 from glm_peft.arguments.splits import evaluation_sets
 from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.data import encode_splits, stream_examples
@@ -85,6 +86,7 @@ def main() -> None:
         joins_sets=data_args.validation_split is not None,
         record=run.begin_record(scoring, splits),
         keeping=keeping,
+        learns_pairs=data_args.objective == DPO,
     )
     trainer.add_callback(TrainingCurves(run.output_dir, scoring.protocol))
     trainer.add_callback(pusher)

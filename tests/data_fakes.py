@@ -27,6 +27,7 @@ DEFAULTS = {
     "max_eval_samples": None,
     "max_predict_samples": None,
     "preprocessing_num_workers": None,
+    "objective": "sft",
     "train_on": "all",
     "skip_bad_rows": False,
     "validation_split": None,

@@ -42,7 +42,7 @@ def plan(lengths, packing=None, order="auto", attention=None, ignore_pad=True, b
     training["neftune_noise_alpha"] = None
     arguments = (
         SimpleNamespace(num_virtual_tokens=128, attn_implementation=attention),
-        SimpleNamespace(packing=packing, max_length=512, streaming=False),
+        SimpleNamespace(objective="sft", packing=packing, max_length=512, streaming=False),
         SimpleNamespace(train_sampling_strategy=order, **training),
     )
     return plan_batching(make_examples(lengths), TrainingCollator(TOKENIZER, ignore_pad), config, arguments)

@@ -431,7 +431,8 @@ def test_generate_cannot_do_with_a_prefix_what_the_page_says(workplace):
 def test_examples_of_data_are_read(language, rows, tmp_path):
     file = tmp_path / f"rows.{language}"
     file.write_text(rows, encoding="utf-8")
-    split = load_splits(DataArguments(train_file=str(file)), ["train"])["train"]
+    objective = "dpo" if '"rejected"' in rows else "sft"
+    split = load_splits(DataArguments(train_file=str(file), objective=objective), ["train"])["train"]
     expected = {"json": rows.count("\n  {"), "jsonl": len(rows.splitlines()), "csv": len(rows.splitlines()) - 1}
     assert len(split) == expected[language] and all(conversation.answer for conversation in split)
 
@@ -443,8 +444,9 @@ BAD_ROWS = {"docs/data_formats.md": "Bad rows", "docs/zh/data_formats.md": "æœ‰è
 def test_bad_rows_give_the_sentence_beside_them(line, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text(line.strip("`"), encoding="utf-8")
+    objective = "dpo" if '"chosen"' in line else "sft"
     with pytest.raises(UserError) as error:
-        load_splits(DataArguments(train_file="rows.jsonl"), ["train"])
+        load_splits(DataArguments(train_file="rows.jsonl", objective=objective), ["train"])
     assert str(error.value) == said.split("<br>")[0]  # behind it the page in Chinese explains the sentence
 
 

@@ -29,6 +29,7 @@ ROWS = [
     for colour in ("白色", "黑色", "米色调")
 ]
 ROWS.append({"content": "类型#帽", "summary": "帽" * 40})
+PAIRS = [{"prompt": row["content"], "chosen": row["summary"][:12], "rejected": "不好看"} for row in ROWS]
 PLAIN = "--num_virtual_tokens 4 --max_source_length 64 --max_target_length 64 --disable_tqdm true --logging_steps 1 "
 PLAIN += "--per_device_eval_batch_size 3 --max_new_tokens 4 --learning_rate 0.3 --do_train"
 STEPS = "--max_steps 6 --save_steps 3"
@@ -41,6 +42,9 @@ RUNS = {
     "projected": f"{STEPS} {PROJECTED}",
     "projected_resumed": f"{STEPS} {PROJECTED} --resume_from_checkpoint {{folder}}/projected/checkpoint-3",
     "lora": "--max_steps 4 --peft_type lora --learning_rate 0.01",
+    # Thirteen pairs: in the last step of an epoch one process has none. An evaluation has them, too.
+    "dpo": "--max_steps 4 --objective dpo --do_eval --train_file {folder}/../pairs.json "
+    "--validation_file {folder}/../pairs.json",
     # Adam would divide gradients that are next to nothing by themselves.
     "none": "--max_steps 2 --peft_type none --optim sgd --learning_rate 0.1 --activation_checkpointing",
 }
@@ -70,7 +74,8 @@ ENGINES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engines")
-    (folder / "rows.json").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS))
+    for name, rows in (("rows.json", ROWS), ("pairs.json", PAIRS)):
+        (folder / name).write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     return folder
 
 
@@ -160,6 +165,13 @@ def test_the_engine_that_was_asked_for_is_in_use(two, engine):
 @pytest.mark.parametrize("name", ["best", "projected"])
 def test_the_losses_are_those_of_one_process(two, one, name):
     assert_same_losses(history(two / name), history(one / name))
+
+
+def test_pairs_of_answers_have_the_loss_and_the_rewards_of_one_process(two, one):
+    own, expected = results(two / "dpo"), results(one / "dpo")
+    names = [name for name in expected if "rewards/" in name or name.endswith("_loss")]
+    assert len(names) == 6
+    assert {name: own[name] for name in names} == pytest.approx({n: expected[n] for n in names}, rel=ROUNDING)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "none"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from closeness import assert_close
+from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from short_runs import NEEDED, assert_same_end, log_of, run, training_words
 from transformers import AutoModelForCausalLM
@@ -25,6 +26,7 @@ from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.publishing.card.build import build_card
 from glm_peft.training import keeping as module
 from glm_peft.training.keeping import LIKELIEST, Keeping, hear_base, read_general_prompts
+from glm_peft.training.kept_log import _log_keeping
 from glm_peft.training.trainer import PrefixTrainer
 
 MEASURES = ("keep_divergence", "keep_same_answers", "keep_loss_rise")
@@ -124,6 +126,17 @@ def test_the_second_loss_adds_its_gradient_and_leaves_the_loss_as_it_is(with_pre
     assert_close(with_both, plain + 3 * 2 * kept)
     assert_close(again[1], plain)  # once in a step, however many batches it accumulates
     assert_close(loss, plain_loss)
+
+
+def test_the_share_of_the_second_loss_is_told_of_packed_rows_too(with_prefix, tmp_path, caplog):
+    settings = {"use_cpu": True, "keep_file": "x", "keep_weight": 3, "keep_every": 2}
+    packed = Dataset.from_dict({"input_ids": [[1] * 60, [1] * 20]})
+    with caplog.at_level("INFO"):
+        _log_keeping(
+            with_prefix, TrainingArguments(output_dir=str(tmp_path), **settings), Batching(packed, "", None, "")
+        )
+    kept = with_prefix.mean_length() / 2
+    assert f"{100 * kept / (40 + kept):.0f} % of the tokens" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from reading_batches import IGNORED, ReadingText
 from reading_sheets import draw_sheet, is_held_out, main
 from torch.nn.functional import cross_entropy
 from train_reading_model import (
-    IGNORED,
-    ReadingText,
     TrainingOptions,
     compute_loss,
     look_back,
@@ -27,7 +26,7 @@ LONG = 55  # facts, some 500 tokens
 @pytest.fixture(scope="module")
 def options(tmp_path_factory) -> TrainingOptions:
     folder = tmp_path_factory.mktemp("model")
-    options = TrainingOptions(folder, hidden_size=32, num_layers=1, steps=1, tokens=300)
+    options = TrainingOptions(folder, hidden_size=32, num_layers=1, steps=1, tokens=300, short_facts=6, most_facts=6)
     make_fresh_model(options)
     return options
 
@@ -39,7 +38,8 @@ def model(options):
 
 @pytest.fixture(scope="module")
 def text(options) -> ReadingText:
-    return ReadingText(AutoTokenizer.from_pretrained(options.output_dir), options)
+    tokenizer = AutoTokenizer.from_pretrained(options.output_dir)
+    return ReadingText(tokenizer, options.tokens, options.most_facts, options.seed)
 
 
 # The sheets
@@ -82,7 +82,7 @@ def test_the_heads_of_the_first_layer_look_back_one_after_another(options, model
 
 
 def test_reading_a_sheet_once_for_all_rows_gives_the_loss_of_each_row_by_itself(model, text):
-    batch = text.draw_batch(4)
+    batch = text.draw_batch(4, 4)
     repeats = len(batch.rows) // len(batch.starts)
     logits, labels = [], []
     for row, row_labels in enumerate(batch.labels):

@@ -13,6 +13,9 @@ _COLUMN = {"recipe": "changed", "public": "text", "reads": True, "needs": ("!pro
 _LENGTH = {"recipe": "always", "encodes": True, "search": "varied", "shapes_prompt": True}
 _TEXT = {"recipe": "changed", "public": "text", "encodes": True, "search": "varied", "shapes_prompt": True}
 
+DPO = "dpo"
+"""The value of `--objective` that learns which of two answers is preferred."""
+
 _MAX_SOURCE_LENGTH, _MAX_TARGET_LENGTH = 1024, 128  # those of the published scripts
 
 
@@ -180,6 +183,13 @@ class DataArguments:
         search="varied",
         needs=("packing",),
     )
+    objective: Literal["sft", "dpo"] = option(
+        "sft",
+        "What is learnt: sft, the answers; dpo, to prefer the chosen answer of a row to its rejected one.",
+        recipe="changed",
+        encodes=True,
+        prediction="refused",
+    )
     train_on: Literal["all", "last"] = option(
         "all",
         "In rows of messages, train on every answer or on the last one.",
@@ -187,6 +197,7 @@ class DataArguments:
         encodes=True,
         prediction="refused",
         search="varied",
+        needs=("objective!=dpo",),
     )
     # Off, as a file of which a third cannot be used should not pass unseen.
     skip_bad_rows: bool = option(

@@ -139,6 +139,8 @@ def _check_data(data_args: DataArguments, training_args: "TrainingArguments") ->
                 f"--{name} {getattr(data_args, name)} is not read here: questions are in --train_file, of which "
                 "--num_held_out are held out, so leave it out."
             )
+    if data_args.objective != "sft":
+        raise UserError(f"--objective {data_args.objective} has no meaning here: leave it out.")
     for name in ("do_predict", "predict_with_generate", "label_smoothing_factor", "keep_file"):
         if getattr(training_args, name):
             raise UserError(

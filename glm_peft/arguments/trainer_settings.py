@@ -6,7 +6,7 @@ import torch
 from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
 
 from glm_peft.arguments.command_line import warn
-from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.data import DPO, DataArguments
 from glm_peft.errors import UserError
 
 # They need no package of their own, so transformers need not be asked.
@@ -48,6 +48,8 @@ def check_streaming(data_args: DataArguments, args: Seq2SeqTrainingArguments) ->
     """Raise a `UserError` where rows are streamed and a setting needs their number, or all of them at once."""
     if not data_args.streaming:
         return
+    if data_args.objective == DPO:
+        raise UserError("--objective dpo learns from pairs, which --streaming does not read: leave one of them out.")
     if args.max_steps <= 0:
         raise UserError("--streaming does not know how many rows there are: say with --max_steps how long to train.")
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):

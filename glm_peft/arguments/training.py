@@ -12,7 +12,7 @@ from typing import Any
 from transformers import Seq2SeqTrainingArguments
 
 from glm_peft.arguments.command_line import parse_command, warn
-from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.data import DPO, DataArguments
 from glm_peft.arguments.effects import naming_places
 from glm_peft.arguments.fields import changed, option, require, require_at_least_one
 from glm_peft.arguments.methods import FULL, IN_EMBEDDINGS, METHODS, PREFIX_TUNING
@@ -79,6 +79,7 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
             not str(self.metric_for_best_model).endswith("loss")
         )
         by_score = by_score and not self._is_of_kept(self.metric_for_best_model)
+        by_score = by_score and "rewards/" not in str(self.metric_for_best_model)  # of --objective dpo
         if by_score and not self.predict_with_generate:
             raise UserError(
                 f"--metric_for_best_model {self.metric_for_best_model} is a score of generated answers: "
@@ -121,6 +122,7 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
         )
         require(self.learning_rate > 0, "--learning_rate must be above 0", self.learning_rate)
         require(self.card_examples >= 0, "--card_examples must be 0 or more", self.card_examples)
+        require(self.dpo_beta > 0, "--dpo_beta must be above 0", self.dpo_beta)
         require(self.keep_weight >= 0, "--keep_weight must be 0 or more", self.keep_weight)
         require(self.max_keep_samples >= 2, "--max_keep_samples must be 2 or more", self.max_keep_samples)
         self._check_early_stopping()
@@ -215,11 +217,26 @@ class TrainArguments:
             raise UserError(
                 "--keep_file compares an adapter with the base under it, which --peft_type none changes: leave it out."
             )
+        if data_args.objective == DPO:
+            data_args = _check_pairs(method, data_args, training_args)
         if method == FULL and training_args.label_smoothing_factor:
             raise UserError(
                 "--label_smoothing_factor needs a frozen head, which --peft_type none trains: leave it out."
             )
         return TrainArguments(model_args, data_args, training_args)
+
+
+def _check_pairs(method: str, data_args: DataArguments, training_args: TrainingArguments) -> DataArguments:
+    """Refuse what pairs of answers cannot have, and return the arguments without packing."""
+    problems = {
+        "--peft_type none changes the base, to which the answers are held": method == FULL,
+        "--packing would take pairs apart, which are compared": data_args.packing,
+        "--label_smoothing_factor is of another loss than that taken": training_args.label_smoothing_factor,
+    }
+    for problem, is_there in problems.items():
+        if is_there:
+            raise UserError(f"{problem} by --objective dpo: leave one of them out.")
+    return changed(data_args, packing=False)
 
 
 def parse_train_arguments(argv: list[str] | None = None) -> TrainArguments:

@@ -58,6 +58,12 @@ class TrainingDefaults(GenerationArguments):
         None, "End training after so many evaluations in a row without a better metric_for_best_model. None: never."
     )
     early_stopping_threshold: float = option(0.0, "By how much the metric must be better to count as better.")
+    dpo_beta: float = option(
+        0.1,
+        "With --objective dpo: how strongly the answers are held to the base's, more with more.",
+        recipe="changed",
+        needs=("objective=dpo",),
+    )
     keep_file: str | None = option(
         None,
         "General prompts, in a form that training reads, or builtin, 200 of this package: how far the answers to them "

@@ -21,10 +21,11 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from glm_peft.adapters.files import prefix_width
 from glm_peft.adapters.label_loss import CHUNK_LOGITS
-from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.data import DPO, DataArguments
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.training import TrainingArguments
 from glm_peft.preprocessing.collators import IGNORED_LABEL
+from glm_peft.preprocessing.lengths import each_example
 
 RESERVE_BYTES = 600 << 20
 
@@ -236,7 +237,7 @@ def _logits(config: PreTrainedConfig, settings: Settings) -> float:
 
 def measure_longest(rows: Any) -> tuple[int, int]:
     """Return the most tokens of a row, and the most that carry loss."""
-    labels = rows["labels"][:]
+    labels = list(each_example(rows["labels"]))
     return max(map(len, labels)), max(sum(label != IGNORED_LABEL for label in row) for row in labels)
 
 
@@ -262,7 +263,7 @@ def describe_settings(
         quantization_bit=model_args.quantization_bit,
         num_virtual_tokens=model_args.num_virtual_tokens,
         encoder_hidden_size=inner if model_args.prefix_projection else None,
-        batch_size=training_args.per_device_train_batch_size,
+        batch_size=training_args.per_device_train_batch_size * (2 if data_args.objective == DPO else 1),
         tokens=tokens,
         labels=labels,
         activation_checkpointing=training_args.activation_checkpointing,

@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedConfig
 
+from glm_peft.arguments.data import DPO
 from glm_peft.arguments.training import TrainArguments, TrainingArguments
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
@@ -72,6 +73,8 @@ def plan_batching(
     """
     model_args, data_args, training_args = arguments
     order = training_args.train_sampling_strategy
+    if data_args.objective == DPO:
+        return Batching(examples, padded, _or_random(order), "Batches are pairs of answers, padded to the longest.")
     if data_args.packing:
         _check_packs(model_args.attn_implementation)
         rows = pack_examples(examples, data_args.max_length, config)

@@ -1,6 +1,6 @@
 """Collate features into batches: padding, masks and positions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class TrainingCollator:
 
     Input: features with `input_ids`, and `labels` if there are any. Output as `GenerationCollator`, with `labels`:
     padded with -100, or, where `ignore_pad_token_for_loss` is off as published scripts allow, with the pad token.
+    Features that are pairs, with two of each, become tensors [b, 2, s], in which padding never is a label.
     """
 
     tokenizer: Any
@@ -40,6 +41,8 @@ class TrainingCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if "labels" in features[0] and isinstance(features[0]["labels"][0], list):
+            return self._of_pairs(features)
         side = self.tokenizer.padding_side
         batch = _padded_inputs([feature["input_ids"] for feature in features], self, side)
         filler = IGNORED_LABEL if self.ignore_pad_token_for_loss else self.tokenizer.pad_token_id
@@ -47,6 +50,12 @@ class TrainingCollator:
         if "labels" in features[0]:
             batch["labels"] = _padded([feature["labels"] for feature in features], filler, length, side)
         return batch
+
+    def _of_pairs(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        both = [zip(pair["input_ids"], pair["labels"], strict=True) for pair in pairs]
+        each = [{"input_ids": ids, "labels": labels} for one in both for ids, labels in one]
+        batch = replace(self, ignore_pad_token_for_loss=True)(each)
+        return {name: values.unflatten(0, (-1, 2)) for name, values in batch.items()}
 
 
 def _padded_inputs(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.data import DPO, DataArguments
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.records import Row, quoted
 
@@ -33,7 +33,8 @@ _PAIR_COLUMNS = (
 TOOL_COLUMNS = ("tools", "functions")  # read beside messages
 _HISTORY, _SYSTEM = "history", ("system", "system_prompt")
 _ALPACA_PROMPT, _ALPACA_INPUT = "instruction", "input"
-_UNREAD = ("tools", "functions", "tool_calls", "chosen", "rejected", "context", "knowledge", "background", "documents")
+_CHOSEN, _REJECTED = "chosen", "rejected"
+_UNREAD = ("tools", "functions", "tool_calls", "context", "knowledge", "background", "documents")
 _UNREAD += ("document", "passage", "image", "images", "audio", "audios", "video", "videos", "weight", "loss")
 _UNREAD += ("choices", "options", "reasoning", "reasoning_content", "thinking")
 # What reads a column that carries meaning, for the remark that it is not read.
@@ -44,6 +45,7 @@ _READERS = {
     _HISTORY: "--history_column reads it beside a --prompt_column",
     **dict.fromkeys(_SYSTEM, "--system_column reads it"),
     **dict.fromkeys(_UNREAD, "no flag reads it"),
+    **dict.fromkeys((_CHOSEN, _REJECTED), "--objective dpo reads it"),
 }
 IN_MESSAGES = "[]."  # between the name of a column of messages and that of a key in them
 _MOST_NAMED = 8  # columns in one remark
@@ -52,7 +54,12 @@ _EMPTY = (None, "", [], {}, "[]", "{}")  # the last two as CSV files and ShareGP
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read: `messages`, or `prompt` with the others; `required` are those of flags."""
+    """
+    Names of the columns to read: `messages`, or `prompt` with the others; `required` are those of flags.
+
+    With `rejected`, `response` is the answer that is preferred to it, and `messages` end with the question; without
+    `messages` and `prompt` both answers are whole conversations.
+    """
 
     messages: str | None = None
     prompt: str | None = None
@@ -60,14 +67,15 @@ class Columns:
     history: str | None = None
     system: str | None = None
     input: str | None = None  # Alpaca's: what the instruction is about
+    rejected: str | None = None
     required: tuple[str | None, ...] = ()
     form: str = ""  # what the log calls them; empty where flags name them
 
     @property
     def named(self) -> set[str]:
         """Return all names."""
-        names = (self.messages, self.prompt, self.response, self.history, self.system, self.input)
-        return {name for name in (*names, *(TOOL_COLUMNS if self.messages else ())) if name}
+        names = (self.messages, self.prompt, self.response, self.history, self.system, self.input, self.rejected)
+        return {name for name in (*names, *(TOOL_COLUMNS if self.messages or self.rejected else ())) if name}
 
     def unread(self, row: Row) -> list[str]:
         """Return the columns of a row that hold something and are not read."""
@@ -105,7 +113,9 @@ def find_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> Colu
     for name, column in given.items():
         if column:
             _require_column(row, column, f"--{name}_column; rows that have none may hold it empty")
-    if data_args.prompt_column or data_args.response_column:
+    if _are_pairs(row, data_args, needs_answer):
+        main = _pair_columns(row, data_args)
+    elif data_args.prompt_column or data_args.response_column:
         main = _flagged_columns(row, data_args, needs_answer)
     else:
         main = _known_columns(row, needs_answer)
@@ -141,6 +151,8 @@ def find_other_form(row: Row, columns: Columns) -> str | None:
 
 
 def _name_form(row: Row, main: Mapping[str, Any]) -> str:
+    if "rejected" in main:
+        return "answers preferred and rejected"
     if "messages" in main:
         items = row.values[main["messages"]]
         has_from = isinstance(items, list) and isinstance(next(iter(items), None), dict) and "from" in items[0]
@@ -192,6 +204,45 @@ def _flagged_columns(row: Row, data_args: DataArguments, needs_answer: bool) -> 
     if needs_answer:
         _require_column(row, response, "--response_column")
     return {"prompt": prompt, "response": response}
+
+
+def _are_pairs(row: Row, data_args: DataArguments, needs_answer: bool) -> bool:
+    """Whether a row has two answers, of which one is preferred; a `UserError` where the objective needs other rows."""
+    if needs_answer and data_args.objective == DPO:
+        for name in (data_args.response_column or _CHOSEN, _REJECTED):
+            _require_column(row, name, "--objective dpo")
+        return True
+    if not {_CHOSEN, _REJECTED} <= row.values.keys() or data_args.response_column or _has_answer(row):
+        return False
+    if needs_answer:
+        raise UserError(
+            f"{row.where}: 'chosen' and 'rejected' are answers of which one is preferred: give --objective dpo to "
+            "learn that, or name the answers to learn with --prompt_column and --response_column."
+        )
+    return True
+
+
+def _has_answer(row: Row) -> bool:
+    """Whether the row has an answer beside the two."""
+    messages = next((row.values[name] for name in _MESSAGE_COLUMNS if name in row.values), None)
+    last = messages[-1] if isinstance(messages, list) and messages else {}
+    is_answered = isinstance(last, dict) and last.get("role", last.get("from")) in ("assistant", "gpt")
+    return is_answered or any({prompt, response} <= row.values.keys() for prompt, response in _PAIR_COLUMNS)
+
+
+def _pair_columns(row: Row, data_args: DataArguments) -> dict[str, Any]:
+    known = (*(prompt for prompt, _ in _PAIR_COLUMNS), *_MESSAGE_COLUMNS)
+    asked = data_args.prompt_column or next((name for name in known if name in row.values), None)
+    both = {"response": data_args.response_column or _CHOSEN, "rejected": _REJECTED}
+    if asked is None:
+        return both
+    _require_column(row, asked, "--prompt_column")
+    return {"messages" if holds_messages(row.values[asked]) else "prompt": asked, **both}
+
+
+def holds_messages(value: Any) -> bool:
+    """Whether a value is a message or a list of some, or the JSON text of such a list."""
+    return isinstance(value, list | dict) or (isinstance(value, str) and value.lstrip().startswith("[{"))
 
 
 def _known_columns(row: Row, needs_answer: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from glm_peft.errors import UserError
 from glm_peft.preprocessing.columns import Columns, carries_meaning, describe_unread, find_columns
 from glm_peft.preprocessing.division import choose_held_out
 from glm_peft.preprocessing.messages import Message, find_unoffered_calls, read_messages, read_weights, unread_values
+from glm_peft.preprocessing.preferences import read_pair
 from glm_peft.preprocessing.records import BadRow, Row, read_hub_rows, read_rows
 from glm_peft.preprocessing.tool_messages import read_tools_file, with_tools
 
@@ -43,6 +44,7 @@ class Conversation:
     number: int = 0  # of the line of the file on which it begins, or of the row where there are no lines; from 1
     unread: str = ""  # what the row holds in columns that are not read, as JSON
     muted: frozenset[int] = frozenset()  # its assistant messages, counted from 0, that carry no loss
+    rejected: tuple[Message, ...] = ()  # the answer to which its own is preferred
 
     @property
     def prompt(self) -> list[Message]:
@@ -74,7 +76,7 @@ class Conversation:
         """
         Return the prompts and answers to train on: every turn of the assistant in a row of messages, or the last one.
 
-        Turns that carry no loss are left out.
+        Turns that carry no loss are left out. Where an answer is preferred to another, there are both, this one first.
 
         Args:
             arrange: puts messages into the order of a chat format.
@@ -82,7 +84,10 @@ class Conversation:
         Raises:
             UserError: the chat format cannot write them.
         """
-        messages = arrange(self.messages)
+        both = [self.messages, *([[*self.prompt, *self.rejected]] if self.rejected else [])]
+        return [turn for messages in both for turn in self._trained_turns(arrange(messages), train_on)]
+
+    def _trained_turns(self, messages: list[Message], train_on: str) -> list[tuple[list[Message], list[Message]]]:
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         starts = [place for place in answers if place - 1 not in answers]
         ends = [place + 1 for place in answers if place + 1 not in answers]
@@ -326,12 +331,18 @@ def read_conversation(
     Raises:
         BadRow: the row cannot be read as `read_messages` does.
     """
-    messages, left = read_messages(row, columns, needs_answer), unread_values(row, columns)
+    prompt, answer, rejected = read_pair(row, columns) if columns.rejected else ([], [], [])
+    messages = [*prompt, *answer] or read_messages(row, columns, needs_answer)
+    left = unread_values(row, columns)
     if unread is not None:
         unread.update(left.keys())
     as_json, weights = json.dumps(left, default=str) if left else "", read_weights(row, columns)
     muted = frozenset(place for place, weight in weights.items() if not weight)
     answers = [message for message in messages if message["role"] == "assistant"]
     for place in (place for place, weight in weights.items() if weight not in (0, 1)):
+        if rejected:
+            problem = f"its 'weight' {weights[place]} has no meaning beside a rejected answer: leave it out"
+            raise BadRow(row, problem, "weight beside a rejected answer")
         answers[place]["weight"] = str(weights[place])  # as text, as all of a message is
-    return Conversation(messages, row.where, bool(columns.messages), row.number, as_json, muted)
+    is_chat = bool(columns.messages) and not rejected
+    return Conversation(messages, row.where, is_chat, row.number, as_json, muted, tuple(rejected))

@@ -98,7 +98,7 @@ def _without_nulls(row: Row, value: Any) -> Any:
 
 def find_unoffered_calls(row: Row, columns: Columns, messages: list[Message]) -> list[str]:
     """Return the places and names of calls of tools that a row does not offer."""
-    if not any(map(is_call, messages)):
+    if not columns.messages or not any(map(is_call, messages)):
         return []
     offered, items = tool_names(messages), _list(row, columns.messages, row.values[columns.messages], "conversation")
     calls = [one for one in _read_items(row, columns.messages, items) if is_call(one.message)]

@@ -188,7 +188,8 @@ def _describe_source(source: Source, part: Split, is_whole: bool) -> dict[str, A
 
 def _as_digested(conversation: Conversation) -> list[Any]:
     # What carries no loss is told only where there is some, as the digests of earlier versions know of none.
-    return [*conversation.messages, *([sorted(conversation.muted)] if conversation.muted else [])]
+    muted = [sorted(conversation.muted)] if conversation.muted else []
+    return [*conversation.messages, *conversation.rejected, *muted]
 
 
 def read_licence(model_args: ModelArguments) -> dict[str, str]:

@@ -16,6 +16,12 @@ Points = list[tuple[float, float]]
 _EVAL = "eval_"
 _KEPT = {"eval_keep_divergence": "divergence", "eval_keep_loss_rise": "rise of loss"}
 _KEPT_ANSWERS = {"eval_keep_same_answers": "equal answers"}
+_REWARDS = {
+    f"{kind}rewards/{name}": f"{name}{told}"
+    for kind, told in (("", ""), (_EVAL, ", evaluation"))
+    for name in ("chosen", "rejected")
+}
+_PREFERRED = {"rewards/accuracies": "training", "eval_rewards/accuracies": "evaluation"}
 _COLUMN_WIDTH, _ROW_HEIGHT = 5.6, 3.4  # inches
 _DOTS_PER_INCH = 120
 _MARKED_POINTS = 30  # more points than these make a line that needs no marks
@@ -93,14 +99,19 @@ def plot_training_curves(
 
 def _panels(log_history: list[dict[str, Any]], protocol: str | None) -> dict[str, dict[str, Points]]:
     """Return the curves of each panel by its title, which has the unit; a curve without points is left out."""
+    rewards = _curves(log_history, _REWARDS)
     bleu = {"thudm": " (0 to 100)", "chatglm3": " (0 to 1)"}.get(protocol, "")
     return {
-        "loss (nats per token)": _curves(log_history, {"loss": "training", **_evaluation_losses(log_history)}),
+        f"loss (nats per {'pair of answers' if rewards else 'token'})": _curves(
+            log_history, {"loss": "training", **_evaluation_losses(log_history)}
+        ),
         "learning rate": _curves(log_history, {"learning_rate": "learning rate"}),
         "gradient norm (before clipping)": _curves(log_history, {"grad_norm": "gradient norm"}),
         # Apart, as one protocol has BLEU-4 from 0 to 100 and the other from 0 to 1.
         "ROUGE F of generated answers (0 to 100)": _curves(log_history, _score_names(log_history, "rouge")),
         f"BLEU-4 of generated answers{bleu}": _curves(log_history, _score_names(log_history, "bleu")),
+        "rewards of answers (nats)": rewards,
+        "share of pairs with the chosen answer's reward higher (0 to 1)": _curves(log_history, _PREFERRED),
         "kept of the base: general prompts (nats per token)": _curves(log_history, _KEPT),
         "kept of the base: share of equal answers (0 to 1)": _curves(log_history, _KEPT_ANSWERS),
     }

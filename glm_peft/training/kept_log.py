@@ -77,7 +77,9 @@ def _log_keeping(keeping: Keeping, args: TrainingArguments, batching: Batching |
     logger.info("Kept: %d prompts of --keep_file %s are measured", measured, args.keep_file)
     if not args.keep_weight or not batching:
         return
-    rows, lengths = args.train_batch_size, batching.examples["length"][:]
+    rows, examples = args.train_batch_size, batching.examples
+    packed = "length" not in examples.column_names
+    lengths = list(map(len, examples["input_ids"])) if packed else examples["length"][:]
     own = rows * args.gradient_accumulation_steps * sum(lengths) / len(lengths)
     kept = rows * keeping.mean_length() / args.keep_every
     logger.info(

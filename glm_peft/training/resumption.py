@@ -77,6 +77,8 @@ class Resumption(TrainerCallback):
             "logged_loss": torch.tensor(trainer._total_loss_scalar, dtype=torch.float64),
             "logged_step": torch.tensor(trainer._globalstep_last_logged),
         }
+        if trainer.preference:
+            position["rewards_since_log"] = trainer.preference.sums[True]
         save_file(position, Path(folder) / POSITION_NAME.format(trainer.args.process_index))
 
     def is_of_run(self, checkpoint: Path) -> bool:
@@ -112,6 +114,8 @@ class Resumption(TrainerCallback):
         trainer._tr_loss = position["loss_since_log"].to(trainer._tr_loss.device)
         trainer._total_loss_scalar = position["logged_loss"].item()
         trainer._globalstep_last_logged = int(position["logged_step"])
+        if trainer.preference and "rewards_since_log" in position:
+            trainer.preference.sums[True] += position["rewards_since_log"]
         trainer._load_rng_state(str(self.checkpoint))
         self._epoch_random_state = position["epoch_random_state"]
         # At the end of an epoch the next one draws its order from the state that was just loaded.

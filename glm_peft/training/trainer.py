@@ -40,7 +40,8 @@ from glm_peft.training.keeping import Keeping
 from glm_peft.training.kept_log import KeptLog
 from glm_peft.training.parallel.last_step import LastStep
 from glm_peft.training.parallel.sharded_optimizer import load_sharded
-from glm_peft.training.parallel.sharing import own_labels, own_rows
+from glm_peft.training.parallel.sharing import count_own, own_labels, own_rows
+from glm_peft.training.preference import Preference, count_pairs_once
 from glm_peft.training.resumption import Resumption, check_learning_rate
 from glm_peft.training.watch import EarlyStopping, EndAfterSignal, Watch
 from glm_peft.training.weighted_labels import check_weights, count_by_weight
@@ -60,6 +61,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         record: of the run, which is written into every checkpoint; `None` for none.
         joins_sets: whether several datasets for evaluation are parts of one, whose loss and scores are told, too.
         keeping: what `--keep_file` measures and `--keep_weight` holds on to; `None` for nothing.
+        learns_pairs: whether examples are pairs of answers, of which the first is to be preferred.
         more: `Seq2SeqTrainer`'s own, such as the collator.
 
     Raises:
@@ -76,6 +78,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         record: RunRecord | None = None,
         joins_sets: bool = False,
         keeping: Keeping | None = None,
+        learns_pairs: bool = False,
         **kwargs: Any,
     ) -> None:
         if batching:
@@ -96,6 +99,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         is_divided = joins_sets and isinstance(self.eval_dataset, dict)
         self.joined_sets = JoinedSets(self.score_answers) if is_divided else None
         self.keeping, self._kept_step = keeping, -1
+        self.preference = Preference(self.own_model, self.accelerator, args.dpo_beta) if learns_pairs else None
         # label_loss smooths; the Trainer's smoother would not shift the labels of a model with a prefix.
         self.label_smoother = None
         self.interruption = Interruption(self.args.world_size > 1, self.is_world_process_zero())
@@ -170,9 +174,10 @@ class PrefixTrainer(Seq2SeqTrainer):
                 self.checkpoints.write()
             # torch puts a traceback before an error of a worker of the loader.
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
-        # The number divides the loss, so it is counted again without them.
-        if self.last_step.take_out_repeated(batches):
-            count = self._get_num_items_in_batch(batches, device)
+        # The number divides the loss, so it is counted again without them, or as that of the pairs.
+        if self.last_step.take_out_repeated(batches) or self.preference:
+            counted = [count_pairs_once(batch) for batch in batches] if self.preference else batches
+            count = self._get_num_items_in_batch(counted, device)
         if self._weighs_labels and count is not None:
             count = count_by_weight(self, batches, count)
         return batches, count
@@ -197,6 +202,8 @@ class PrefixTrainer(Seq2SeqTrainer):
         """Return the loss [] of a batch, whose gradients are computed."""
         loss = super().training_step(*args, **kwargs)
         self.watch.note(loss)
+        if self.preference:
+            self.preference.count_last()
         return loss
 
     def compute_loss(
@@ -207,9 +214,11 @@ class PrefixTrainer(Seq2SeqTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Return the loss [] of a batch, with the gradient of the second loss once in a step that has one."""
-        if self._weighs_labels and not model.training:
-            num_items_in_batch = None  # the loss of an evaluation is then divided by the sum of the batch's weights
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if (self._weighs_labels or self.preference) and not model.training:
+            # The Trainer counts labels; the mean is over the sum of the batch's weights, or over its pairs.
+            num_items_in_batch = None
+        with self.preference.as_loss(inputs) if self.preference else nullcontext(inputs) as batch:
+            loss = super().compute_loss(model, batch, return_outputs, num_items_in_batch)
         args, step = self.args, self.state.global_step
         is_due = args.keep_weight and model.training and step % args.keep_every == 0 and step != self._kept_step
         if self.keeping is None or not is_due:
@@ -233,6 +242,8 @@ class PrefixTrainer(Seq2SeqTrainer):
         # The Trainer divides by the steps since the resume, but its sum was restored for all.
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        if self.preference and "loss" in logs:
+            logs |= self.preference.take(is_training=True)
         given = dict(logs)
         super().log(logs, *args, **kwargs)
         logs.update(given)  # the callback that prints the log removes the number of floating-point operations
@@ -270,7 +281,8 @@ class PrefixTrainer(Seq2SeqTrainer):
         with self.interruption.stops_at_once() if self.is_in_train else nullcontext(), torch.random.fork_rng(devices):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             score_answers = self.score_answers.get(split_of(metric_key_prefix))
-            scores = score_answers() if score_answers else {}
+            scores = self.preference.take(is_training=False) if self.preference else {}
+            scores |= score_answers() if score_answers else {}
             # Once, where there are several data sets.
             sets = [f"eval_{name}" for name in self.eval_dataset] if isinstance(self.eval_dataset, dict) else ["eval"]
             if self.keeping and metric_key_prefix == sets[0]:
@@ -301,7 +313,9 @@ class PrefixTrainer(Seq2SeqTrainer):
             # Neither rows that pad a batch nor the labels of other processes may weigh in the loss.
             with own_labels(self.args):
                 loss = Trainer.prediction_step(self, model, own_rows(inputs), True)[0]
-        if prediction_loss_only:
+        if self.preference and count_own(inputs):
+            self.preference.count_last()
+        if prediction_loss_only or self.preference:
             return loss, None, None
         # A call with labels returns no logits (see label_loss), so they take a call of their own.
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}

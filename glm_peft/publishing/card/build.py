@@ -33,6 +33,7 @@ _METRICS = {
     "bleu-4": ("bleu", "BLEU-4"),
     "exact_match": ("exact_match", "exact match, %"),
     "loss": ("loss", "loss, nats per token"),
+    "rewards/accuracies": ("accuracy", "pairs whose chosen answer has the higher reward, 0 to 1"),
 }
 _FILE_TYPES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 _PREFIX_TAGS = ["p-tuning-v2", "prefix-tuning"]
@@ -134,7 +135,7 @@ def _eval_results(scores: Scores, protocol: str | None) -> list[EvalResult]:
             dataset_config=split.config,
             dataset_split=split.name,
             metric_type=metric_type,
-            metric_name=title,
+            metric_name=title.replace("token", "pair") if "rewards/accuracies" in scores.values else title,
             metric_value=round(scores.values[metric], 4),
             metric_config=protocol if metric in SCORE_NAMES else None,
         )

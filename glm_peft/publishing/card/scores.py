@@ -15,7 +15,8 @@ from glm_peft.publishing.card.bootstrap import bootstrap_intervals
 from glm_peft.publishing.card.values import is_number, part, text_of
 from glm_peft.reporting.file_names import PREDICTIONS_NAME
 
-_SHOWN = (*TEXT_SCORE_NAMES, *TEXT_SCORE_NAMES.values(), *CALL_SCORE_NAMES, "loss")
+_SHOWN = (*TEXT_SCORE_NAMES, *TEXT_SCORE_NAMES.values(), *CALL_SCORE_NAMES)
+_SHOWN += ("loss", "rewards/accuracies", "rewards/margins")
 _SHOWN += ("prediction_length", "reference_length", *COUNT_NAMES)
 _SAMPLING = ("top_p", "top_k", "temperature")
 # The run may have summed the same scores in another order, which changes the last digits.

@@ -16,13 +16,17 @@ def own_rows(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
     What is left has the loss of the same batch in one process.
     """
-    state, loading = PartialState(), GradientState()
-    if state.num_processes == 1 or not loading.end_of_dataloader or loading.remainder < 1:
-        return batch
-    rows = find_batch_size(batch)
+    own = count_own(batch)
     # A batch of nothing but padding stays: all processes must take part in every gather, after which its loss is cut.
-    own = loading.remainder - state.process_index * rows
-    return {name: value[:own] for name, value in batch.items()} if 0 < own < rows else batch
+    return {name: value[:own] for name, value in batch.items()} if own else batch
+
+
+def count_own(batch: dict[str, torch.Tensor]) -> int:
+    """Return how many rows of a batch of an evaluation do not pad it."""
+    state, loading, rows = PartialState(), GradientState(), find_batch_size(batch)
+    if state.num_processes == 1 or not loading.end_of_dataloader or loading.remainder < 1:
+        return rows
+    return min(max(loading.remainder - state.process_index * rows, 0), rows)
 
 
 @contextmanager
