@@ -29,4 +29,4 @@ def split_labels(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | Non
 def has_weights(examples: Dataset) -> bool:
     """Whether any label weighs other than 1."""
     # All labels are in the table, also of examples that were taken out: that costs nothing but a sum more.
-    return (pc.max(pc.list_flatten(examples.data["labels"])).as_py() or 0) >= 1 << _TOKEN_BITS
+    return (pc.max(pc.list_flatten(examples.data["labels"], recursive=True)).as_py() or 0) >= 1 << _TOKEN_BITS
