@@ -1,4 +1,5 @@
-# make demo | make test | make lint | make clean. Each makes .venv by itself; PYTHON=python3.12 chooses the interpreter.
+# make demo | make demo-distil | make test | make lint | make clean. Each makes .venv by itself;
+# PYTHON=python3.12 chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,11 +8,15 @@ DEMO := output/demo
 DEMO_MODEL := glm_peft/assets
 PREDICT := $(BIN)/python -m glm_peft.predict --model_name_or_path $(DEMO_MODEL) --test_file examples/demo/test.json \
 	--prompt_column content --response_column summary --max_new_tokens 96 --per_device_eval_batch_size 20
+DISTIL := output/demo_distil
+READING := examples/reading
+ASK := $(BIN)/python -m glm_peft.predict --model_name_or_path $(READING)/model --dtype float32 --test_file $(READING)/questions.jsonl \
+	--max_new_tokens 16 --per_device_eval_batch_size 64
 # Two threads are what the demo was timed with; with no number at all accelerate chooses one and remarks on it.
 OMP_NUM_THREADS ?= 2
 export OMP_NUM_THREADS
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-distil test lint clean
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
@@ -20,6 +25,14 @@ demo: $(INSTALLED)
 	$(PREDICT) --output_dir $(DEMO)/after --adapter_name_or_path $(DEMO)/adapter
 	@$(BIN)/python scripts/demo_report.py --base $(DEMO_MODEL) --adapter $(DEMO)/adapter \
 		--before $(DEMO)/before --after $(DEMO)/after --bin $(BIN)/
+
+demo-distil: $(INSTALLED)
+	rm -rf $(DISTIL)
+	$(BIN)/python -m glm_peft.distil $(READING)/distil.yaml
+	$(ASK) --output_dir $(DISTIL)/document --system_text "$$(cat $(READING)/sheet.md)"
+	$(ASK) --output_dir $(DISTIL)/prefix --adapter_name_or_path $(DISTIL)/adapter
+	$(ASK) --output_dir $(DISTIL)/neither
+	@$(BIN)/python scripts/distil_report.py --folder $(DISTIL) --bin $(BIN)/
 
 # One thread for each worker: two workers on two cores must not fight for them.
 # Who is done takes tests from the other, as files take from a moment to minutes.

@@ -4,8 +4,9 @@ Distils fact sheets into prefixes of several lengths, and asks for every fact: a
     python scripts/distil_curve.py --model output/reading_model --output_dir output/curve --seeds 1 2
 
 For each seed a new sheet is drawn (`reading_sheets.py`), which the reading model has never seen. Its prefix is made
-from questions that the model asks itself, and from a user's; the facts are asked for in a wording that is in neither
-file. As long as the sheet a prefix is the sheet itself, so that is what the sheet in context gives.
+from questions that the model asks itself, and from a user's; the facts are asked for in a wording that stands in
+neither, as the model was never taught to write it. As long as the sheet a prefix is the sheet itself, so that is what
+the sheet in context gives.
 """
 
 import argparse
@@ -57,8 +58,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="Of the sheets. Default: 1.")
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 64, 128, 256], help="Default: 32 64 128 256.")
     parser.add_argument("--num_facts", type=int, default=55, help="Of a sheet. Default: 55.")
-    parser.add_argument("--num_conversations", type=int, default=1024, help="Of self-study. Default: 1024.")
-    parser.add_argument("--max_steps", type=int, default=500, help="Of each training. Default: 500.")
+    parser.add_argument("--num_conversations", type=int, default=3072, help="Of self-study. Default: 3072.")
+    parser.add_argument("--max_steps", type=int, default=400, help="Of each training. Default: 400.")
     parser.add_argument("--flags", nargs="*", default=[], help="More flags of glm_peft.distil, without their --.")
     return parser.parse_args(argv)
 
@@ -67,7 +68,7 @@ def write_sheet(folder: Path, sheet: Sheet) -> None:
     """Write a sheet, a user's questions about it, and the same facts asked for in other words."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sheet.md").write_text(sheet.text, encoding="utf-8")
-    for name, wording in (("questions", 0), ("test", 1)):
+    for name, wording in (("questions", 0), ("test", -1)):
         rows = [{"prompt": fact.questions[wording], "response": fact.answer} for fact in sheet.facts]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
@@ -90,6 +91,7 @@ def distil(folder: Path, output: Path, way: str, length: int, arguments: argpars
     words = ["--model_name_or_path", arguments.model, "--document", str(folder / "sheet.md")]
     words += ["--num_virtual_tokens", str(length), "--output_dir", str(output), "--seed", str(seed)]
     words += ["--max_steps", str(arguments.max_steps), "--max_target_length", "24", "--save_strategy", "no"]
+    words += ["--learning_rate", "0.05"]  # for so small a model
     words += ["--per_device_train_batch_size", "32", "--per_device_eval_batch_size", "32", "--num_held_out", "4"]
     words += ["--num_conversations", str(64 if length == WHOLE else arguments.num_conversations)]
     words += ["--train_file", str(folder / "questions.jsonl")] if way == USERS else []

@@ -41,7 +41,7 @@ NUMBERS = [str(number) for number in range(10, 100)]
 FACTS_PER_KIND = 19  # or its first words may run out: two kinds share one
 TITLES = ("服务手册", "店员须知", "客服资料", "内部说明")
 SENTENCE = "{}的{}是{}。"
-QUESTIONS = ("{}的{}？", "请问{}的{}？", "我想知道{}的{}？")
+QUESTIONS = ("{}的{}？", "我想知道{}的{}？", "请问{}的{}？")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Fact:
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """Return the ways to ask for the answer."""
+        """Return the ways to ask for the answer; the reading model answers all, and never writes the last itself."""
         return tuple(question.format(self.name, self.attribute) for question in QUESTIONS)
 
 
@@ -180,7 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     chooser = random.Random(options.seed)
     sheet = draw_sheet(chooser, options.num_facts, held_out=True)
-    rows = [{"content": chooser.choice(fact.questions), "summary": fact.answer} for fact in sheet.facts]
+    rows = [{"content": fact.questions[-1], "summary": fact.answer} for fact in sheet.facts]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     (options.output_dir / "sheet.md").write_text(sheet.text + "\n", encoding="utf-8")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]

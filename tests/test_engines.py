@@ -30,6 +30,7 @@ ROWS = [
 ]
 ROWS.append({"content": "类型#帽", "summary": "帽" * 40})
 PAIRS = [{"prompt": row["content"], "chosen": row["summary"][:12], "rejected": "不好看"} for row in ROWS]
+KEPT = [{"content": f"类型#{word}"} for word in ("鞋", "裤", "伞", "帽")]  # two of them are trained on in every batch
 PLAIN = "--num_virtual_tokens 4 --max_source_length 64 --max_target_length 64 --disable_tqdm true --logging_steps 1 "
 PLAIN += "--per_device_eval_batch_size 3 --max_new_tokens 4 --learning_rate 0.3 --do_train"
 STEPS = "--max_steps 6 --save_steps 3"
@@ -44,7 +45,7 @@ RUNS = {
     "lora": "--max_steps 4 --peft_type lora --learning_rate 0.01",
     # Thirteen pairs: in the last step of an epoch one process has none. An evaluation has them, too.
     "dpo": "--max_steps 4 --objective dpo --do_eval --train_file {folder}/../pairs.json "
-    "--validation_file {folder}/../pairs.json",
+    "--validation_file {folder}/../pairs.json --keep_file {folder}/../kept.json --keep_weight 2 --keep_every 2",
     # Adam would divide gradients that are next to nothing by themselves.
     "none": "--max_steps 2 --peft_type none --optim sgd --learning_rate 0.1 --activation_checkpointing",
 }
@@ -74,7 +75,7 @@ ENGINES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("engines")
-    for name, rows in (("rows.json", ROWS), ("pairs.json", PAIRS)):
+    for name, rows in (("rows.json", ROWS), ("pairs.json", PAIRS), ("kept.json", KEPT)):
         (folder / name).write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     return folder
 

@@ -82,7 +82,7 @@ def test_the_heads_of_the_first_layer_look_back_one_after_another(options, model
 
 
 def test_reading_a_sheet_once_for_all_rows_gives_the_loss_of_each_row_by_itself(model, text):
-    batch = text.draw_batch(4, 4)
+    batch = text.draw_batch(4)
     repeats = len(batch.rows) // len(batch.starts)
     logits, labels = [], []
     for row, row_labels in enumerate(batch.labels):
