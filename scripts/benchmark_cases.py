@@ -5,7 +5,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -21,10 +21,12 @@ from glm_peft.adapters.label_loss import attach_label_loss
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
 from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.methods import FULL, LORA, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.data import build_generation_features, build_training_features
 from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.models.loading import load_base_model, load_tokenizer
+from glm_peft.models.unwrapping import base_of
 from glm_peft.prediction import generation
 from glm_peft.prediction.generation import generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
@@ -44,6 +46,7 @@ class Training:
     prefix_attention: bool = True
     activation_checkpointing: bool = False
     compiled: bool = False
+    peft_type: str = PREFIX_TUNING
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ TRAINING = {
     "prefix in a cache": Training(layout="random", prefix_attention=False),
     "published way": Training("maximum", label_loss=False, activation_checkpointing=True),
     "plain PEFT": Training("random", label_loss=False, prefix_attention=False),
+    "LoRA": Training(prefix_attention=False, peft_type=LORA),
+    "the whole base": Training(label_loss=False, prefix_attention=False, peft_type=FULL),
 }
 PREDICTION = {
     "toolkit": Prediction(batch_size=None),
@@ -169,11 +174,13 @@ def _stretched(example: dict[str, Any], length: float, most: int) -> dict[str, A
 
 
 def build_model(arguments: argparse.Namespace, variant: Training) -> PeftModel:
-    """A fresh prefix on the base, with the savings of the variant."""
+    """A fresh adapter on the base, with the savings of the variant."""
     torch.manual_seed(0)
     model_args = model_arguments(arguments)
+    if variant.peft_type != PREFIX_TUNING:
+        model_args = replace(model_args, peft_type=variant.peft_type, num_virtual_tokens=None)
     model = create_adapter(load_base_model(model_args), model_args).train()
-    base = model.get_base_model()
+    base = base_of(model)
     if variant.prefix_attention:
         attach_prefix_attention(model)
     if variant.label_loss:
@@ -199,7 +206,7 @@ def plan_batches(
     if variant.layout == "chosen":
         training = SimpleNamespace(train_batch_size=size, gradient_accumulation_steps=1, world_size=1)
         training.train_sampling_strategy, training.neftune_noise_alpha = "auto", None
-        data = SimpleNamespace(packing=None)
+        data = DataArguments(train_file=arguments.train_file)
         planned = plan_batching(setting.examples, collate, model.config, (model_arguments(arguments), data, training))
         collate, layout = planned.collator, planned.reason
         if planned.order == GROUPING:
@@ -232,7 +239,7 @@ def useful_flops(model: PeftModel, tokens: int, labels: int) -> float:
     A frozen product takes 2 for each weight and token in the forward pass and 2 in the backward pass; the head's are
     needed only where there is a label.
     """
-    base = model.get_base_model()
+    base = base_of(model)
     head = base.get_output_embeddings()
     layers = [layer for layer in base.modules() if isinstance(layer, nn.Linear) and layer is not head]
     weights = sum(layer.in_features * layer.out_features for layer in layers)

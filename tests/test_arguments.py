@@ -25,6 +25,7 @@ from glm_peft.arguments.inspection import InspectArguments
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.prediction import PredictArguments, parse_predict_arguments
 from glm_peft.arguments.search import SearchArguments
+from glm_peft.arguments.settings import read_config
 from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
 from glm_peft.arguments.transformers_flags import FACTS
 from glm_peft.errors import UserError
@@ -126,7 +127,8 @@ def test_a_file_may_hold_lists_and_mappings(config):
 )
 def test_every_recipe_is_read_and_names_its_own_command(name):
     model_args, data_args, training_args = parse_train_arguments([str(ROOT / "configs" / name)])
-    assert training_args.do_train and data_args.train_file and model_args.num_virtual_tokens >= 1
+    assert training_args.do_train and data_args.train_file
+    assert (model_args.num_virtual_tokens is None) == name.endswith("_lora.yaml")
     assert f"glm_peft/train.py configs/{name}" in (ROOT / "configs" / name).read_text(encoding="utf-8")
 
 
@@ -139,6 +141,18 @@ def test_recipes_hold_the_published_settings(name):
     assert (training_args.learning_rate, training_args.max_steps, training_args.warmup_steps) == (2e-2, 3000, 0)
     assert training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps == 16
     assert (training_args.do_sample, training_args.top_p, training_args.temperature) == (True, 0.7, 0.95)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*_lora.yaml")), ids=lambda file: file.stem)
+def test_a_recipe_of_lora_differs_from_that_of_the_prefix_by_the_method_alone(file):
+    own, prefix = (
+        {setting.name: setting.values for setting in read_config(str(recipe))}
+        for recipe in (file, file.with_stem(file.stem.removesuffix("_lora")))
+    )
+    differing = {name for name in {*own, *prefix} if own.get(name) != prefix.get(name)}
+    of_lora = {"peft_type", "lora_rank", "lora_alpha", "target_modules"}
+    assert differing - of_lora - {"num_virtual_tokens", "prefix_dropout"} == {"learning_rate", "output_dir"}
+    assert own["output_dir"][0].startswith(os.path.dirname(prefix["output_dir"][0]))
 
 
 @pytest.mark.parametrize("name", ["cpu", "single_gpu", "multi_gpu"])

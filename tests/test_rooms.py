@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from draw_rooms import PICTURE, draw, read_imports, read_rooms
+
 PROJECT = Path(__file__).parents[1]
 ROOT = PROJECT / "glm_peft"
 COMMANDS = {"chat", "train", "predict", "doctor", "convert", "inspect_adapter", "search", "push"}
@@ -26,3 +28,12 @@ def test_beside_the_rooms_stand_the_commands_and_what_has_a_fixed_name():
 def test_every_room_says_in_one_sentence_what_it_is_for():
     for package in ROOT.rglob("__init__.py"):
         assert package.read_text(encoding="utf-8").startswith('"""'), package
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_contract_and_the_imports():
+    layers = read_rooms()
+    imports = read_imports(layers)
+    order = [name for layer in layers for name in (["commands"] if "train" in layer else layer)]
+    assert {("adapters", "models"), ("commands", "errors")} <= imports
+    assert all(order.index(importing) < order.index(imported) for importing, imported in imports)
+    assert PICTURE.read_text(encoding="utf-8") == draw(layers, imports), "type: python scripts/draw_rooms.py"
