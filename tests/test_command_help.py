@@ -143,6 +143,24 @@ def test_the_flags_read_off_the_source_are_those_of_transformers():
         assert read.type in (str, true.type) or read.choices
 
 
+def test_one_prompt_and_the_doctor_import_neither_scores_nor_pictures_nor_a_trainer():
+    script = """import runpy, sys
+sys.argv = "predict --model_name_or_path glm_peft/assets --prompt ? --max_new_tokens 1".split()
+runpy.run_module("glm_peft.predict", run_name="__main__")
+print(*sys.modules)
+import glm_peft.doctor
+print(*sys.modules)"""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, env=environment, capture_output=True, encoding="utf-8"
+    )
+    *_, of_prompt, of_doctor = (set(line.split()) for line in run.stdout.splitlines())
+    unwanted = {"jieba", "nltk", "rouge_chinese", "evaluate", "matplotlib", "glm_peft.training.trainer"}
+    assert "glm_peft.doctor" in of_doctor and not unwanted & of_doctor
+    unwanted |= {"datasets", "pandas", "pyarrow", "transformers.training_args", "glm_peft.training"}
+    assert "peft" in of_prompt and not unwanted & of_prompt
+
+
 @pytest.mark.parametrize(
     ("words", "code"),  # argparse takes no notice where there is no buffer, or it is full
     [("-m glm_peft.predict --help", (0, 141)), ("-m glm_peft.convert --help", (0, 141)), ("-c {script}", (141,))],
