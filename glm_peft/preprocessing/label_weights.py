@@ -34,4 +34,4 @@ def has_weights(examples: "Dataset") -> bool:
     import pyarrow.compute as pc
 
     # All labels are in the table, also of examples that were taken out: that costs nothing but a sum more.
-    return (pc.max(pc.list_flatten(examples.data["labels"])).as_py() or 0) >= 1 << _TOKEN_BITS
+    return (pc.max(pc.list_flatten(examples.data["labels"], recursive=True)).as_py() or 0) >= 1 << _TOKEN_BITS
