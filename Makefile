@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := output/demo
 DEMO_MODEL := glm_peft/assets
-PREDICT := $(BIN)/python -m glm_peft.predict --model_name_or_path $(DEMO_MODEL) --test_file examples/demo/test.json \
-	--prompt_column content --response_column summary --max_new_tokens 96 --per_device_eval_batch_size 20
+PREDICT := $(BIN)/python -m glm_peft.predict --model_name_or_path $(DEMO_MODEL) --dtype float32 \
+	--test_file examples/demo/test.json --prompt_column content --response_column summary --max_new_tokens 96 \
+	--per_device_eval_batch_size 20
 DISTIL := output/demo_distil
 READING := examples/reading
-ASK := $(BIN)/python -m glm_peft.predict --model_name_or_path $(READING)/model --dtype float32 --test_file $(READING)/questions.jsonl \
-	--max_new_tokens 16 --per_device_eval_batch_size 64
+ASK := $(BIN)/python -m glm_peft.predict --model_name_or_path $(READING)/model --dtype float32 \
+	--test_file $(READING)/questions.jsonl --max_new_tokens 16 --per_device_eval_batch_size 64
 # Two threads are what the demo was timed with; with no number at all accelerate chooses one and remarks on it.
 OMP_NUM_THREADS ?= 2
 export OMP_NUM_THREADS

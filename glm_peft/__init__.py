@@ -6,9 +6,9 @@ Importing this package teaches transformers' Auto classes to read the published 
 from importlib import import_module
 from typing import Any
 
-from glm_peft.arguments.command_help import show_help_if_asked
+from glm_peft.arguments.command_help import answer_early
 
-show_help_if_asked()  # before the models, whose import takes seconds
+answer_early()  # before the models, whose import takes seconds
 
 from glm_peft import models as models  # noqa: E402
 

@@ -4,10 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, Features, List, Value, concatenate_datasets
-from datasets.fingerprint import generate_random_fingerprint
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from glm_peft.arguments.data import DPO, DataArguments
@@ -22,9 +20,10 @@ from glm_peft.preprocessing.mixing import MixtureReport, mix_sources
 from glm_peft.preprocessing.preferences import pair_examples, without_cut_pairs
 from glm_peft.preprocessing.streaming import StreamedExamples, stream_conversations
 
-_IDS, _NUMBER = List(Value("int32")), Value("int32")
-_PROMPT_FEATURES = Features({"input_ids": _IDS, "length": _NUMBER, "prompt_length": _NUMBER})
-_TRAINING_FEATURES = Features({**_PROMPT_FEATURES, "labels": _IDS, "answer_length": _NUMBER})
+if TYPE_CHECKING:  # its import takes half a second, and one prompt needs none
+    from datasets import Dataset
+
+_OF_PROMPTS = {"input_ids": ["int32"], "length": "int32", "prompt_length": "int32"}
 _TOKENS_PER_LINE = 8
 
 
@@ -39,7 +38,7 @@ class GenerationFeatures:
     `rows` have the number of the row in the file and its conversation up to the question, without the source prefix.
     """
 
-    dataset: Dataset
+    dataset: "Dataset"
     prompts: list[str]
     references: list[str | None]
     decoded_references: list[str | None]
@@ -49,7 +48,7 @@ class GenerationFeatures:
 
 def build_training_features(
     split: Split, chat_format: ChatFormat, tokenizer: PreTrainedTokenizerBase, data_args: DataArguments
-) -> tuple[Dataset, LengthReport]:
+) -> tuple["Dataset", LengthReport]:
     """
     Build one example for each answer that is trained on: the prompt exactly as in prediction, then the answer.
 
@@ -69,7 +68,7 @@ def build_training_features(
     encoder = _Encoder(chat_format, tokenizer, data_args.max_source_length, limit)
     rows = _as_rows(split, data_args, lambda row: row.trained_turns(data_args.train_on, chat_format.arrange))
     is_weighted = len(rows) and "weight" in rows.features["answer"].feature
-    features = Features({**_TRAINING_FEATURES, "labels": List(Value("int64"))}) if is_weighted else _TRAINING_FEATURES
+    features = {**_OF_PROMPTS, "labels": ["int64" if is_weighted else "int32"], "answer_length": "int32"}
     dataset = _encode(rows, encoder, features, data_args, f"{split.name} examples")
     if data_args.objective != DPO:
         return _with_report(dataset, split, data_args, limit)
@@ -91,7 +90,7 @@ def build_generation_features(
     # Apart from the examples for training: generation must not see the answer, and its batches have no labels.
     rows = _as_rows(split, data_args, lambda conversation: [(conversation.prompt, [])])
     dataset, report = _with_report(
-        _encode(rows, encoder, _PROMPT_FEATURES, data_args, f"{split.name} prompts"), split, data_args, None
+        _encode(rows, encoder, _OF_PROMPTS, data_args, f"{split.name} prompts"), split, data_args, None
     )
     prompts = [conversation.prompt[-1]["content"] for conversation in split]
     asked = [with_system(conversation.prompt, data_args.system_text) for conversation in split]
@@ -105,6 +104,8 @@ def build_generation_features(
 
 def join_features(parts: Iterable[GenerationFeatures]) -> GenerationFeatures:
     """Join the prompts of several splits in their order, with the report of the first."""
+    from datasets import concatenate_datasets
+
     parts = list(parts)
     joined = {
         name: list(chain.from_iterable(getattr(part, name) for part in parts))
@@ -165,7 +166,7 @@ class EncodedSplits:
         reports: rows and lengths of every split and source, and how sources are mixed.
     """
 
-    examples: dict[str, Dataset]
+    examples: dict[str, "Dataset"]
     prompts: dict[str, GenerationFeatures]
     reports: dict[str, LengthReport | MixtureReport]
 
@@ -243,8 +244,10 @@ def _as_rows(
     split: Split,
     data_args: DataArguments,
     turns_of: Callable[[Conversation], list[tuple[list[Message], list[Message]]]],
-) -> Dataset:
+) -> "Dataset":
     """Put the turns into a dataset."""
+    from datasets import Dataset
+
     # `map` hands its rows to worker processes by file, where Conversation objects would have to be pickled.
     columns: dict[str, list[Any]] = {"messages": [], "answer": [], "where": []}
     with paused_collection():
@@ -328,7 +331,14 @@ class _Encoder:
         return encoded.ids, encoded.whole_length
 
 
-def _encode(rows: Dataset, encoder: _Encoder, features: Features, data_args: DataArguments, name: str) -> Dataset:
+def _encode(
+    rows: "Dataset", encoder: _Encoder, features: dict[str, Any], data_args: DataArguments, name: str
+) -> "Dataset":
+    """Encode the turns; of each column the type of its numbers is given, in a list where it holds several."""
+    from datasets import Features, List, Value
+    from datasets.fingerprint import generate_random_fingerprint
+
+    types = {name: List(Value(*each)) if isinstance(each, list) else Value(each) for name, each in features.items()}
     # Encoded anew in memory by each run, so nothing is looked up by the fingerprint; that of `datasets` would hash the
     # tokenizer, which takes time and is not stable.
     with paused_collection():
@@ -337,7 +347,7 @@ def _encode(rows: Dataset, encoder: _Encoder, features: Features, data_args: Dat
             batched=True,
             num_proc=data_args.preprocessing_num_workers,
             remove_columns=rows.column_names,
-            features=features,
+            features=Features(types),
             keep_in_memory=True,
             new_fingerprint=generate_random_fingerprint(),
             desc=f"Encoding {name}",
@@ -349,8 +359,8 @@ def _flag_of(split: Split) -> str:
 
 
 def _with_report(
-    dataset: Dataset, split: Split, data_args: DataArguments, max_answer_length: int | None
-) -> tuple[Dataset, LengthReport]:
+    dataset: "Dataset", split: Split, data_args: DataArguments, max_answer_length: int | None
+) -> tuple["Dataset", LengthReport]:
     per_row = 2 if data_args.objective == DPO and max_answer_length is not None else 1
     prompt_lengths = dataset["prompt_length"][::per_row]
     lengths = [summarize_lengths("prompt", "--max_source_length", data_args.max_source_length, prompt_lengths)]

@@ -10,8 +10,6 @@ Flags may follow the file and win over it.
 import logging
 from dataclasses import replace
 
-import transformers
-
 from glm_peft.adapters.assembly import open_base, put_trainable_adapter_on
 from glm_peft.arguments.data import DPO
 from glm_peft.arguments.splits import evaluation_sets
@@ -42,10 +40,12 @@ logger = logging.getLogger("glm_peft.train")
 @exit_with_user_errors()
 def main() -> None:
     """Train, evaluate and predict as the arguments ask."""
+    from transformers import set_seed  # above, a script would import it before a wrong flag is told
+
     # Arguments, decided before any weight is loaded
     arguments = parse_train_arguments()
     set_up_logging(choose_level(arguments.training), is_main_process=arguments.training.process_index == 0)
-    transformers.set_seed(arguments.training.seed)
+    set_seed(arguments.training.seed)
     base = open_base(arguments.model, arguments.data, is_trainable=True)
     arguments = arguments.resolve(base.model_args, base.data_args)
     model_args, data_args, training_args = arguments

@@ -146,9 +146,32 @@ def test_an_attention_that_does_not_exist_is_told(folder):
     assert "give another --attn_implementation" in error
 
 
+@pytest.mark.parametrize(
+    ("has_it", "stored", "chosen", "why"),
+    [
+        (False, torch.float16, torch.float32, "neither AMX nor AVX512-BF16"),
+        (True, torch.float16, torch.bfloat16, "has instructions for it"),
+        (True, "bfloat16", torch.bfloat16, "has instructions for it"),
+        (True, torch.float32, torch.float32, "not stored in 16 bits"),
+        (True, None, torch.float32, "not stored in 16 bits"),
+    ],
+)
+def test_auto_asks_the_processor(monkeypatch, has_it, stored, chosen, why):
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_it)
+    dtype, reason = choose_dtype("auto", torch.device("cpu"), stored)
+    assert dtype == chosen and why in reason
+
+
+def test_the_loss_in_bfloat16_is_that_in_float32_within_its_rounding(folder):
+    ids = torch.arange(5, 25)[None]
+    models = [load_base_model(arguments(folder, dtype=dtype), "cpu") for dtype in ("float32", "bfloat16")]
+    exact, rounded = (model(input_ids=ids, labels=ids).loss.item() for model in models)
+    assert rounded == pytest.approx(exact, rel=2**-7)  # 8 bits of a number
+
+
 def test_precision_is_chosen_by_the_device(folder):
-    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
-    assert choose_dtype("float16", torch.device("cpu")) == torch.float16
+    assert choose_dtype("float16", torch.device("cpu"))[0] == torch.float16
     model = load_base_model(arguments(folder, dtype="bfloat16"), "cpu")
     assert model.dtype == torch.bfloat16
     assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -1,6 +1,7 @@
 """Put a base model and its adapter together, the same way for every command."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from peft import PeftModel
@@ -18,10 +19,12 @@ from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.effects import naming_places
 from glm_peft.arguments.methods import PREFIX_TUNING, check_generation_of_method
 from glm_peft.arguments.model import ModelArguments
-from glm_peft.arguments.training import TrainingArguments
 from glm_peft.models.chat_formats import ChatFormat, get_chat_format
 from glm_peft.models.loading import check_pair, load_base_model, load_config, load_tokenizer
 from glm_peft.models.unwrapping import base_of, has_prefix
+
+if TYPE_CHECKING:  # of training alone
+    from glm_peft.arguments.training import TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def put_adapter_on(model: PreTrainedModel, base: OpenedBase) -> PreTrainedModel 
 
 
 def put_trainable_adapter_on(
-    model: PreTrainedModel, base: OpenedBase, training_args: TrainingArguments
+    model: PreTrainedModel, base: OpenedBase, training_args: "TrainingArguments"
 ) -> PreTrainedModel | PeftModel:
     """
     Put an adapter on the base for training: a new one where its arguments say it starts, or the saved one.
@@ -119,7 +122,7 @@ def put_trainable_adapter_on(
 
 
 def attach_for_training(
-    model: PreTrainedModel | PeftModel, training_args: TrainingArguments, prefix_dropout: float = 0.0
+    model: PreTrainedModel | PeftModel, training_args: "TrainingArguments", prefix_dropout: float = 0.0
 ) -> None:
     """Let the attention carry the prefix, compute the loss in chunks, and compile the layers by `--torch_compile`."""
     if has_prefix(model):

@@ -9,13 +9,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from transformers.hf_argparser import HfArgumentParser, string_to_bool
-
 from glm_peft.arguments.effects import find_outdone, find_without_effect, naming_places
 from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.former_options import IGNORED, REFUSED, RENAMED
 from glm_peft.arguments.settings import Setting, check_order, read_sources
+from glm_peft.arguments.transformers_source import load_argument_parser
 from glm_peft.errors import UserError
+
+_argparser = load_argument_parser()
+HfArgumentParser, string_to_bool = _argparser.HfArgumentParser, _argparser.string_to_bool
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,9 @@
 """Parse `python -m glm_peft.distil`: the documents, the conversations about them, and the settings of training."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from glm_peft.arguments.command_line import parse_command
 from glm_peft.arguments.data import DataArguments
@@ -108,7 +109,22 @@ def parse_distil_arguments(argv: list[str] | None = None) -> tuple[DistilArgumen
     """
     from glm_peft.arguments.training import DistillationArguments, TrainArguments  # slow: the help has no time for it
 
-    types = (DistilArguments, ModelArguments, DataArguments, DistillationArguments)
+    distil_args, *arguments = read_distil_arguments(argv, DistillationArguments)
+    return distil_args, TrainArguments(*arguments)
+
+
+def read_distil_arguments(argv: Sequence[str] | None, training_type: type) -> tuple[Any, ...]:
+    """
+    Parse the arguments of distilling, and refuse those of training that have no meaning there.
+
+    Args:
+        argv: the words after the command's name; `None` for those of this process.
+        training_type: the dataclass of the Trainer's flags.
+
+    Raises:
+        UserError: an argument is wrong.
+    """
+    types = (DistilArguments, ModelArguments, DataArguments, training_type)
     words = sys.argv[1:] if argv is None else argv
     distil_args, model_args, data_args, training_args = parse_command(words, types, **DISTIL_WORDS)
     with naming_places(data_args.places):
@@ -119,7 +135,7 @@ def parse_distil_arguments(argv: list[str] | None = None) -> tuple[DistilArgumen
                 f"--weight_decay {training_args.weight_decay} would shrink the frozen tokens, too: leave it out, or "
                 "give --num_frozen_tokens 0."
             )
-    return distil_args, TrainArguments(model_args, data_args, training_args)
+    return distil_args, model_args, data_args, training_args
 
 
 def _check_method(model_args: ModelArguments) -> None:

@@ -1,7 +1,8 @@
 """The arguments of the doctor: those of training, so that a recipe can be examined as it is."""
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from glm_peft.arguments.command_line import parse_command
 from glm_peft.arguments.data import DataArguments
@@ -31,14 +32,28 @@ def parse_doctor_arguments(
     from glm_peft.arguments.trainer_settings import check_streaming
     from glm_peft.arguments.training import ExaminedArguments, TrainArguments
 
-    types = (ModelArguments, DataArguments, ExaminedArguments)
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = TrainArguments(*parse_command(argv, types, **DOCTOR_WORDS))
-    if not wanted_splits(arguments.data, arguments.training):
+    arguments = TrainArguments(*read_doctor_arguments(argv, ExaminedArguments))
+    check_streaming(arguments.data, arguments.training)
+    return arguments
+
+
+def read_doctor_arguments(argv: Sequence[str] | None, training_type: type) -> tuple[Any, ...]:
+    """
+    Parse the arguments of the doctor, and require rows to examine.
+
+    Args:
+        argv: the words after the command's name; `None` for those of this process.
+        training_type: the dataclass of the Trainer's flags.
+
+    Raises:
+        UserError: an argument is wrong, or there is nothing to examine.
+    """
+    types = (ModelArguments, DataArguments, training_type)
+    arguments = parse_command(sys.argv[1:] if argv is None else argv, types, **DOCTOR_WORDS)
+    if not wanted_splits(*arguments[1:]):
         raise UserError(
             "There is nothing to examine: give --train_file, --validation_file, --test_file or a data set."
         )
-    check_streaming(arguments.data, arguments.training)
     return arguments
 
 

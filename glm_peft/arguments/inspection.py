@@ -70,7 +70,7 @@ class InspectArguments:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
-        "Precision of the base; auto: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.",
+        "Precision of the base; auto: bfloat16 on GPUs and CPUs that have it, else float16 or, on CPUs, float32.",
         needs=(*_ROWS, "keep_file"),
     )
     per_device_eval_batch_size: int = option(

@@ -59,7 +59,7 @@ class ModelArguments:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
-        "Precision of the base; auto: bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.",
+        "Precision of the base; auto: bfloat16 on GPUs and CPUs that have it, else float16 or, on CPUs, float32.",
         recipe="changed",
     )
     quantization_bit: int | None = option(

@@ -13,6 +13,8 @@ from glm_peft.arguments.fields import flags_with, option
 from glm_peft.arguments.former_options import REFUSED
 from glm_peft.arguments.generation import GenerationArguments
 from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.training_defaults import TrainingDefaults
+from glm_peft.arguments.transformers_source import trainer_flags
 from glm_peft.errors import UserError
 
 PREDICTION_WORDS = {
@@ -104,10 +106,9 @@ def parse_predict_arguments(
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
-    from glm_peft.arguments.training import TrainingArguments  # slow, and the help has no time for it
-
     argv = sys.argv[1:] if argv is None else argv
-    of_training = names_of_fields([TrainingArguments]).keys() - names_of_fields(PREDICTION_TYPES).keys() - {*_RENAMED}
+    of_training = names_of_fields([trainer_flags(TrainingDefaults)]).keys()
+    of_training -= names_of_fields(PREDICTION_TYPES).keys() | _RENAMED.keys()
     # A recipe of training is easily given to prediction, and the nearest names here would mislead.
     refused = dict.fromkeys(of_training, "is for training: leave it out, as only flags of --help go with prediction")
     model_args, data_args, predict_args = parse_command(

@@ -1,9 +1,9 @@
 """Parse `python -m glm_peft.search`: what to search, and the settings of training that every trial starts from."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from glm_peft.arguments.command_line import parse_command
 from glm_peft.arguments.data import DataArguments
@@ -84,18 +84,35 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
     """
     from glm_peft.arguments.training import TrainingArguments
 
-    argv = sys.argv[1:] if argv is None else argv
-    types = (ModelArguments, DataArguments, TrainingArguments)
-    # Every trial trains and evaluates: what needs that has an effect.
-    words = [*argv, "--do_train", "--do_eval"]
-    search_args, *arguments = parse_command(words, (SearchArguments, *types), **SEARCH_WORDS)
-    _, data_args, training_args = arguments
+    search_args, *arguments = read_search_arguments(argv, TrainingArguments)
+    training_args = arguments[-1]
     # Each of several processes would draw values of its own from Optuna.
     if training_args.world_size > 1 or training_args.deepspeed or training_args.fsdp:
         raise UserError(
             f"A search runs in one process without DeepSpeed or FSDP, and this is one of {training_args.world_size}: "
             "start it with python -m glm_peft.search, and leave out --deepspeed and --fsdp."
         )
+    # What was given and nothing else, as `best.yaml` is to hold no defaults.
+    given = {name: value for each in arguments for name, value in each.given.items()}
+    return search_args, {name: as_words(value) for name, value in given.items()}
+
+
+def read_search_arguments(argv: Sequence[str] | None, training_type: type) -> tuple[Any, ...]:
+    """
+    Parse the arguments of a search, and require data for its trials.
+
+    Args:
+        argv: the words after the command's name; `None` for those of this process.
+        training_type: the dataclass of the Trainer's flags.
+
+    Raises:
+        UserError: an argument is wrong, or lacks another one that it needs.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    types = (SearchArguments, ModelArguments, DataArguments, training_type)
+    # Every trial trains and evaluates: what needs that has an effect.
+    arguments = parse_command([*argv, "--do_train", "--do_eval"], types, **SEARCH_WORDS)
+    search_args, _, data_args, training_args = arguments
     if data_args.streaming:
         raise UserError(
             "--streaming is for one long training, and a search holds its rows for all trials: leave it out."
@@ -109,9 +126,7 @@ def parse_search_arguments(argv: list[str] | None = None) -> tuple[SearchArgumen
             f"--metric {search_args.metric} is a score of generated answers: give --predict_with_generate too, or "
             "leave it out to compare the loss."
         )
-    # What was given and nothing else, as `best.yaml` is to hold no defaults.
-    given = {name: value for each in arguments for name, value in each.given.items()}
-    return search_args, {name: as_words(value) for name, value in given.items()}
+    return arguments
 
 
 def is_searchable(name: str) -> bool:

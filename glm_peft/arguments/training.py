@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,20 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments
 
-from glm_peft.arguments.command_line import parse_command, warn
+from glm_peft.arguments.command_line import warn
 from glm_peft.arguments.data import DPO, DataArguments
 from glm_peft.arguments.effects import naming_places
-from glm_peft.arguments.fields import changed, option, require, require_at_least_one
+from glm_peft.arguments.fields import changed
 from glm_peft.arguments.methods import FULL, IN_EMBEDDINGS, METHODS, PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.splits import check_metric
 from glm_peft.arguments.trainer_settings import check_streaming, check_trainer_settings, choose_count
-from glm_peft.arguments.training_defaults import TRAINING_WORDS, TrainingDefaults
+from glm_peft.arguments.training_defaults import (
+    DistillationDefaults,
+    ExaminedDefaults,
+    TrainingDefaults,
+    read_train_arguments,
+)
 from glm_peft.errors import UserError
 
 # Where the package's name is not the service's.
@@ -102,78 +106,25 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
         return [name for name, is_wanted in wanted.items() if is_wanted]
 
     def _check_values(self) -> None:
-        if not self.output_dir:
-            raise UserError("--output_dir is not given: name a folder for the adapter and the results.")
-        # The command line refuses it by name; here it is refused from Python, too.
-        if self.hub_token is not None:
-            raise UserError("hub_token would be saved in clear: set the environment variable HF_TOKEN instead.")
+        self.check_values()
         for name in self._VALID_DICT_FIELDS:  # read by transformers as JSON, with a traceback where it is none
             _require_json(name, getattr(self, name))
         _check_deepspeed(self.deepspeed)
         _check_trackers([self.report_to] if isinstance(self.report_to, str) else self.report_to or [])
-        require_at_least_one(
-            self,
-            "max_new_tokens",
-            "num_beams",
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-            "keep_every",
-        )
-        require(self.learning_rate > 0, "--learning_rate must be above 0", self.learning_rate)
-        require(self.card_examples >= 0, "--card_examples must be 0 or more", self.card_examples)
-        require(self.dpo_beta > 0, "--dpo_beta must be above 0", self.dpo_beta)
-        require(self.keep_weight >= 0, "--keep_weight must be 0 or more", self.keep_weight)
-        require(self.max_keep_samples >= 2, "--max_keep_samples must be 2 or more", self.max_keep_samples)
-        self._check_early_stopping()
-        if not self.do_sample:
-            self._drop_sampling()
-        require(self.top_p is None or 0 < self.top_p <= 1, "--top_p must be above 0 and at most 1", self.top_p)
-        require(self.top_k is None or self.top_k >= 0, "--top_k must be 0 or more", self.top_k)
-        require(self.temperature is None or self.temperature > 0, "--temperature must be above 0", self.temperature)
 
     def _is_of_kept(self, metric: str | None) -> bool:
         """Whether a metric is one of those that `--keep_file` gives."""
         return bool(self.keep_file) and str(metric).removeprefix("eval_").startswith("keep_")
 
-    def _check_early_stopping(self) -> None:
-        patience, threshold = self.early_stopping_patience, self.early_stopping_threshold
-        require(patience is None or patience >= 1, "--early_stopping_patience must be 1 or more", patience)
-        require(threshold >= 0, "--early_stopping_threshold must be 0 or more", threshold)
-        if patience is None and threshold:
-            raise UserError("--early_stopping_threshold has no effect alone: give --early_stopping_patience too.")
-        if patience and self.eval_strategy == "no":
-            raise UserError(
-                f"--early_stopping_patience {patience} counts evaluations during training, but there are none: "
-                "give --eval_strategy steps or epoch, and --validation_file."
-            )
 
-    def _drop_sampling(self) -> None:
-        # No error: `--do_sample false` must be able to win over a recipe that samples.
-        for name in ("top_p", "top_k", "temperature"):
-            setattr(self, name, None)
+@dataclass
+class ExaminedArguments(ExaminedDefaults, TrainingArguments):
+    """The arguments of training, for the doctor."""
 
 
 @dataclass
-class ExaminedArguments(TrainingArguments):
-    """The arguments of training, for the doctor: it writes nothing, so no `output_dir` is needed."""
-
-    def __post_init__(self) -> None:
-        self.output_dir = self.output_dir or "unused"
-        super().__post_init__()
-
-
-@dataclass
-class DistillationArguments(TrainingArguments):
-    """The arguments of training, for `glm_peft.distil`: it always trains and evaluates, and goes on by itself."""
-
-    # As published (Cartridges, arXiv 2506.06266): what is learnt is what the base itself would say.
-    learning_rate: float | None = option(2e-2, "Highest learning rate.", recipe="always")
-    do_train: bool = option(True, "Train the prefix.")
-    do_eval: bool = option(True, "Take the divergence on the questions that are held out.")
-    resume_from_checkpoint: str | None = option(
-        "last", "Checkpoint to go on from: a folder, or last, the newest in --output_dir, if any."
-    )
+class DistillationArguments(DistillationDefaults, TrainingArguments):
+    """The arguments of training, for `glm_peft.distil`."""
 
 
 @dataclass(frozen=True)
@@ -249,34 +200,13 @@ def parse_train_arguments(argv: list[str] | None = None) -> TrainArguments:
     Raises:
         UserError: anything that is wrong with the arguments, told in one sentence.
     """
-    types = (ModelArguments, DataArguments, TrainingArguments)
-    argv = sys.argv[1:] if argv is None else argv
-    model_args, data_args, training_args = parse_command(argv, types, **TRAINING_WORDS)
+    model_args, data_args, training_args = read_train_arguments(argv, TrainingArguments)
     with naming_places(data_args.places):
-        _check_tasks(data_args, training_args)
         check_streaming(data_args, training_args)
         is_best_wanted = training_args.load_best_model_at_end or training_args.save_strategy == "best"
         if is_best_wanted or training_args.early_stopping_patience:
             check_metric(training_args.metric_for_best_model, data_args.validation_file)
     return TrainArguments(model_args, data_args, training_args)
-
-
-def _check_tasks(data_args: DataArguments, training_args: TrainingArguments) -> None:
-    """Require a task, and data for each task."""
-    files = {"do_train": "train_file", "do_eval": "validation_file", "do_predict": "test_file"}
-    wanted = [task for task in files if getattr(training_args, task)]
-    if not wanted:
-        raise UserError("There is nothing to do: give --do_train, --do_eval or --do_predict.")
-    for task in wanted:
-        is_held_out = task == "do_eval" and data_args.validation_split is not None
-        if getattr(data_args, files[task]) is None and data_args.dataset_name is None and not is_held_out:
-            raise UserError(f"--{task} needs data: give --{files[task]} or --dataset_name.")
-    for task, file in files.items():
-        # A recipe may name the rows of other commands, too; but a validation that is not made is a mistake.
-        is_meant = file not in data_args.places or task == "do_eval"
-        is_meant &= not (task == "do_train" and data_args.validation_split and training_args.do_eval)
-        if task not in wanted and getattr(data_args, file) and is_meant:
-            warn(f"{data_args.places.get(file, f'--{file}')} has no effect without --{task}.")
 
 
 def _require_json(name: str, value: Any) -> None:

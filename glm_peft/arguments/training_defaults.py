@@ -1,11 +1,18 @@
 """The flags that differ from transformers' training arguments or are added, without their import, which is slow."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from glm_peft.arguments.fields import option
+from glm_peft.arguments.command_line import parse_command, warn
+from glm_peft.arguments.data import DataArguments
+from glm_peft.arguments.effects import naming_places
+from glm_peft.arguments.fields import option, require, require_at_least_one
 from glm_peft.arguments.former_options import IGNORED
 from glm_peft.arguments.generation import GenerationArguments
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.errors import UserError
 
 BUILTIN_PROMPTS = "builtin"
 """The value of `--keep_file` that stands for the prompts of this package."""
@@ -111,3 +118,113 @@ class TrainingDefaults(GenerationArguments):
         "Keyword arguments for activation checkpointing, as JSON. None: use_reentrant is false.",
         needs=("activation_checkpointing",),
     )
+
+    def check_values(self) -> None:
+        """
+        Check what needs nothing of transformers; without `do_sample` its companions are dropped.
+
+        Raises:
+            UserError: `output_dir` is missing, a number is out of its range, or a token for the Hub is given.
+        """
+        if not self.output_dir:
+            raise UserError("--output_dir is not given: name a folder for the adapter and the results.")
+        # The command line refuses it by name; here it is refused from Python, too.
+        if self.hub_token is not None:
+            raise UserError("hub_token would be saved in clear: set the environment variable HF_TOKEN instead.")
+        require_at_least_one(
+            self,
+            "max_new_tokens",
+            "num_beams",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "keep_every",
+        )
+        self.do_eval = self.do_eval or self.eval_strategy != "no"  # as transformers does
+        rate = self.learning_rate
+        require(rate is None or rate > 0, "--learning_rate must be above 0", rate)
+        require(self.card_examples >= 0, "--card_examples must be 0 or more", self.card_examples)
+        require(self.dpo_beta > 0, "--dpo_beta must be above 0", self.dpo_beta)
+        require(self.keep_weight >= 0, "--keep_weight must be 0 or more", self.keep_weight)
+        require(self.max_keep_samples >= 2, "--max_keep_samples must be 2 or more", self.max_keep_samples)
+        self._check_early_stopping()
+        if not self.do_sample:
+            self._drop_sampling()
+        require(self.top_p is None or 0 < self.top_p <= 1, "--top_p must be above 0 and at most 1", self.top_p)
+        require(self.top_k is None or self.top_k >= 0, "--top_k must be 0 or more", self.top_k)
+        require(self.temperature is None or self.temperature > 0, "--temperature must be above 0", self.temperature)
+
+    def _check_early_stopping(self) -> None:
+        patience, threshold = self.early_stopping_patience, self.early_stopping_threshold
+        require(patience is None or patience >= 1, "--early_stopping_patience must be 1 or more", patience)
+        require(threshold >= 0, "--early_stopping_threshold must be 0 or more", threshold)
+        if patience is None and threshold:
+            raise UserError("--early_stopping_threshold has no effect alone: give --early_stopping_patience too.")
+        if patience and self.eval_strategy == "no":
+            raise UserError(
+                f"--early_stopping_patience {patience} counts evaluations during training, but there are none: "
+                "give --eval_strategy steps or epoch, and --validation_file."
+            )
+
+    def _drop_sampling(self) -> None:
+        # No error: `--do_sample false` must be able to win over a recipe that samples.
+        for name in ("top_p", "top_k", "temperature"):
+            setattr(self, name, None)
+
+
+@dataclass
+class ExaminedDefaults(TrainingDefaults):
+    """Those of the doctor, which writes nothing."""
+
+    output_dir: str | None = option("unused", "Folder that training is to write.")
+
+
+@dataclass
+class DistillationDefaults(TrainingDefaults):
+    """Those of `glm_peft.distil`, which always trains and evaluates, and goes on by itself."""
+
+    # As published (Cartridges, arXiv 2506.06266): what is learnt is what the base itself would say.
+    learning_rate: float | None = option(2e-2, "Highest learning rate.", recipe="always")
+    do_train: bool = option(True, "Train the prefix.")
+    do_eval: bool = option(True, "Take the divergence on the questions that are held out.")
+    resume_from_checkpoint: str | None = option(
+        "last", "Checkpoint to go on from: a folder, or last, the newest in --output_dir, if any."
+    )
+
+
+def read_train_arguments(argv: Sequence[str] | None, training_type: type) -> tuple[ModelArguments, DataArguments, Any]:
+    """
+    Parse the arguments of training, and require a task and data for it.
+
+    Args:
+        argv: the words after the script's name; `None` for those of this process.
+        training_type: the dataclass of the Trainer's flags.
+
+    Raises:
+        UserError: an argument is wrong, or there is nothing to do.
+    """
+    types = (ModelArguments, DataArguments, training_type)
+    model_args, data_args, training_args = parse_command(
+        sys.argv[1:] if argv is None else argv, types, **TRAINING_WORDS
+    )
+    with naming_places(data_args.places):
+        _check_tasks(data_args, training_args)
+    return model_args, data_args, training_args
+
+
+def _check_tasks(data_args: DataArguments, training_args: TrainingDefaults) -> None:
+    """Require a task, and data for each task."""
+    files = {"do_train": "train_file", "do_eval": "validation_file", "do_predict": "test_file"}
+    wanted = [task for task in files if getattr(training_args, task)]
+    if not wanted:
+        raise UserError("There is nothing to do: give --do_train, --do_eval or --do_predict.")
+    for task in wanted:
+        is_held_out = task == "do_eval" and data_args.validation_split is not None
+        if getattr(data_args, files[task]) is None and data_args.dataset_name is None and not is_held_out:
+            raise UserError(f"--{task} needs data: give --{files[task]} or --dataset_name.")
+    for task, file in files.items():
+        # A recipe may name the rows of other commands, too; but a validation that is not made is a mistake.
+        is_meant = file not in data_args.places or task == "do_eval"
+        is_meant &= not (task == "do_train" and data_args.validation_split and training_args.do_eval)
+        if task not in wanted and getattr(data_args, file) and is_meant:
+            warn(f"{data_args.places.get(file, f'--{file}')} has no effect without --{task}.")

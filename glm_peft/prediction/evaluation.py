@@ -17,7 +17,6 @@ from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.generation import GenerationArguments
 from glm_peft.arguments.splits import VALIDATION
 from glm_peft.data import GenerationFeatures, join_features
-from glm_peft.metrics import TEXT_SCORE_NAMES, compute_scores
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.generations import CHATGLM3, GLM4
 from glm_peft.models.tool_formats import TURN_MARK, ToolCall
@@ -70,6 +69,8 @@ def score_answers(features: GenerationFeatures, answers: Sequence[str], protocol
     Args:
         answers: with the white space around them, as `generate_answers(keep_white_space=True)` returns them.
     """
+    from glm_peft.metrics import TEXT_SCORE_NAMES, compute_scores  # slow, and of no use without scores
+
     rows = zip(answers, features.references, features.decoded_references, strict=True)
     rows = [row for row in rows if row[1] is not None]
     if not rows:

@@ -4,9 +4,12 @@ Let labels carry the weight of their token in the loss, above the 32 bits of the
 So they are padded, packed, shared among processes and counted as labels without weights, which are the tokens alone.
 """
 
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING
+
 import torch
-from datasets import Dataset
+
+if TYPE_CHECKING:  # its import takes half a second, and one prompt needs none
+    from datasets import Dataset
 
 _TOKEN_BITS = 32
 _ONE = 0x3F800000  # the bits of 1.0 in float32: of a label of weight 1 nothing is left above the token
@@ -26,7 +29,9 @@ def split_labels(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | Non
     return labels - (bits << _TOKEN_BITS), (bits ^ _ONE).to(torch.int32).view(torch.float32)
 
 
-def has_weights(examples: Dataset) -> bool:
+def has_weights(examples: "Dataset") -> bool:
     """Whether any label weighs other than 1."""
+    import pyarrow.compute as pc
+
     # All labels are in the table, also of examples that were taken out: that costs nothing but a sum more.
     return (pc.max(pc.list_flatten(examples.data["labels"], recursive=True)).as_py() or 0) >= 1 << _TOKEN_BITS

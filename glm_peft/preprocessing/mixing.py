@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from datasets import Dataset, interleave_datasets
+from typing import TYPE_CHECKING
 
 from glm_peft.arguments.data import DataArguments
 from glm_peft.preprocessing.conversations import Split
+
+if TYPE_CHECKING:  # its import takes half a second, and one prompt needs none
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,16 @@ class MixtureReport:
 
 
 def mix_sources(
-    parts: Sequence[Split], examples: Sequence[Dataset], data_args: DataArguments
-) -> tuple[Dataset, MixtureReport]:
+    parts: Sequence[Split], examples: Sequence["Dataset"], data_args: DataArguments
+) -> tuple["Dataset", MixtureReport]:
     """
     Draw from the examples of several sources with the probabilities that their weights give.
 
     Args:
         parts: the sources, in the order of `examples`.
     """
+    from datasets import interleave_datasets
+
     total = sum(part.weight for part in parts)
     shares = [part.weight / total for part in parts]
     marked = [dataset.add_column("source", [number] * len(dataset)) for number, dataset in enumerate(examples)]

@@ -12,22 +12,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush, heapreplace
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from transformers import PreTrainedConfig
 
 from glm_peft.errors import UserError
 from glm_peft.models.chatglm.positions import build_position_rows
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 
+if TYPE_CHECKING:  # its import takes half a second, and one prompt needs none
+    from datasets import Dataset
+
 _EVEN = 5  # times the hidden size, in tokens: the length at which attention costs as much as the rest, as measured
 _PACKED_TOGETHER = 1000  # examples of a stream: with fewer, rows stay less full
 _LEAST_GAIN = 0.03  # of the cost: below this, a batch stays padded, bit for bit
 
 
-def pack_examples(examples: Dataset, max_length: int, config: PreTrainedConfig) -> Dataset:
+def pack_examples(examples: "Dataset", max_length: int, config: PreTrainedConfig) -> "Dataset":
     """
     Put the examples into as few rows as best-fit decreasing needs.
 
@@ -42,6 +44,8 @@ def pack_examples(examples: Dataset, max_length: int, config: PreTrainedConfig) 
     Raises:
         UserError: an example is longer than a row.
     """
+    from datasets import Dataset
+
     return Dataset.from_dict(_pack({name: examples[name][:] for name in ("input_ids", "labels")}, max_length, config))
 
 

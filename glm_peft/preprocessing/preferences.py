@@ -5,15 +5,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any
-
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any
 
 from glm_peft.errors import UserError
 from glm_peft.models.shortening import Message
 from glm_peft.preprocessing.columns import Columns, describe_missing_column, holds_messages
 from glm_peft.preprocessing.messages import read_messages
 from glm_peft.preprocessing.records import BadRow, Row, describe_value
+
+if TYPE_CHECKING:  # its import takes half a second, and one prompt needs none
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _divide(messages: list[Message]) -> tuple[list[Message], list[Message]]:
     return messages[:start], messages[start:]
 
 
-def without_cut_pairs(examples: Dataset, where: Sequence[str], flag: str, limit: int, skips: bool) -> Dataset:
+def without_cut_pairs(examples: "Dataset", where: Sequence[str], flag: str, limit: int, skips: bool) -> "Dataset":
     """
     Leave out the pairs of which an answer was cut, as a part of it is not what was compared.
 
@@ -127,7 +128,7 @@ def without_cut_pairs(examples: Dataset, where: Sequence[str], flag: str, limit:
     return examples.select([place for place in range(len(examples)) if place // 2 not in pairs])
 
 
-def pair_examples(examples: Dataset) -> Dataset:
+def pair_examples(examples: "Dataset") -> "Dataset":
     """
     Return one example [2, tokens] for every two; `length` is that of the longer one.
 

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-from datasets.iterable_dataset import ExamplesIterable
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedConfig
 
@@ -18,6 +16,9 @@ from glm_peft.errors import UserError
 from glm_peft.preprocessing.columns import describe_unread
 from glm_peft.preprocessing.conversations import Conversation, Split, open_rows, read_conversations
 from glm_peft.preprocessing.packing import pack_stream
+
+if TYPE_CHECKING:  # its import takes half a second, and one prompt needs none
+    import datasets
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +142,11 @@ class StreamedExamples(IterableDataset[dict[str, Any]]):
             if turn is None:
                 raise UserError("--streaming finds no rows any more: was the file replaced?")
 
-    def _pass(self, number: int) -> datasets.IterableDataset:
+    def _pass(self, number: int) -> "datasets.IterableDataset":
         """Return all turns, once, in an order of their own."""
+        import datasets
+        from datasets.iterable_dataset import ExamplesIterable
+
         seed = self.data_args.rows_seed + number
         # Not by `from_generator`, which leaves a lock file in the cache for each.
         parts = [

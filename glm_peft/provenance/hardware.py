@@ -6,10 +6,12 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainingArguments
+
+if TYPE_CHECKING:  # of training alone
+    from transformers import TrainingArguments
 
 RUNTIMES = {"train_runtime": "train", "eval_runtime": "evaluate", "predict_runtime": "predict"}
 """The task whose seconds a result holds, by the result's name."""
@@ -17,7 +19,7 @@ RUNTIMES = {"train_runtime": "train", "eval_runtime": "evaluate", "predict_runti
 _CPU_NAME = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
 
 
-def describe_hardware(training_args: TrainingArguments) -> dict[str, Any]:
+def describe_hardware(training_args: "TrainingArguments") -> dict[str, Any]:
     """Return the name and kind of the device, the number of processes, and the backend, as `MULTI_GPU` or `FSDP`."""
     device = training_args.device
     backend = training_args.distributed_state.distributed_type.value

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from accelerate import PartialState
@@ -27,7 +27,6 @@ from glm_peft.arguments.fields import flags_with
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.sources import Source, read_train_sources
 from glm_peft.arguments.splits import file_of
-from glm_peft.arguments.training import TrainArguments
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.loading import find_generation, hub_arguments
 from glm_peft.models.tokenization_common import read_json_beside
@@ -42,6 +41,9 @@ from glm_peft.provenance.fingerprints import (
 )
 from glm_peft.provenance.hardware import describe_hardware, measure_cost
 from glm_peft.provenance.ownership import CURVES_KEY, WEIGHTS, WEIGHTS_KEY, digest_weights
+
+if TYPE_CHECKING:  # of training alone
+    from glm_peft.arguments.training import TrainArguments
 from glm_peft.provenance.recipe import describe_flags, describe_recipe, public_name, select_scores
 from glm_peft.reporting.file_names import CURVES_NAME, PROVENANCE_NAME
 from glm_peft.reporting.files import digest_file, write_atomically
@@ -62,7 +64,7 @@ def describe_origin(
     protocol: str,
     splits: Mapping[str, Split],
     data: Mapping[str, Any],
-    arguments: TrainArguments,
+    arguments: "TrainArguments",
 ) -> dict[str, Any]:
     """
     Describe a training run before its first step; in processes other than the main one the record is empty.
