@@ -20,6 +20,7 @@ COMMANDS = (
     "inspect_adapter",
     "predict",
     "push",
+    "recipes",
     "search",
     "serve",
     "train",
@@ -62,6 +63,10 @@ def _show_help(command: str) -> None:  # each parser prints its help and exits
         from glm_peft.arguments.push import parse_push_arguments
 
         parse_push_arguments(["--help"])
+    if command == "recipes":
+        from glm_peft.arguments.recipes import parse_recipes_arguments
+
+        parse_recipes_arguments(["--help"])
     from glm_peft.arguments.command_line import parse_command
     from glm_peft.arguments.data import DataArguments
     from glm_peft.arguments.distil import DISTIL_WORDS, DistilArguments
