@@ -1,4 +1,4 @@
-# make demo | make demo-distil | make test | make lint | make clean. Each makes .venv by itself;
+# make demo | make demo-distil | make test | make lint | make docs | make clean. Each makes .venv by itself;
 # PYTHON=python3.12 chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +17,7 @@ ASK := $(BIN)/python -m glm_peft.predict --model_name_or_path $(READING)/model -
 OMP_NUM_THREADS ?= 2
 export OMP_NUM_THREADS
 
-.PHONY: demo demo-distil test lint clean
+.PHONY: demo demo-distil test lint docs clean
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
@@ -45,8 +45,17 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports setup.cfg --no-cache
 
+# The site, both languages, into site/: every link and anchor is checked, and nothing is loaded from the network.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The site begins at site/index.html and site/zh/index.html."
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf output build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf site output build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 # pip is there only where venv came to its end: a half-made .venv is made again.

@@ -12,7 +12,7 @@ answer_early()  # before the models, whose import takes seconds
 
 from glm_peft import models as models  # noqa: E402
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "load_adapter": "adapters.loading",

@@ -40,6 +40,7 @@ OWN_NAMES = {
     "convert": {"base", "output_dir", "verify"},
     "inspect_adapter": {field.name for field in fields(InspectArguments)},
     "push": {field.name for field in fields(PushArguments)},
+    "recipes": {"help"},
 }
 OF_TRAINING = {"prefix_init", "prefix_init_text", "prefix_init_std", "prefix_dropout", "save_tokenizer", "train_file"}
 OF_TRAINING |= {"validation_file", "max_train_samples", "max_eval_samples", "packing", "max_length", "train_on"}

@@ -53,6 +53,7 @@ from glm_peft.arguments.inspection import parse_inspect_arguments
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.prediction import PredictArguments, parse_predict_arguments
 from glm_peft.arguments.push import PushArguments, parse_push_arguments
+from glm_peft.arguments.recipes import parse_recipes_arguments
 from glm_peft.arguments.search import SearchArguments, parse_search_arguments
 from glm_peft.arguments.serve import ServeArguments, parse_serve_arguments
 from glm_peft.arguments.sources import read_train_sources
@@ -190,6 +191,7 @@ MODULES = {
     "glm_peft.distil": parse_distil_arguments,
     "glm_peft.search": parse_search_arguments,
     "glm_peft.push": parse_push_arguments,
+    "glm_peft.recipes": parse_recipes_arguments,
     "glm_peft.convert": parse_convert_arguments,
     "glm_peft.inspect_adapter": parse_inspect_arguments,
 }

@@ -9,7 +9,7 @@ from draw_rooms import PICTURE, draw, read_imports, read_rooms
 PROJECT = Path(__file__).parents[1]
 ROOT = PROJECT / "glm_peft"
 COMMANDS = {"chat", "train", "predict", "doctor", "convert", "inspect_adapter", "search", "push"}
-COMMANDS |= {"serve", "web", "distil"}
+COMMANDS |= {"serve", "web", "distil", "recipes"}
 # In a process of its own, as it sets up the log of the whole process.
 LINT = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports('setup.cfg', no_cache=True))"
 

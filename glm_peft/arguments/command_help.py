@@ -23,6 +23,7 @@ COMMANDS = (
     "inspect_adapter",
     "predict",
     "push",
+    "recipes",
     "search",
     "serve",
     "train",
@@ -78,6 +79,8 @@ def _read(command: str, words: list[str]) -> None:
         from glm_peft.arguments.prediction import parse_predict_arguments as parse
     elif command == "push":
         from glm_peft.arguments.push import parse_push_arguments as parse
+    elif command == "recipes":
+        from glm_peft.arguments.recipes import parse_recipes_arguments as parse
     elif command == "serve":
         from glm_peft.arguments.serve import parse_serve_arguments as parse
     elif command == "web":

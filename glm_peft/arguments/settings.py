@@ -113,6 +113,8 @@ def where_to_look(path: Path) -> str:
     looked = f"there is no such file in {path.absolute().parent}"
     if not path.is_absolute() and (root / path).is_file():
         return f"{looked}, but {root / path} is there: give that, or start in {root}, as the paths in it begin there"
+    if not path.is_absolute() and (root / "glm_peft" / path).is_file():  # installed without a checkout
+        return f"{looked}; `glm-peft recipes {path.stem}` puts it there"
     beside = {found.name: found for found in path.parent.glob("*.*") if found.suffix.lower() in _SUFFIXES}
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f"{looked}, {f'the nearest is {beside[near[0]]}' if near else 'give its whole path'}"
