@@ -8,8 +8,7 @@ training, and kept in the output folder.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from glm_peft.adapters.assembly import OpenedBase
 from glm_peft.adapters.divergence_loss import divergence_from
@@ -35,6 +32,7 @@ from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.provenance.fingerprints import sample_weights
 from glm_peft.reporting.files import write_atomically
+from glm_peft.training.base_calls import calls_of_base, without_adapter
 from glm_peft.training.teacher_values import TeacherBatch, TeacherValues, keep_values, number_labels
 
 LIKELIEST = 20
@@ -81,16 +79,6 @@ def read_general_prompts(base: OpenedBase, keep_file: str | None, limit: int) ->
     return prompts
 
 
-@contextmanager
-def without_adapter(model: PreTrainedModel | PeftModel) -> Iterator[torch.nn.Module]:
-    """Give the base within this context: the bare model, or the whole with the layers of its adapter switched off."""
-    if isinstance(model, PeftModel) and not model.active_peft_config.is_prompt_learning:
-        with model.disable_adapter():
-            yield model
-    else:
-        yield base_of(model)
-
-
 @dataclass(frozen=True)
 class Keeping:
     """
@@ -127,8 +115,8 @@ class Keeping:
             keep_loss_rise: of the loss on the base's answers, nats per token.
         """
         model, rows = self.answering.model, range(0, len(self.prompts), 2)
-        with without_adapter(model) as bare:
-            base = self._compare(bare, rows)
+        with calls_of_base(model):
+            base = self._compare(model, rows)
         found = self._compare(model, rows)
         own = self._answer(self.answering, rows)
         same = [answer == self.answers[row] for answer, row in zip(own, rows, strict=True)]

@@ -10,6 +10,7 @@ from peft import PeftModel
 from glm_peft.adapters.label_loss import replaced_loss
 from glm_peft.adapters.preference_loss import answer_log_probs, preference_loss
 from glm_peft.models.unwrapping import base_of
+from glm_peft.training.base_calls import calls_of_base
 
 REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
 """What is logged of the pairs: the mean rewards, their mean difference, and the share in which the chosen has more."""
@@ -48,7 +49,7 @@ class Preference:
         is_training = self.model.training
         self.model.eval()
         replaced = replaced_loss(base_of(self.model), answer_log_probs)
-        with _without_adapter(self.model), replaced, self.accelerator.autocast():
+        with calls_of_base(self.model), replaced, self.accelerator.autocast():
             log_probs = self.model(**batch)["loss"]
         self.model.train(is_training)
         return log_probs
@@ -73,21 +74,3 @@ class Preference:
 def count_pairs_once(pairs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return a batch of pairs in which the Trainer, as it counts labels, finds one for each pair that has any."""
     return pairs | {"shift_labels": pairs["labels"].flatten(1).amax(dim=1)}
-
-
-@contextmanager
-def _without_adapter(model: PeftModel) -> Iterator[None]:
-    """Let calls of a model be calls of its base within this context."""
-    if not model.active_peft_config.is_prompt_learning:
-        with model.disable_adapter():
-            yield
-        return
-    # Calls of the whole still, whose hooks put a sharded model together; PEFT would leave out those of the base.
-    before = vars(model).get("forward")
-    model.forward = model.get_base_model().__call__
-    try:
-        yield
-    finally:
-        del model.forward
-        if before:
-            model.forward = before
