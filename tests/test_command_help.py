@@ -87,7 +87,8 @@ def test_a_wrong_flag_is_told_without_importing_transformers(command: str):
     assert not imported & {"torch", "transformers", "peft", "numpy", "glm_peft.models"}
     said = [line for line in run.stderr.splitlines() if not line.startswith("import time:")]
     own = "error: --seed_of_doubt: there is no such argument, "
-    assert said[-1].startswith(own if command != "convert" else "python -m glm_peft.convert: error: ")
+    of_argparse = f"python -m glm_peft.{command}: error: "
+    assert said[-1].startswith(of_argparse if command in ("convert", "recipes") else own)
 
 
 @pytest.mark.parametrize(

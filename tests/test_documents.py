@@ -19,12 +19,14 @@ import benchmark
 import compare_demo
 import cost_growth
 import distil_cost
+import distil_curve
 import forgetting_table
 import pytest
 import serving_benchmark
 import soak_server
 import torch
 import train_demo_model
+import train_reading_model
 from accelerate.commands.launch import launch_command_parser
 from peft import PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from scaling_table import Assumptions
@@ -198,6 +200,8 @@ MODULES = {
 SCRIPTS = {
     "scripts/soak_server.py": soak_server.parse_arguments,
     "scripts/distil_cost.py": distil_cost.parse_arguments,
+    "scripts/distil_curve.py": distil_curve.parse_arguments,
+    "scripts/train_reading_model.py": train_reading_model.parse_arguments,
     "scripts/serving_benchmark.py": serving_benchmark.parse_arguments,
     "scripts/scaling_table.py": HfArgumentParser(Assumptions).parse_args_into_dataclasses,
     "scripts/benchmark.py": benchmark.parse_arguments,

@@ -107,12 +107,12 @@ def test_an_evaluation_that_is_given_up_gives_no_answer_more(base, tmp_path, mon
     """Here by a signal in the middle of its answers."""
     answered = []
 
-    def answer(*args: object) -> dict[str, float]:
+    def answer(*args: object, **options: object) -> list[str]:
         os.kill(os.getpid(), signal.SIGTERM)
         answered.append(args)
-        return {}
+        return []
 
-    monkeypatch.setattr("glm_peft.prediction.evaluation.Scoring.evaluate", answer)
+    monkeypatch.setattr("glm_peft.prediction.evaluation.Answering.generate", answer)
     with pytest.raises(SystemExit):
         run(training_words(base, tmp_path / "out", *WORDS, *SCORED))
     assert answered == []

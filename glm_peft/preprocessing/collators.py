@@ -41,7 +41,7 @@ class TrainingCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        if "labels" in features[0] and isinstance(features[0]["labels"][0], list):
+        if "labels" in features[0] and any(isinstance(part, list) for part in features[0]["labels"][:1]):
             return self._of_pairs(features)
         side = self.tokenizer.padding_side
         batch = _padded_inputs([feature["input_ids"] for feature in features], self, side)
