@@ -54,12 +54,17 @@ OWN_NAMES["web"] = {field.name for kind in (ModelArguments, WebArguments) for fi
 OWN_NAMES["predict"] -= OF_TRAINING | {"overwrite_cache"}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_every_argument_of_the_command_without_importing_torch(command: str):
+def type_traced(command: str, flag: str) -> subprocess.CompletedProcess[str]:
+    """What a command says to a flag, with its imports on stderr."""
     words = [f"glm_peft/{command}.py"] if command == "train" else ["-m", f"glm_peft.{command}"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    typed = [sys.executable, "-X", "importtime", *words, "--help"]
-    run = subprocess.run(typed, cwd=PROJECT, env=environment, capture_output=True, encoding="utf-8")
+    typed = [sys.executable, "-X", "importtime", *words, flag]
+    return subprocess.run(typed, cwd=PROJECT, env=environment, capture_output=True, encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_argument_of_the_command_without_importing_torch(command: str):
+    run = type_traced(command, "--help")
     assert run.returncode == 0
     assert run.stdout.startswith("usage: ")
     names = OWN_NAMES[command]
@@ -78,10 +83,7 @@ def test_help_names_every_argument_of_the_command_without_importing_torch(comman
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_flag_is_told_without_importing_transformers(command: str):
-    words = [f"glm_peft/{command}.py"] if command == "train" else ["-m", f"glm_peft.{command}"]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    typed = [sys.executable, "-X", "importtime", *words, "--seed_of_doubt=1"]
-    run = subprocess.run(typed, cwd=PROJECT, env=environment, capture_output=True, encoding="utf-8")
+    run = type_traced(command, "--seed_of_doubt=1")
     assert run.returncode == 2
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
     assert not imported & {"torch", "transformers", "peft", "numpy", "glm_peft.models"}
