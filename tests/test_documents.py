@@ -89,6 +89,7 @@ OTHER_FLAGS = {
     "--machine_rank": "accelerate's",
     "--main_process_ip": "accelerate's",
     "--help": "argparse's",
+    "--help_all": "of every command of training",
     "--output_dir": "of every command",
     "--generation": "of scripts/make_tiny_model.py",
     "--hidden_size": "of scripts/make_tiny_model.py",

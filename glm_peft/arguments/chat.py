@@ -26,7 +26,7 @@ class ChatArguments(GenerationArguments):
     _argument_group_name = "chat"
 
     adapters: list[str] | None = option(
-        None, "Further adapters as name=PATH, to change to with /adapter name; a folder or a Hub id each."
+        None, "Adapters as name=PATH, a folder or a Hub id each; /adapter NAME changes to one."
     )
     system: str | None = option(None, "System text, which comes before all turns. None: none.")
     seed: int = option(42, "Seed of --do_sample.")

@@ -91,7 +91,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         has_default = action.nargs != 0 and action.default not in (None, "")
-        return super()._get_help_string(action) if has_default else action.help
+        shown = super()._get_help_string(action) if has_default else action.help
+        return shown and shown.replace("None: ", "Not given: ")  # who types flags need not know Python's word
 
 
 class _Problem(Exception):

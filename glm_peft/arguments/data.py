@@ -32,7 +32,7 @@ class DataArguments:
 
     train_file: str | None = option(
         None,
-        "Rows to train on (.json, .jsonl, .csv, .parquet); several with weights as FILE:WEIGHT,FILE:WEIGHT, or "
+        "Rows to train on (.json, .jsonl, .csv, .tsv, .parquet); several with weights as FILE:WEIGHT,FILE:WEIGHT, or "
         "NAME=FILE:WEIGHT. None: --dataset_name.",
         recipe="always",
         public="sources",
@@ -57,22 +57,22 @@ class DataArguments:
     )
     stopping_strategy: Literal["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"] = option(
         "first_exhausted",
-        "Where a mixture of several sources ends: with the first source that has no more rows, or with the last, the "
-        "others repeated or not.",
+        "When a mixture of several sources ends: when the first source has no more rows, or when every row has been "
+        "used, with the rows of smaller sources repeated or not.",
         recipe="changed",
         prediction="refused",
         needs=("train_file",),
     )
     streaming: bool = option(
         False,
-        "Read the rows of training while it trains, as they need not fit into memory; --max_steps ends it.",
+        "Read the training rows during training, for data larger than memory; needs --max_steps.",
         recipe="changed",
         prediction="refused",
         needs=("train_file", "dataset_name"),
     )
     shuffle_buffer_size: int = option(
         10_000,
-        "Examples of --streaming that are held, and drawn from at random; 1: they keep the order of the rows.",
+        "Examples that --streaming holds and draws from at random; 1 keeps the order of the rows.",
         recipe="changed",
         prediction="refused",
         needs=("streaming",),
@@ -88,7 +88,8 @@ class DataArguments:
         None,
         "Rows for --do_predict; answers may be missing. None: --dataset_name.",
         search="free",
-        prediction="Rows to answer (.json, .jsonl, .csv, .parquet); answers may be missing. None: --dataset_name.",
+        prediction="Rows to answer (.json, .jsonl, .csv, .tsv, .parquet); answers may be missing. None: "
+        "--dataset_name.",
     )
     dataset_name: str | None = option(
         None,
@@ -117,7 +118,7 @@ class DataArguments:
     )
     tools_file: str | None = option(
         None,
-        "JSON list of tools that rows offer which offer none of their own. None: none.",
+        "JSON file with a list of tools, for rows that offer none of their own. None: none.",
         recipe="changed",
         encodes=True,
         needs=("!prompt",),
@@ -147,7 +148,7 @@ class DataArguments:
     )
     val_max_target_length: int | None = option(
         None,
-        "The same in evaluation. None: --max_target_length.",
+        "Most tokens of an answer in evaluation. None: --max_target_length.",
         encodes=True,
         shapes_prompt=True,
         needs=EVALUATION,
@@ -168,8 +169,8 @@ class DataArguments:
     )
     packing: bool | None = option(
         None,
-        "Train on rows of several examples, which the batch size then counts. None: put the examples of a batch into "
-        "fewer rows where that costs less than padding.",
+        "true: pack all examples into rows of --max_length tokens, which the batch size then counts; false: never "
+        "pack. None: pack the examples of each batch if that costs less than padding.",
         recipe="changed",
         prediction="refused",
         search="varied",
@@ -185,7 +186,8 @@ class DataArguments:
     )
     objective: Literal["sft", "dpo"] = option(
         "sft",
-        "What is learnt: sft, the answers; dpo, to prefer the chosen answer of a row to its rejected one.",
+        "Training objective: sft, learn the answers; dpo, learn to prefer the chosen answer of a row to the rejected "
+        "one.",
         recipe="changed",
         encodes=True,
         prediction="refused",
@@ -201,11 +203,11 @@ class DataArguments:
     )
     # Off, as a file of which a third cannot be used should not pass unseen.
     skip_bad_rows: bool = option(
-        False, "Leave out and count rows that cannot be used, instead of stopping there.", recipe="changed"
+        False, "Leave out and count rows that cannot be used, instead of stopping at the first one.", recipe="changed"
     )
-    ignore_pad_token_for_loss: bool = option(True, "Whether padding has no part in the loss.", prediction="refused")
+    ignore_pad_token_for_loss: bool = option(True, "Leave padding out of the loss.", prediction="refused")
     preprocessing_num_workers: int | None = option(
-        None, "Processes that encode rows. None: this one alone.", search="free"
+        None, "Processes that encode rows. None: only the main process.", search="free"
     )
     # Of the published scripts: kept so that their recipes run as they are.
     overwrite_cache: bool = option(
@@ -213,8 +215,8 @@ class DataArguments:
     )
     metric_protocol: Literal["thudm", "chatglm3"] | None = option(
         None,
-        "How scores are taken. thudm: BLEU-4 over characters, times 100, against answers encoded, cut to "
-        "--max_target_length tokens and decoded; chatglm3: over words. None: as published for the chat format.",
+        "How scores are computed. thudm: BLEU-4 over characters, times 100, against references encoded, cut to "
+        "--max_target_length tokens and decoded; chatglm3: BLEU-4 over words. None: as published for the chat format.",
         needs=("predict_with_generate", "do_predict", "!prompt"),
     )
 

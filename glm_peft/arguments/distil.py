@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 DISTIL_WORDS = {
     "usage": "accelerate launch -m glm_peft.distil [CONFIG.yaml|CONFIG.json] [--flags]",
-    "description": "Distils documents into a prefix, which answers as the base does that reads them; takes every flag "
-    "and file of training. The same command again goes on where it was stopped.",
+    "description": "Distils documents into a prefix, with which the base answers as if it had read them; takes every "
+    "flag and file of training. Give the same command again to continue a stopped run.",
 }
 
 _OWN_QUESTIONS = ("!train_file",)
@@ -39,7 +39,8 @@ class DistilArguments:
 
     document: list[str] | None = option(
         None,
-        "Files that the prefix is to know: .txt, .md, .jsonl, .pdf, .docx; or a long system text. Must be given.",
+        "Files that the prefix replaces: .txt, .md, .jsonl, .pdf, .docx, such as a handbook or a system text. Must "
+        "be given.",
         "system_prompt",
         recipe="always",
     )
@@ -49,9 +50,7 @@ class DistilArguments:
         recipe="always",
         needs=_OWN_QUESTIONS,
     )
-    num_held_out: int = option(
-        32, "Questions that are not trained on, by which the result is judged.", recipe="always"
-    )
+    num_held_out: int = option(32, "Questions that are held out, to evaluate the prefix.", recipe="always")
     chunk_tokens: int = option(
         512, "Most tokens of the part that each question is asked about.", recipe="changed", needs=_OWN_QUESTIONS
     )
@@ -60,29 +59,30 @@ class DistilArguments:
     )
     question_temperature: float = option(
         1.0,
-        "Above 1 more varied questions, near 0 the most likely ones.",
+        "Sampling temperature of the questions: higher gives more varied ones.",
         recipe="changed",
         needs=_OWN_QUESTIONS,
     )
     max_context_tokens: int | None = option(
         None,
-        "Most tokens of the documents that are read at once; longer ones are taken in parts that overlap. "
-        "None: what the base was made for.",
+        "Most tokens of the documents in the context at once; longer ones are read in overlapping parts. "
+        "None: the context length of the base.",
         recipe="changed",
     )
     teacher_top_k: int = option(
         20,
-        "Likeliest tokens at each place that are learnt with their probabilities, the others as one; 0: all tokens.",
+        "Most likely tokens at each position whose probabilities are learnt, all others as one; 0: all tokens.",
         recipe="always",
     )
     prefix_start: Literal["document", "chunks"] = option(
         "document",
-        "Where the prefix starts: keys and values of the first tokens of the documents, or of parts from all over.",
+        "Initial keys and values of the prefix: those of the first tokens of the documents, or of parts from all "
+        "over.",
         recipe="always",
         needs=("!prefix_init",),
     )
     num_frozen_tokens: int = option(
-        1, "First virtual tokens that keep their start, which steadies training.", recipe="changed"
+        1, "First virtual tokens that are not trained, which makes training more stable.", recipe="changed"
     )
 
     def __post_init__(self) -> None:

@@ -17,16 +17,20 @@ class GenerationArguments:
         "Most tokens of a generated answer, its end token counted. None: --val_max_target_length.",
         needs=_GENERATES,
     )
-    num_beams: int = option(1, "Beams of the search for an answer; 1 is no beam search.", needs=_GENERATES)
+    num_beams: int = option(1, "Number of beams; 1 is no beam search.", needs=_GENERATES)
     do_sample: bool = option(
-        False, "Draw answers at random instead of taking the most likely tokens.", needs=_GENERATES
+        False, "Sample answers at random instead of always taking the most likely token.", needs=_GENERATES
     )
     top_p: float | None = option(  # None, so that one that is given without --do_sample is told from a default
-        None, "With --do_sample: draw from the likeliest tokens of this probability together. None: 0.7.", needs=_DRAWS
+        None,
+        "With --do_sample: sample from the most likely tokens up to this total probability. None: 0.7.",
+        needs=_DRAWS,
     )
     top_k: int | None = option(
-        None, "With --do_sample: draw from this many tokens at most; 0 is no limit. None: 50.", needs=_DRAWS
+        None, "With --do_sample: sample from this many tokens at most; 0 is no limit. None: 50.", needs=_DRAWS
     )
     temperature: float | None = option(
-        None, "With --do_sample: above 1 more varied answers, near 0 the most likely ones. None: 0.95.", needs=_DRAWS
+        None,
+        "With --do_sample: higher gives more varied answers, near 0 the most likely ones. None: 0.95.",
+        needs=_DRAWS,
     )

@@ -36,7 +36,8 @@ class InspectArguments:
     )
     test_file: str | None = option(
         None,
-        "Rows with answers, on which attention and loss are measured with --base (.json, .jsonl, .csv, .parquet).",
+        "Rows with answers, on which attention and loss are measured with --base (.json, .jsonl, .csv, .tsv, "
+        ".parquet).",
     )
     keep_file: str | None = option(
         None,
@@ -66,7 +67,7 @@ class InspectArguments:
         None, "Most tokens of an answer; longer ones are cut. None: as ADAPTER was trained, or 128.", needs=_ROWS
     )
     chat_format: Literal["chatglm", "chatglm2", "chatglm3", "glm4", "plain"] | None = option(
-        None, "Form of the prompts, and the generation where no file says it. None: what the adapter or base says."
+        None, "Chat format of the prompts, and the generation if no file says it. None: what the adapter or base says."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",

@@ -37,15 +37,13 @@ class ModelArguments:
     cache_dir: str | None = option(None, "Folder for downloaded models. None: the Hub's usual cache.", public="never")
     adapter_name_or_path: str | None = option(
         None,
-        "Adapter to go on from: a folder or a Hub id of a PEFT adapter, or a published P-Tuning v2 checkpoint. "
-        "None: a new one.",
+        "Adapter to continue training from: a folder or a Hub id of a PEFT adapter, or a published P-Tuning v2 "
+        "checkpoint. None: a new one.",
         "ptuning_checkpoint",
         prediction="Adapter to answer with: a folder or a Hub id of a PEFT adapter, or a published P-Tuning v2 "
         "checkpoint. None: the base alone.",
     )
-    adapter_revision: str | None = option(
-        None, "Branch, tag or commit of the adapter, where it is on the Hub. None: main."
-    )
+    adapter_revision: str | None = option(None, "Branch, tag or commit of the adapter on the Hub. None: main.")
     # Refused without it, as answers would be bad without any error.
     allow_other_base: bool = option(
         False,
@@ -54,7 +52,7 @@ class ModelArguments:
     )
     chat_format: Literal["chatglm", "chatglm2", "chatglm3", "glm4", "plain"] | None = option(
         None,
-        "Form of the prompts. None: what the model's files say, or an error where they do not say it.",
+        "Chat format of the prompts. None: the one that the model's files name, or an error if they name none.",
         recipe="always",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -70,13 +68,13 @@ class ModelArguments:
     # None until it is resolved, so that the adapter to go on from decides where nothing is given.
     peft_type: Literal["prefix_tuning", "lora", "p_tuning", "prompt_tuning", "ia3", "none"] | None = option(
         None,
-        "Method; none: train the base itself. None: prefix_tuning, or that of --adapter_name_or_path.",
+        "Tuning method; none trains the whole base. None: prefix_tuning, or that of --adapter_name_or_path.",
         recipe="always",
         prediction="ignored",
         search="varied",
     )
     attn_implementation: str | None = option(
-        None, "Attention of the base: eager, sdpa, flash_attention_2 or flex_attention. None: the best at hand."
+        None, "Attention of the base: eager, sdpa, flash_attention_2 or flex_attention. None: the best one available."
     )
     num_virtual_tokens: int | None = option(
         None,
@@ -87,7 +85,8 @@ class ModelArguments:
     )
     prefix_projection: bool | None = option(
         None,
-        "Train the prefix through a two-layer network, of which the result is kept. None: no, or as it was saved.",
+        "Train the prefix as the output of a two-layer network; the adapter holds only the output. None: no, or as "
+        "the adapter was trained.",
         methods=(PREFIX_TUNING,),
         **_SIZE_OF_PREFIX,
     )
@@ -99,13 +98,13 @@ class ModelArguments:
     )
     prefix_init: Literal["normal", "zero", "text", "instruction"] | None = option(
         None,
-        "Where a new prefix starts: normal; zero; text, the keys and values of --prefix_init_text; or instruction, "
-        "those of a neutral one in the words of the generation. None: PEFT's own.",
+        "Initial values of a new prefix: normal, random numbers; zero; text, the keys and values of "
+        "--prefix_init_text; instruction, those of a neutral instruction. None: random numbers as PEFT draws them.",
         **_START_OF_PREFIX,
     )
     prefix_init_text: str | None = option(
         None,
-        "Instruction that the prefix starts as, cut or repeated to its length.",
+        "With --prefix_init text: the text, cut or repeated to the length of the prefix.",
         public="text",
         **_START_OF_PREFIX,
     )
@@ -121,14 +120,17 @@ class ModelArguments:
     )
     lora_rank: int | None = option(None, "Rank of --peft_type lora. None: 8.", methods=(LORA,), **_LORA_FACTS)
     lora_alpha: int | None = option(
-        None, "Scale of LoRA's product, times the rank. None: twice the rank.", methods=(LORA,), **_LORA_FACTS
+        None,
+        "LoRA's alpha: its product is scaled by alpha / rank. None: twice the rank.",
+        methods=(LORA,),
+        **_LORA_FACTS,
     )
     lora_dropout: float = option(
         0.0, "Share of the inputs that LoRA drops in training.", methods=(LORA,), **_LORA_FACTS
     )
     target_modules: list[str] | None = option(
         None,
-        "Layers that LoRA or (IA)3 goes on, by the ends of their names. None: those of the generation.",
+        "Layers to which LoRA or (IA)3 is added, by the last parts of their names. None: the usual ones of the model.",
         methods=(LORA, IA3),
         **_LORA_FACTS,
     )

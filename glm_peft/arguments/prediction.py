@@ -57,19 +57,19 @@ class PredictArguments(GenerationArguments):
         None, "Folder for generated_predictions.jsonl and predict_results.json.", needs=_MANY
     )
     prompt: str | None = option(None, "A question to answer on stdout, instead of --test_file.")
-    resume: bool = option(False, "Go on with the stopped run that left its answers in --output_dir.", needs=_MANY)
+    resume: bool = option(False, "Continue the stopped run whose answers are in --output_dir.", needs=_MANY)
     seed: int = option(
         42, "Seed of --do_sample; the same seed and batches give the same answers.", needs=("do_sample",)
     )
     per_device_eval_batch_size: int | None = option(
         None,
-        "Rows in a batch. None: 8 to 64, as many as have their keys and values in 1 GiB or 1/8 of the GPU's memory.",
+        "Rows in a batch. None: 8 to 64, as many as fit with their KV cache into 1 GiB, or 1/8 of the GPU's memory.",
         needs=("!max_batch_tokens",),
         outdoes=("max_batch_tokens",),
     )
     max_batch_tokens: int | None = option(
         None,
-        "Instead of a number of rows, most tokens in a batch: rows * --num_beams * (longest prompt + "
+        "Most tokens in a batch, instead of a number of rows: rows * --num_beams * (longest prompt + "
         "--max_new_tokens). None: --per_device_eval_batch_size.",
         needs=_MANY,
     )

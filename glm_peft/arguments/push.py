@@ -21,19 +21,19 @@ class PushArguments:
     _argument_group_name = "push"
 
     repo_id: str | None = option(
-        None, "Repository on the Hub, such as USER/NAME; it is made where it is not there.", "hub_model_id"
+        None, "Repository on the Hub, such as USER/NAME; it is created if it does not exist.", "hub_model_id"
     )
     base_model_id: str | None = option(
-        None, "Hub id of the base, which the adapter names there. None: as the adapter names it, if that is one."
+        None, "Hub id of the base, which the adapter names on the Hub. None: the one that the adapter names."
     )
     revision: str | None = option(
-        None, "Branch to send to; it is made where it is not there. None: main.", "hub_revision"
+        None, "Branch to send to; it is created if it does not exist. None: main.", "hub_revision"
     )
     tags: list[str] = field(default_factory=list, metadata={"help": "Names for the commit, such as v1.0."})
     private: bool | None = option(
         None, "Make a new repository private. None: as the user's settings on the Hub say.", "hub_private_repo"
     )
-    commit_message: str | None = option(None, "Title of the commit. None: what the adapter is, and its scores.")
+    commit_message: str | None = option(None, "Title of the commit. None: the base and the scores of the adapter.")
     card_language: Literal["en", "zh"] | None = option(None, "Language of the model card. None: as in the training.")
     card_examples: int | None = option(
         None, "Rows of data that the model card shows with their answers; 0 for none. None: as in the training, or 3."

@@ -20,7 +20,7 @@ from glm_peft.errors import UserError
 SEARCH_WORDS = {
     "usage": "python -m glm_peft.search [CONFIG.yaml|CONFIG.json] --space SPACE.yaml [--flags]",
     "description": "Trains with many values of the arguments in SPACE.yaml and writes the best as a configuration of "
-    "training; takes every flag and file of training. The same command again goes on where it was stopped.",
+    "training; takes every flag and file of training. Give the same command again to continue a stopped search.",
 }
 
 Settings = dict[str, list[str]]
@@ -42,16 +42,17 @@ class SearchArguments:
     _argument_group_name = "search"
 
     space: str = option("", "YAML or JSON file of the arguments to search and their values. Must be given.")
-    n_trials: int = option(20, "Trials in all; those that an earlier run of the same search did count.")
+    n_trials: int = option(20, "Trials in all, including those of an earlier run of the same search.")
     metric: Literal["loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "exact_match"] = option(
-        "loss", "What the end of a trial is judged by, on the validation rows: the loss, lower is better, or a score."
+        "loss", "What trials are compared by, on the validation rows: the loss, lower is better, or a score."
     )
     trial_steps: int | None = option(
         None,
-        "Steps of each trial, where training itself is to be longer. None: as many as --max_steps or its like say.",
+        "Steps of each trial, if the final training is to be longer. None: as long as the final training.",
     )
     random_trials: int = option(
-        5, "The first trials, which have random values and run to their end; later ones learn from those before."
+        5,
+        "How many trials at the start have random values and are not ended early; later ones learn from the results.",
     )
     stop_early: bool = option(
         True, "End a trial that is behind the median of the others at one of its evaluations (--eval_strategy)."

@@ -10,7 +10,7 @@ from glm_peft.arguments.prediction import check_sampling, for_prediction, parse_
 SERVE_WORDS = {
     "usage": "python -m glm_peft.serve [CONFIG.yaml|CONFIG.json] [--flags]",
     "description": "Serves a base and its adapters by the OpenAI API; requests for all of them run in one batch. "
-    "Ctrl-C ends it, once what is under way is answered.",
+    "Ctrl-C stops it when the requests in progress are answered.",
 }
 _LARGEST_PORT = 65535
 
@@ -29,7 +29,7 @@ class ServeArguments(GenerationArguments):
     adapters: list[str] | None = option(
         None, "Adapters as name=PATH, a folder or a Hub id each; clients choose one by its name as model, or base."
     )
-    host: str = option("127.0.0.1", "Address to listen on; one that other machines reach needs a key.")
+    host: str = option("127.0.0.1", "Address to listen on; one that other machines can reach needs a key.")
     port: int = option(8000, "Port to listen on; 0 for any that is free.")
     api_key_file: str | None = option(
         None, "File with the key that clients must send. None: the variable GLM_PEFT_API_KEY, or no key."
@@ -39,12 +39,12 @@ class ServeArguments(GenerationArguments):
     )
     max_request_bytes: int = option(4 << 20, "Most bytes of a request.")
     max_waiting: int = option(256, "Most requests that wait for their turn; further ones are told to try again later.")
-    drain_seconds: float = option(30.0, "Seconds that requests under way may take to end at SIGTERM or Ctrl-C.")
+    drain_seconds: float = option(30.0, "Most seconds to finish requests in progress after SIGTERM or Ctrl-C.")
     cache_tokens: int | None = option(
-        None, "Most tokens whose keys and values are kept, prefixes included. None: what the memory holds."
+        None, "Most tokens in the KV cache, prefixes included. None: as many as fit into memory."
     )
     max_batch_tokens: int | None = option(None, "Most tokens that one step computes. None: 512.")
-    seed: int | None = option(None, "Seed of draws where a request gives none. None: another one each time.")
+    seed: int | None = option(None, "Seed of sampling for requests without one. None: another one each time.")
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is None:

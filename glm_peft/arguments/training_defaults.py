@@ -40,7 +40,7 @@ class TrainingDefaults(GenerationArguments):
     # Off, as transformers' default shows a NaN loss as 0.
     logging_nan_inf_filter: bool = option(False, "Hide losses that are not finite from the log.")
     log_level_replica: Literal["detail", "debug", "info", "warning", "error", "critical", "passive"] = option(
-        "error", "Least level of what the other processes log; that of the first one is log_level.", public="never"
+        "error", "Log level of all processes but the first one, which has --log_level.", public="never"
     )
     # Declared again, as transformers' own command line takes it for yes or no only.
     include_num_input_tokens_seen: str = option(
@@ -64,17 +64,17 @@ class TrainingDefaults(GenerationArguments):
     early_stopping_patience: int | None = option(
         None, "End training after so many evaluations in a row without a better metric_for_best_model. None: never."
     )
-    early_stopping_threshold: float = option(0.0, "By how much the metric must be better to count as better.")
+    early_stopping_threshold: float = option(0.0, "How much better the metric must be to count as better.")
     dpo_beta: float = option(
         0.1,
-        "With --objective dpo: how strongly the answers are held to the base's, more with more.",
+        "With --objective dpo: how strongly the model is held to the base; higher is stronger.",
         recipe="changed",
         needs=("objective=dpo",),
     )
     keep_file: str | None = option(
         None,
-        "General prompts, in a form that training reads, or builtin, 200 of this package: how far the answers to them "
-        "move from the base's is measured before training, in every evaluation, and after it. None: not measured.",
+        "Measure forgetting: how far the answers to general prompts move from the base's, before training, in every "
+        "evaluation and after it. A file that training can read, or builtin, 200 prompts of this package. None: no.",
         recipe="changed",
     )
     max_keep_samples: int = option(
@@ -85,14 +85,15 @@ class TrainingDefaults(GenerationArguments):
     )
     keep_weight: float = option(
         0.0,
-        "Weight of a second loss: the divergence from the base on its own answers to prompts of --keep_file.",
+        "Weight of a second loss against forgetting: the divergence from the base on its own answers to prompts of "
+        "--keep_file.",
         recipe="changed",
         needs=("keep_file",),
     )
     keep_every: int = option(
         4,
-        "Take the second loss every so many steps, then so many times as strong; its cost is the share that the log "
-        "tells.",
+        "Compute the loss of --keep_weight only in every so many steps, with so many times the weight; the log shows "
+        "its cost.",
         recipe="changed",
         needs=("keep_weight",),
     )
@@ -104,11 +105,11 @@ class TrainingDefaults(GenerationArguments):
     # Every trained parameter is used in every step: looking for others would cost time and memory.
     ddp_find_unused_parameters: bool | None = option(False, "Let DDP look for parameters without a gradient.")
     # Given, as the Trainer cannot read them off the signature of a PeftModel.
-    label_names: list[str] = option(["labels"], "Columns of a batch that hold labels.")
+    label_names: list[str] = option(["labels"], "Columns of a batch that hold labels; best left alone.")
     # Declared again, as transformers 5.20 has only the old name: both mean the same here, whichever it is.
     activation_checkpointing: bool | None = option(
         None,
-        "Compute activations again in the backward pass: less memory, more time.",
+        "Gradient checkpointing: compute activations again in the backward pass; less memory, more time.",
         nargs="?",
         const=True,
         recipe="changed",

@@ -30,7 +30,7 @@ class WebArguments:
     _argument_group_name = "page"
 
     adapters: list[str] | None = option(
-        None, "Further adapters as name=PATH, each in a column of its own; a folder or a Hub id each."
+        None, "Adapters as name=PATH, a folder or a Hub id each; each has a column of its own."
     )
     host: str = option("127.0.0.1", "Address to listen on; another one than this machine's own needs a password.")
     port: int = option(7860, "Port to listen on.")
