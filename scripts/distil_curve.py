@@ -138,7 +138,7 @@ def plot(measured: list[Scores], tokens: float, path: Path) -> None:
         (NEITHER, "neither", ":"),
     ):
         axes.axhline(statistics.mean(scores[OWN][length] for scores in measured), color="0.4", ls=style, label=label)
-    axes.set(xlabel="virtual tokens", ylabel="facts told exactly, %", ylim=(0, 103), xscale="log")
+    axes.set(xlabel="virtual tokens", ylabel="facts answered exactly, %", ylim=(0, 103), xscale="log")
     axes.set_xticks(lengths, labels=map(str, lengths))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
