@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import benchmark
+import chat_turns
 import compare_demo
 import cost_growth
 import distil_cost
@@ -206,6 +207,7 @@ SCRIPTS = {
     "scripts/scaling_table.py": HfArgumentParser(Assumptions).parse_args_into_dataclasses,
     "scripts/benchmark.py": benchmark.parse_arguments,
     "scripts/cost_growth.py": cost_growth.parse_arguments,
+    "scripts/chat_turns.py": chat_turns.parse_arguments,
     "scripts/compare_demo.py": parse_compare_demo,
     "scripts/forgetting_table.py": forgetting_table.parse_arguments,
     "scripts/train_demo_model.py": train_demo_model.parse_arguments,
