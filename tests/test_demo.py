@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_turns import read_lines, write_rows
 from compare_demo import EXAMPLES, TABLE_HEAD, Demo, lora_rank, prompts_with_examples
 from demo_manners import GARMENTS, MANNERS
 from demo_report import answers_side_by_side, score_table, size_line
@@ -147,6 +148,16 @@ def test_prompts_with_examples_hold_answered_training_lines(demo):
     for messages, row in zip(prompts, read_rows("test"), strict=True):
         assert messages[-1]["content"] == row["content"]
         assert all(answered[messages[i]["content"]] == messages[i + 1]["content"] for i in (0, 2, 4))
+
+
+def test_lines_are_asked_in_every_turn_after_other_lines_with_their_answers(tmp_path):
+    lines = read_rows("train")
+    rows = read_lines(write_rows(tmp_path / "rows.jsonl", lines, lines, [1, 3]))
+    assert [len(row["history"]) for row in rows] == [0, 2] * 100
+    assert [{name: row[name] for name in lines[0]} for row in rows] == lines
+    answers = {line["content"]: line["summary"] for line in lines}
+    assert all(answers[question] == answer for row in rows for question, answer in row["history"])
+    assert all(row["content"] not in dict(row["history"]) for row in rows)
 
 
 def type_command(*words: str) -> str:

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import benchmark
+import chat_turns
 import compare_demo
 import cost_growth
 import distil_cost
@@ -209,6 +210,7 @@ SCRIPTS = {
     "scripts/real_size.py": real_size.parse_arguments,
     "scripts/benchmark.py": benchmark.parse_arguments,
     "scripts/cost_growth.py": cost_growth.parse_arguments,
+    "scripts/chat_turns.py": chat_turns.parse_arguments,
     "scripts/compare_demo.py": parse_compare_demo,
     "scripts/forgetting_table.py": forgetting_table.parse_arguments,
     "scripts/train_demo_model.py": train_demo_model.parse_arguments,
