@@ -1,11 +1,12 @@
 """
-Measures what a prefix forgets: starts, learning rates and weights of --keep_weight, each a training of the demo.
+Measures what a prefix forgets: starts, learning rates and weights of --keep_weight, each a training by a recipe.
 
     OMP_NUM_THREADS=1 python scripts/forgetting_table.py configs/demo.yaml --output_dir output/forgetting
 
-The new task is the recipe's: single product lines, answered in the classical manner. The old one are conversations in
-which earlier products stand before the last: the base answers these in manners of its own, and nothing of the new task
-asks it to change that. Writes a Markdown table and a picture; further flags are the recipe's.
+The new task is the recipe's, of any model. The old one are the prompts of --keep_file: nothing in the new task asks
+the base to change its answers to them. Of the demo, whose new task are single product lines in the classical manner,
+they are conversations in which earlier products stand before the last, and are made here: the base answers these in
+manners of its own. Writes a Markdown table and a picture; further flags are the recipe's.
 """
 
 import argparse
@@ -27,9 +28,10 @@ STARTS = {
     "peft": [],
     "normal": ["--prefix_init", "normal"],
     "zero": ["--prefix_init", "zero"],
-    "text": ["--prefix_init", "text", "--prefix_init_text", "观其白色，如初雪，裁雪纺以为半身裙"],
+    "text": ["--prefix_init", "text", "--prefix_init_text"],  # and the text
     "instruction": ["--prefix_init", "instruction"],
 }
+DEMO_TEXT = "观其白色，如初雪，裁雪纺以为半身裙"  # in the manner that is wanted of the demo
 COLUMNS = {
     "BLEU-4": ("eval_bleu-4", ".1f"),
     "exact, %": ("eval_exact_match", ".0f"),
@@ -72,8 +74,10 @@ def train_once(folder: Path, words: list[str]) -> dict[str, float]:
 def measure(arguments: argparse.Namespace, flags: list[str]) -> list[Run]:
     """A run for every start, learning rate and weight, with every seed; the rows of the table as they are done."""
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    file = arguments.output_dir / "conversations.jsonl"
-    write_conversations(file, arguments.conversations, seed=0)
+    file = arguments.keep_file
+    if file is None:
+        file = arguments.output_dir / "conversations.jsonl"
+        write_conversations(file, arguments.conversations, seed=0)
     print(f"| start | learning rate | weight | seed | {' | '.join(COLUMNS)} |")
     print("|---" * (len(COLUMNS) + 4) + "|", flush=True)
     shared = [arguments.recipe, "--eval_strategy", "no", "--disable_tqdm", "true", "--keep_file", str(file), *flags]
@@ -81,7 +85,8 @@ def measure(arguments: argparse.Namespace, flags: list[str]) -> list[Run]:
     for start, rate, weight, seed in itertools.product(
         arguments.starts, arguments.rates, arguments.weights, arguments.seeds
     ):
-        words = [*STARTS[start], "--learning_rate", str(rate), "--seed", str(seed)]
+        words = [*STARTS[start], *([arguments.start_text] if start == "text" else [])]
+        words += ["--learning_rate", str(rate), "--seed", str(seed)]
         words += ["--keep_weight", str(weight)] if weight else []
         results = train_once(arguments.output_dir / "run", [*shared, *words])
         runs.append({"start": start, "rate": rate, "weight": weight, "seed": seed, **results})
@@ -91,7 +96,7 @@ def measure(arguments: argparse.Namespace, flags: list[str]) -> list[Run]:
     return runs
 
 
-def draw(runs: list[Run], file: Path) -> None:
+def draw(runs: list[Run], file: Path, score: str) -> None:
     """Learned against kept: a colour for each start, a mark for each weight, larger for a higher learning rate."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -103,14 +108,14 @@ def draw(runs: list[Run], file: Path) -> None:
     for run in runs:
         style = {"color": f"C{starts.index(run['start'])}", "marker": "osD^vP*X"[weights.index(run["weight"]) % 8]}
         size = 40 * (1 + sorted(rates).index(run["rate"]))
-        axes.scatter(run["eval_keep_divergence"], run["eval_bleu-4"], s=size, alpha=0.75, **style)
+        axes.scatter(run["eval_keep_divergence"], run[f"eval_{score}"], s=size, alpha=0.75, **style)
     for number, start in enumerate(starts):
         axes.scatter([], [], color=f"C{number}", label=f"start: {start}")
     for number, weight in enumerate(weights):
         axes.scatter([], [], color="grey", marker="osD^vP*X"[number % 8], label=f"--keep_weight {weight:g}")
     axes.set(xscale="log", xlabel="divergence from the base on old prompts (nats per token): less is kept →")
     axes.set(
-        ylabel="BLEU-4 on the new task: more is learned →",
+        ylabel=f"{score.upper().replace('_', ' ')} on the new task: more is learned →",
         title="Learned against kept (large marks: the higher learning rate)",
     )
     axes.grid(alpha=0.3)
@@ -119,7 +124,7 @@ def draw(runs: list[Run], file: Path) -> None:
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description="Measure what prefixes of the demo learn and forget.")
+    parser = argparse.ArgumentParser(description="Measure what prefixes learn and forget.")
     parser.add_argument("recipe", help="The recipe, such as configs/demo.yaml.")
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="Folder for runs.json, picture.png and the runs."
@@ -128,13 +133,16 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, 
     parser.add_argument("--rates", type=float, nargs="+", default=[0.1, 0.02], help="Default: 0.1 0.02.")
     parser.add_argument("--weights", type=float, nargs="+", default=[0, 1], help="Default: 0 1.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="Default: 42.")
-    parser.add_argument("--conversations", type=int, default=128, help="Old prompts; default: 128.")
+    parser.add_argument("--keep_file", help="Old prompts; if None, conversations about the demo's products.")
+    parser.add_argument("--conversations", type=int, default=128, help="How many of those; default: 128.")
+    parser.add_argument("--score", default="bleu-4", help="What the picture shows of the new task; default: bleu-4.")
+    parser.add_argument("--start_text", default=DEMO_TEXT, help=f"Of the start from a text; default: {DEMO_TEXT}.")
     return parser.parse_known_args(argv)
 
 
 def main() -> None:
     arguments, flags = parse_arguments()
-    draw(measure(arguments, flags), arguments.output_dir / "picture.png")
+    draw(measure(arguments, flags), arguments.output_dir / "picture.png", arguments.score)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import compare_demo
 import cost_growth
 import distil_cost
 import distil_curve
+import forgetting_reading
 import forgetting_table
 import pytest
 import real_size
@@ -212,6 +213,7 @@ SCRIPTS = {
     "scripts/cost_growth.py": cost_growth.parse_arguments,
     "scripts/chat_turns.py": chat_turns.parse_arguments,
     "scripts/compare_demo.py": parse_compare_demo,
+    "scripts/forgetting_reading.py": forgetting_reading.parse_arguments,
     "scripts/forgetting_table.py": forgetting_table.parse_arguments,
     "scripts/train_demo_model.py": train_demo_model.parse_arguments,
     "scripts/make_tiny_model.py": HfArgumentParser(ModelOptions).parse_args_into_dataclasses,

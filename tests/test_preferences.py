@@ -180,8 +180,9 @@ def test_loss_gradient_and_rewards_are_those_of_the_full_logits(method, tiny_mod
     if method == "p_tuning":
         place_virtual_tokens(model)
     args = TrainingArguments(str(tmp_path), use_cpu=True, dpo_beta=0.3)
-    trainer = PrefixTrainer(model, args, learns_pairs=True)
-    batch = TrainingCollator(base.tokenizer)([pairs[0], pairs[1]])
+    sets, collator = {"one": pairs.select([0]), "both": pairs}, TrainingCollator(base.tokenizer)
+    trainer = PrefixTrainer(model, args, data_collator=collator, eval_dataset=sets, learns_pairs=True, joins_sets=True)
+    batch = collator([pairs[0], pairs[1]])
     found = trainer.compute_loss(model.train(), batch)
     weights = [value for value in model.parameters() if value.requires_grad]
     gradients = torch.autograd.grad(found, weights)
@@ -202,6 +203,12 @@ def test_loss_gradient_and_rewards_are_those_of_the_full_logits(method, tiny_mod
     assert_close(trainer.prediction_step(model.eval(), batch, prediction_loss_only=True)[0], expected.detach())
     means = [*rewards.mean(0).tolist(), margins.mean().item(), (margins > 0).float().mean().item()]
     assert trainer.preference.take(is_training=True) == pytest.approx(dict(zip(REWARDS, means, strict=True)), abs=1e-6)
+    trainer.preference.take(is_training=False)
+    measured = trainer.evaluate()
+    for name, mean in zip(REWARDS, means, strict=True):
+        assert measured[f"eval_both_{name}"] == pytest.approx(mean, abs=1e-6)
+        together = (measured[f"eval_one_{name}"] + 2 * mean) / 3  # of three pairs
+        assert measured[f"eval_{name}"] == pytest.approx(together, abs=1e-6)
 
 
 def log_probs(model: torch.nn.Module, pairs: Dataset) -> torch.Tensor:

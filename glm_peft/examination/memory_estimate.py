@@ -237,7 +237,7 @@ def _logits(config: PreTrainedConfig, settings: Settings) -> float:
 
 def measure_longest(rows: Any) -> tuple[int, int]:
     """Return the most tokens of a row, and the most that carry loss."""
-    labels = list(each_example(rows["labels"]))
+    labels = list(each_example(rows))
     return max(map(len, labels)), max(sum(label != IGNORED_LABEL for label in row) for row in labels)
 
 

@@ -17,6 +17,8 @@ _ONE = 0x3F800000  # the bits of 1.0 in float32: of a label of weight 1 nothing 
 
 def weigh_labels(ids: list[int], weight: float) -> list[int]:
     """Return the labels of tokens that all have a weight, above 0."""
+    if weight == 1:  # nearly all: a tensor for each example would take longer than its ids
+        return ids
     bits = int(torch.tensor(weight, dtype=torch.float32).view(torch.int32)) ^ _ONE
     return [id_ | bits << _TOKEN_BITS for id_ in ids]
 

@@ -1,6 +1,6 @@
 """Report how long prompts and answers are in tokens, what was cut off, and which limits would hold them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -75,16 +75,17 @@ def measure_lengths(dataset: Any) -> list[list[int]]:
     """Count the tokens of each prompt, and of each answer where there are labels, of a pair both."""
     if "labels" not in dataset.column_names:
         return [dataset["length"][:]]
-    labels = list(each_example(dataset["labels"]))
+    labels = list(each_example(dataset))
     answers = [sum(label != IGNORED_LABEL for label in own) for own in labels]
     prompts = [len(own) - answer for own, answer in zip(labels, answers, strict=True)]
     return [prompts[:: len(labels) // len(dataset)], answers]
 
 
-def each_example(column: Iterable[list[Any]]) -> Iterator[list[int]]:
-    """Yield the ids or labels of every example of a column, of pairs both."""
-    for value in column:
-        yield from value if isinstance(value[0], list) else [value]
+def each_example(dataset: Any) -> Iterator[list[int]]:
+    """Yield the labels of every example of a dataset, of pairs both."""
+    for batch in dataset.select_columns("labels").iter(1000):  # one by one takes ten times as long
+        for value in batch["labels"]:
+            yield from value if isinstance(value[0], list) else [value]
 
 
 def limit_report(report: LengthReport, lengths: list[list[int]], data_args: DataArguments) -> LengthReport:

@@ -1,4 +1,4 @@
-"""Compute loss and scores of several datasets for evaluation together, where they are parts of one."""
+"""Compute loss, rewards and scores of several datasets for evaluation together, where they are parts of one."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,7 +12,7 @@ Scorer = Callable[[], dict[str, float]]
 
 class JoinedSets:
     """
-    Losses of the sets of an evaluation, and what they make together.
+    Losses of the sets of an evaluation, with the rewards of pairs of answers, and what they make together.
 
     Args:
         score_answers: that of `validation` scores what the others generated.
@@ -20,17 +20,17 @@ class JoinedSets:
 
     def __init__(self, score_answers: Mapping[str, Scorer | None]) -> None:
         self.score_answers = score_answers.get(VALIDATION)
-        self._losses: dict[str, tuple[int, float]] = {}
+        self._means: dict[str, tuple[int, Mapping[str, float]]] = {}
 
-    def add(self, name: str, rows: int, loss: float) -> None:
-        """Note the loss of a set of so many rows."""
-        self._losses[name] = rows, loss
+    def add(self, name: str, rows: int, means: Mapping[str, float]) -> None:
+        """Note the means of a set over so many rows, such as its loss."""
+        self._means[name] = rows, means
 
     def score(self) -> dict[str, float]:
-        """Return loss and scores of all sets together, as an evaluation names them."""
-        rows, losses = zip(*self._losses.values(), strict=True)
+        """Return means and scores of all sets together, as an evaluation names them."""
+        rows, means = zip(*self._means.values(), strict=True)
         # By rows, as the Trainer's own mean weighs its batches.
-        scores = {"loss": float(np.average(losses, weights=rows))}
+        scores = {name: float(np.average([each[name] for each in means], weights=rows)) for name in means[0]}
         scores |= self.score_answers() if self.score_answers else {}
         return {f"eval_{name}": score for name, score in scores.items()}
 

@@ -281,16 +281,15 @@ class PrefixTrainer(Seq2SeqTrainer):
         with self.interruption.stops_at_once() if self.is_in_train else nullcontext(), torch.random.fork_rng(devices):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             score_answers = self.score_answers.get(split_of(metric_key_prefix))
-            scores = self.preference.take(is_training=False) if self.preference else {}
-            scores |= score_answers() if score_answers else {}
+            rewards = self.preference.take(is_training=False) if self.preference else {}
+            scores = rewards | (score_answers() if score_answers else {})
             # Once, where there are several data sets.
             sets = [f"eval_{name}" for name in self.eval_dataset] if isinstance(self.eval_dataset, dict) else ["eval"]
             if self.keeping and metric_key_prefix == sets[0]:
                 output.metrics.update(self.measure_kept())
             if self.joined_sets and metric_key_prefix in sets:
-                self.joined_sets.add(
-                    metric_key_prefix, output.num_samples, output.metrics[f"{metric_key_prefix}_loss"]
-                )
+                means = {"loss": output.metrics[f"{metric_key_prefix}_loss"]} | rewards
+                self.joined_sets.add(metric_key_prefix, output.num_samples, means)
                 output.metrics.update(self.joined_sets.score() if metric_key_prefix == sets[-1] else {})
         output.metrics.update({f"{metric_key_prefix}_{name}": score for name, score in scores.items()})
         return output
