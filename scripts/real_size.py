@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+import torch
 from make_demo_data import product_rows
 
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.examination.memory_estimate import Settings, estimate_memory
-from glm_peft.models.loading import load_config
+from glm_peft.models.loading import choose_dtype, load_config
 
 ROOT, PYTHON = Path(__file__).parents[1], sys.executable
 # Layers, inner size of the MLP, rows of the embedding table, as published; all are 4,096 wide with 32 heads.
@@ -85,7 +86,9 @@ def measure(generation: str, arguments: argparse.Namespace) -> dict[str, object]
     shutil.rmtree(folder, ignore_errors=True)
     model, adapter, data = folder / "model", folder / "adapter", folder / "rows.jsonl"
     folder.mkdir()
-    data.write_text("".join(json.dumps(row) + "\n" for row in product_rows(arguments.batch_size, seed=0)))
+    # So long that both lengths are filled, as the foretold memory is that of full rows.
+    rows = [{name: text * arguments.max_length for name, text in row.items()} for row in product_rows(4, seed=0)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows * arguments.batch_size), encoding="utf-8")
     made = run(make_words(generation, model, arguments))
     base = ["--model_name_or_path", model, "--dtype", arguments.dtype]
     base += ["--quantization_bit", arguments.quantization_bit] if arguments.quantization_bit else []
@@ -155,7 +158,7 @@ def foretell(model: Path, arguments: argparse.Namespace) -> float:
     """Return the bytes that the doctor foretells of the training."""
     config = load_config(ModelArguments(model_name_or_path=str(model)))
     settings = Settings(
-        dtype=arguments.dtype,
+        dtype=str(choose_dtype(arguments.dtype, torch.device("cpu"), config.dtype)[0]).removeprefix("torch."),
         quantization_bit=int(arguments.quantization_bit or 0) or None,
         num_virtual_tokens=arguments.num_virtual_tokens,
         batch_size=arguments.batch_size,
