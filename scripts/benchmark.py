@@ -2,6 +2,7 @@
 Time and memory of this toolkit against the published recipe's way and plain PEFT, on any model and data.
 
     python scripts/benchmark.py --model_name_or_path MODEL --train_file FILE --output_file results.json
+    python scripts/benchmark.py --shape real --num_layers 4 --model_name_or_path output/real --train_file FILE
 
 Every variant runs in a process of its own, so that its peak memory is its own; the rounds are interleaved, so that a
 machine that slows down slows all of them; the table has the medians. On CPUs peak memory is the resident set's, on a
@@ -17,9 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmark_cases import PREDICTION, TRAINING, measure
+from make_tiny_model import make_tiny_model
 from tqdm import tqdm
 
 VARIANTS = {"training": TRAINING, "prediction": PREDICTION}
+# Random weights with the published vocabulary: what a step takes is decided by the sizes alone.
+SHAPES: dict[str, dict[str, Any]] = {
+    "small": {"generation": "chatglm", "hidden_size": 256, "num_layers": 6, "num_heads": 8, "vocab_size": 130528},
+    "balanced": {"generation": "chatglm3", "hidden_size": 1024, "num_layers": 12, "num_heads": 8, "vocab_size": 65024},
+    "real": {"generation": "chatglm3", "hidden_size": 4096, "num_layers": 28, "num_heads": 32, "vocab_size": 65024},
+}
 Run = dict[str, float | str]
 
 
@@ -29,6 +37,8 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(measure(*arguments.worker.split(":"), arguments)))
         return
+    if arguments.shape:
+        make_model(arguments)
     results = summarize(run_rounds(arguments)) | {"settings": vars(arguments)}
     Path(arguments.output_file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for task in arguments.tasks:
@@ -39,6 +49,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The model, the data, the shape of a step, and what is compared."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model_name_or_path", required=True, help="folder or Hub id of a base")
+    parser.add_argument("--shape", choices=SHAPES, help="make the model first, in that folder, unless it is there")
+    parser.add_argument("--num_layers", type=int, help="with --shape: so many of its layers")
     parser.add_argument("--train_file", required=True, help="rows to train on and to predict")
     parser.add_argument("--output_file", default="benchmark.json", help="default: benchmark.json")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
@@ -62,6 +74,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=sorted({*TRAINING, *PREDICTION}), help="default: all")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
+
+
+def make_model(arguments: argparse.Namespace) -> None:
+    """Write a model of the shape that is asked for, in 16 bits as published, where its folder is not there."""
+    layers = {"num_layers": arguments.num_layers} if arguments.num_layers else {}
+    if not Path(arguments.model_name_or_path).exists():
+        make_tiny_model(arguments.model_name_or_path, dtype="bfloat16", **SHAPES[arguments.shape] | layers)
 
 
 def run_rounds(arguments: argparse.Namespace) -> dict[tuple[str, str], list[Run]]:

@@ -120,14 +120,25 @@ def measure_prediction(name: str, arguments: argparse.Namespace) -> dict[str, fl
     size = arguments.batch_size if variant.batch_size == 0 else variant.batch_size
     answer = answer_with_engine if variant.engine else answer_in_order
     answer(model, setting, prompts[:2], variant, size, arguments)  # what is only done once is not counted
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    head = base_of(model).get_output_embeddings()
+    head.register_forward_pre_hook(count)  # which every pass comes to once
     start = time.perf_counter()
     answer(model, setting, prompts, variant, size, arguments)
     synchronize()
     seconds = time.perf_counter() - start
+    peak, read = peak_memory(), passes * weight_bytes(model)
     return {
         "rows/s": len(prompts) / seconds,
         "tokens/s": len(prompts) * arguments.max_new_tokens / seconds,
-        "peak memory, MiB": peak_memory(),
+        "GB/s of weights": read / seconds / 1e9,
+        "share of memory rate, %": 100 * read / seconds / memory_rate(model),
+        "peak memory, MiB": peak,
     }
 
 
@@ -256,6 +267,27 @@ def matrix_rate(model: PeftModel) -> float:
         synchronize()
         seconds.append(time.perf_counter() - start)
     return 2 * MATRIX**3 / min(seconds)
+
+
+def weight_bytes(model: PeftModel) -> int:
+    """Return the bytes of the weights that a pass reads: all but the embeddings, of which it takes a row a token."""
+    base = base_of(model)
+    embeddings = base.get_input_embeddings().weight
+    head = base.get_output_embeddings().weight
+    weights = sum(weight.nbytes for weight in base.parameters())
+    return weights - (embeddings.nbytes if embeddings is not head else 0)
+
+
+def memory_rate(model: PeftModel) -> float:
+    """Return the bytes a second at which memory is read, by the best of several sums over 512 MiB."""
+    numbers = torch.ones(2**27, device=model.device)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        numbers.sum()
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+    return numbers.nbytes / min(seconds)
 
 
 def answer_with_engine(

@@ -39,6 +39,15 @@ def test_the_command_writes_a_table_and_a_file(tmp_path):
     assert len(rows) == 4 and "Batches are " in said
 
 
+def test_a_model_of_a_shape_is_made_once(tmp_path):
+    words = ["--shape", "small", "--num_layers", "1", "--model_name_or_path", str(tmp_path / "model")]
+    arguments = benchmark.parse_arguments([*words, "--train_file", "rows.json"])
+    benchmark.make_model(arguments)
+    benchmark.make_model(arguments)  # which would refuse a folder that is not empty
+    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
+    assert (config["num_layers"], config["vocab_size"], config["hidden_size"]) == (1, 130528, 256)
+
+
 def test_useful_operations_are_those_of_the_products_with_weights(reference_models):
     base = AutoModelForCausalLM.from_pretrained(reference_models / "chatglm2-6b")
     model = get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))

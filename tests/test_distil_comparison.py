@@ -33,6 +33,7 @@ from glm_peft.metrics import SCORE_NAMES, compute_scores
 from glm_peft.prediction.evaluation import Scoring
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.publishing.card.build import TEMPLATES, build_card
+from glm_peft.publishing.card.facts import count_examples
 from glm_peft.publishing.files import collect_files
 
 TEXT = "牌子：飞鸟。颜色：黑色和白色。价格：一百二十元。材质：棉。"
@@ -190,6 +191,17 @@ def test_a_prefix_that_is_no_better_than_neither_is_warned_of(prefix, useless, t
 
 # The card
 
+ANSWERS = [
+    {
+        "messages": [{"role": "user", "content": question}],
+        "reference": None,
+        DOCUMENT: one,
+        PREFIX: two,
+        NEITHER: "不知道",
+    }
+    for question, one, two in (("裙子多少钱？", "三百元", "三百块|一条"), ("周一开门吗？", "休息", "休息"))
+]
+
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -199,8 +211,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "adapter_config.json").write_text(json.dumps(config))
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     documents = [{"file": "handbook.md", "sha256": "f" * 64, "tokens": 1400}]
-    (folder / "provenance.json").write_text(json.dumps({"documents": documents}))
-    write_comparison(folder, FINE)
+    (folder / "provenance.json").write_text(json.dumps({"documents": documents, "card_examples": 0}))
+    write_comparison(folder, replace(FINE, answers=ANSWERS))
     (folder / "conversations.jsonl").write_text("{}")
     (folder / "teacher").mkdir()
     return folder
@@ -220,9 +232,25 @@ def test_the_card_tells_what_the_document_was_and_what_is_kept_of_it(language, t
     assert "| 0.25 " in card and "| 75.0 " in card
 
 
+@pytest.mark.parametrize("language", sorted(TEMPLATES))
+def test_answers_are_in_the_card_only_where_they_are_asked_for(language, adapter, tmp_path):
+    answers = ("三百元", "三百块|一条", "不知道")
+    assert all(answer in (adapter / "comparison_answers.jsonl").read_text(encoding="utf-8") for answer in answers)
+    assert "card_examples 3" in build_card(adapter, language=language)
+    assert not any(text in build_card(adapter, language=language) for text in ("裙子多少钱", *answers))
+    asked = build_card(adapter, language=language, examples=1)
+    assert "| 裙子多少钱？ | 三百元 | 三百块&#124;一条 | 不知道 |" in asked and "周一开门吗" not in asked
+    assert [count_examples(adapter, number) for number in (None, 0, 1, 5)] == [0, 0, 1, 2]
+    other = shutil.copytree(adapter, tmp_path / "other")
+    (other / "adapter_model.safetensors").write_bytes(b"others")
+    assert "三百元" not in build_card(other, language=language, examples=1) and count_examples(other, 1) == 0
+
+
 def test_the_comparison_is_sent_and_what_it_was_made_from_is_not(adapter):
-    sent = set(collect_files(adapter, "a/b"))
-    assert {"comparison.json", "comparison.png"} < sent and not {"conversations.jsonl", "teacher"} & sent
+    files = collect_files(adapter, "a/b")
+    assert {"comparison.json", "comparison.png"} < set(files)
+    assert not {"conversations.jsonl", "teacher", "comparison_answers.jsonl"} & set(files)
+    assert not any("三百元".encode() in content for content in files.values())
 
 
 @pytest.mark.parametrize("language", sorted(TEMPLATES))

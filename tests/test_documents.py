@@ -22,6 +22,7 @@ import distil_cost
 import distil_curve
 import forgetting_table
 import pytest
+import real_size
 import serving_benchmark
 import soak_server
 import torch
@@ -204,6 +205,7 @@ SCRIPTS = {
     "scripts/train_reading_model.py": train_reading_model.parse_arguments,
     "scripts/serving_benchmark.py": serving_benchmark.parse_arguments,
     "scripts/scaling_table.py": HfArgumentParser(Assumptions).parse_args_into_dataclasses,
+    "scripts/real_size.py": real_size.parse_arguments,
     "scripts/benchmark.py": benchmark.parse_arguments,
     "scripts/cost_growth.py": cost_growth.parse_arguments,
     "scripts/compare_demo.py": parse_compare_demo,

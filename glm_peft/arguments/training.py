@@ -105,6 +105,11 @@ class TrainingArguments(TrainingDefaults, Seq2SeqTrainingArguments):
         wanted = {"train": self.do_train, "validation": self.do_eval, "test": self.do_predict}
         return [name for name, is_wanted in wanted.items() if is_wanted]
 
+    @property
+    def num_card_rows(self) -> int:
+        """Return the most rows of data that the card of this run shows."""
+        return self.card_examples if self.do_predict else 0
+
     def _check_values(self) -> None:
         self.check_values()
         for name in self._VALID_DICT_FIELDS:  # read by transformers as JSON, with a traceback where it is none
@@ -125,6 +130,11 @@ class ExaminedArguments(ExaminedDefaults, TrainingArguments):
 @dataclass
 class DistillationArguments(DistillationDefaults, TrainingArguments):
     """The arguments of training, for `glm_peft.distil`."""
+
+    @property
+    def num_card_rows(self) -> int:
+        """Return the most held-out questions that the card of this run shows."""
+        return self.card_examples
 
 
 @dataclass(frozen=True)

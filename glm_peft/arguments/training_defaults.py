@@ -187,6 +187,9 @@ class DistillationDefaults(TrainingDefaults):
     learning_rate: float | None = option(2e-2, "Highest learning rate.", recipe="always")
     do_train: bool = option(True, "Train the prefix.")
     do_eval: bool = option(True, "Take the divergence on the questions that are held out.")
+    card_examples: int = option(
+        0, "Held-out questions that the model card shows with answers, which tell what is in the documents."
+    )
     resume_from_checkpoint: str | None = option(
         "last", "Checkpoint to go on from: a folder, or last, the newest in --output_dir, if any."
     )

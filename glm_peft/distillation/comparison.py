@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from statistics import median
 from typing import Any
 
@@ -98,13 +98,19 @@ class Measures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Measures by the name of the way, and of what: questions, the user's own answers, tokens of answers."""
+    """
+    Measures by the name of the way, and of what: questions, the user's own answers, tokens of answers.
+
+    Args:
+        answers: a row a question: its `messages`, the user's own answer as `reference`, and those of the ways.
+    """
 
     ways: dict[str, Measures]
     questions: int
     references: int
     answer_tokens: int
     protocol: str
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
 
 def compare_held_out(lessons: Lessons, readers: Readers, student: PeftModel, scoring: Scoring) -> Comparison:
@@ -163,7 +169,11 @@ def compare(
             first_token_seconds=_time_first_token(way, questions[:TIMED_QUESTIONS]),
         )
     known = sum(reference is not None for reference in references)
-    return Comparison(measured, len(questions), known, sum(map(len, encoded)), protocol)
+    rows = [
+        {"messages": question, "reference": reference} | {name: said[number] for name, said in answers.items()}
+        for number, (question, reference) in enumerate(zip(questions, references, strict=True))
+    ]
+    return Comparison(measured, len(questions), known, sum(map(len, encoded)), protocol, rows)
 
 
 _MEANS = [field.name for field in fields(Measures) if field.name != "scores"]
@@ -189,7 +199,8 @@ def join(comparisons: Sequence[Comparison]) -> Comparison:
     sums = {
         name: sum(getattr(one, name) for one in comparisons) for name in ("questions", "references", "answer_tokens")
     }
-    return Comparison(ways, protocol=comparisons[0].protocol, **sums)
+    answers = [row for one in comparisons for row in one.answers]
+    return Comparison(ways, protocol=comparisons[0].protocol, answers=answers, **sums)
 
 
 @torch.no_grad()

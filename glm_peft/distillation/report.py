@@ -12,7 +12,7 @@ from glm_peft.distillation.comparison import DOCUMENT, NEITHER, PREFIX, Comparis
 from glm_peft.distillation.picture import plot_comparison
 from glm_peft.metrics import PROTOCOLS, SCORE_NAMES
 from glm_peft.provenance.ownership import WEIGHTS_KEY, digest_weights
-from glm_peft.reporting.file_names import COMPARISON_NAME, COMPARISON_PICTURE_NAME
+from glm_peft.reporting.file_names import COMPARISON_ANSWERS_NAME, COMPARISON_NAME, COMPARISON_PICTURE_NAME
 from glm_peft.reporting.files import read_json, write_atomically
 from glm_peft.reporting.results import format_bytes
 
@@ -56,7 +56,7 @@ _WORDS = {
 
 def write_comparison(folder: str | Path, comparison: Comparison) -> None:
     """
-    Write `comparison.json` and `comparison.png` beside an adapter, and log them, in the main process.
+    Write `comparison.json`, its picture and its answers beside an adapter, and log it, in the main process.
 
     A prefix that is no better than neither is warned of.
 
@@ -67,6 +67,9 @@ def write_comparison(folder: str | Path, comparison: Comparison) -> None:
         return
     folder = Path(folder)
     content = asdict(comparison) | {WEIGHTS_KEY: digest_weights(folder)}
+    # Apart from the measures, which are pushed: answers tell what is in the documents.
+    answers = [json.dumps(row, ensure_ascii=False) + "\n" for row in content.pop("answers")]
+    write_atomically(folder / COMPARISON_ANSWERS_NAME, "".join(answers))
     write_atomically(folder / COMPARISON_NAME, json.dumps(content, indent=2) + "\n")
     try:
         (folder / COMPARISON_PICTURE_NAME).unlink(missing_ok=True)  # an earlier one would be taken for this one's

@@ -10,6 +10,7 @@ from glm_peft.arguments.model import ModelArguments
 from glm_peft.errors import UserError
 from glm_peft.reporting.file_names import (
     CARD_NAME,
+    COMPARISON_ANSWERS_NAME,
     COMPARISON_NAME,
     COMPARISON_PICTURE_NAME,
     CURVES_NAME,
@@ -29,7 +30,7 @@ WEIGHTS = ("adapter_model.*", "pytorch_model*", "model*.safetensors")
 _RESULTS = (RESULTS_NAME, PREDICT_RESULTS_NAME)
 _OF_WEIGHTS = (
     *(PROVENANCE_NAME, CARD_NAME, *_RESULTS, PREDICTIONS_NAME),
-    *(COMPARISON_NAME, COMPARISON_PICTURE_NAME),
+    *(COMPARISON_NAME, COMPARISON_PICTURE_NAME, COMPARISON_ANSWERS_NAME),
 )
 
 

@@ -56,7 +56,7 @@ def prepare_push(model_args: ModelArguments, training_args: TrainingArguments) -
                 repo_id,
                 unsent,
             )
-    logger.info("%s", describe_sending(SENT_NAMES, repo_id, training_args.card_examples * training_args.do_predict))
+    logger.info("%s", describe_sending(SENT_NAMES, repo_id, training_args.num_card_rows))
     target = Target(repo_id, training_args.hub_private_repo, training_args.hub_revision)
     return HubPush(target, base, training_args)
 

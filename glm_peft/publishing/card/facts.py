@@ -3,13 +3,13 @@
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glm_peft.arguments.methods import FULL, MERGED, METHODS
-from glm_peft.distillation.comparison import Comparison
+from glm_peft.distillation.comparison import DOCUMENT, NEITHER, PREFIX, Comparison
 from glm_peft.distillation.report import read_comparison
 from glm_peft.errors import UserError
 from glm_peft.hub.rights import is_hub_id
@@ -30,6 +30,7 @@ from glm_peft.publishing.card.scores import (
 )
 from glm_peft.publishing.card.values import is_number, part, read_messages, text_of
 from glm_peft.reporting.file_names import (
+    COMPARISON_ANSWERS_NAME,
     COMPARISON_NAME,
     COMPARISON_PICTURE_NAME,
     CURVES_NAME,
@@ -42,6 +43,7 @@ from glm_peft.training.kept_log import KEPT_TITLES
 
 _FILE, _LINK = re.compile(r"[\w.-]+"), re.compile(r"https?://[^\s()<>]+")
 _TEXTS = ("prompt", "labels", "predict", "scored_labels", "scored_predict")
+_ANSWERS = (DOCUMENT, PREFIX, NEITHER)
 _EXAMPLES = 3  # of adapters of earlier versions, where nobody said how many
 _ORIGINS = ("continued_from", "pruned_from", "converted_from")
 
@@ -86,6 +88,7 @@ class Facts:
         train_sets: what it was trained on, one after the other; empty where that is not recorded.
         documents: the texts that were distilled into it.
         comparison: with the document, with the prefix, with neither; `None` where none was made.
+        compared: the first questions of it with their answers, as many as are shown.
         languages: codes of the rows' languages.
         predictions: the generated answers with prompts, conversations and references.
         examples: the first of them, as many as are shown.
@@ -120,6 +123,7 @@ class Facts:
     documents: list[Document]
     comparison: Comparison | None
     has_comparison_picture: bool
+    compared: list[dict[str, Any]]
     languages: list[str]
     predictions: list[dict[str, Any]]
     examples: list[dict[str, Any]]
@@ -167,9 +171,10 @@ def read_facts(
     method = (text_of(config.get("peft_type")) or FULL).lower()
     base = base_model_id or _find_base(config, record)
     recipe, splits = part(record, "recipe"), read_splits(part(record, "data") | part(results, "data"))
-    predictions = [] if PREDICTIONS_NAME in foreign else _read_predictions(folder / PREDICTIONS_NAME)
+    predictions = _read_predictions(folder, foreign)
     protocol = text_of(results.get("predict_metric_protocol")) or text_of(record.get("metric_protocol"))
-    shown = predictions[: _number_of_examples(record, examples)]
+    number = _number_of_examples(record, examples)
+    shown = predictions[:number]
     commands = write_commands(record, base, adapter_id, method == FULL, shown)
     scores = read_scores(results, splits, predictions, protocol)
     lengths = tuple(_number(recipe.get(name)) for name in ("max_source_length", "max_target_length"))
@@ -194,6 +199,7 @@ def read_facts(
         documents=_read_documents(record.get("documents")),
         comparison=None if COMPARISON_NAME in foreign else read_comparison(folder),
         has_comparison_picture=COMPARISON_PICTURE_NAME not in foreign and (folder / COMPARISON_PICTURE_NAME).is_file(),
+        compared=_read_compared(folder, foreign)[:number],
         languages=[name for name in map(text_of, languages) if name] if isinstance(languages, list) else [],
         predictions=predictions,
         examples=shown,
@@ -222,7 +228,8 @@ def read_facts(
 def count_examples(folder: Path, examples: int | None) -> int:
     """Return how many rows of data the card of a folder shows, see `read_facts`."""
     record = read_json(folder / PROVENANCE_NAME)
-    return len(_read_predictions(folder / PREDICTIONS_NAME)[: _number_of_examples(record, examples)])
+    number, foreign = _number_of_examples(record, examples), find_foreign(folder)
+    return sum(len(read(folder, foreign)[:number]) for read in (_read_predictions, _read_compared))
 
 
 def _number_of_examples(record: Mapping[str, Any], asked: int | None) -> int:
@@ -285,15 +292,25 @@ def _distinct(splits: list[Split]) -> list[Split]:
     return list({(split.source, split.digest, split.rows): split for split in splits if split.source}.values())
 
 
-def _read_predictions(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of the predictions; none where one of them has another form."""
+def _read_predictions(folder: Path, foreign: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of the predictions; none where they are of other weights."""
+    return [] if PREDICTIONS_NAME in foreign else _read_rows(folder / PREDICTIONS_NAME, _TEXTS, ("predict", "prompt"))
+
+
+def _read_compared(folder: Path, foreign: list[str]) -> list[dict[str, Any]]:
+    """Return the questions of the comparison with their answers; none where they are of other weights."""
+    return [] if COMPARISON_NAME in foreign else _read_rows(folder / COMPARISON_ANSWERS_NAME, _ANSWERS, _ANSWERS)
+
+
+def _read_rows(file: Path, names: Sequence[str], needed: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the messages and the named texts of every row; none where one of them has another form."""
     try:
         # Not `splitlines`, which also ends a line at characters that JSON leaves as they are, such as U+2028.
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        rows = [{name: row.get(name) for name in _TEXTS} | {"messages": read_messages(row)} for row in rows]
+        rows = [{name: row.get(name) for name in names} | {"messages": read_messages(row)} for row in rows]
     except (OSError, ValueError, AttributeError, KeyError):
         return []
-    return rows if all(isinstance(row["predict"], str) and isinstance(row["prompt"], str) for row in rows) else []
+    return rows if all(isinstance(row[name], str) for row in rows for name in needed) else []
 
 
 def _read_hardware(record: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, str]:
