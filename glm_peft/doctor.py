@@ -16,8 +16,6 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
-import datasets
-
 from glm_peft.adapters.assembly import OpenedBase, open_base
 from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.doctor import parse_doctor_arguments, wanted_splits
@@ -66,8 +64,6 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal may not have the bars of a histogram
     model_args, data_args, training_args = parse_doctor_arguments()
     set_up_logging()
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()  # in a file each of their steps would be a line
     examination = Examination(model_args, data_args, training_args)
     problems = examination.run()
     if problems:
@@ -84,6 +80,7 @@ class Examination:
         self.model_args, self.data_args, self.training_args = model_args, data_args, training_args
         self.problems = 0
         self.has_more = False  # not all problems were looked for
+        self.shows_progress = sys.stderr.isatty()  # in a file each step of a bar would be a line
         self.splits: dict[str, Split] = {}
         self.features: dict[str, Any] = {}
         self.base: OpenedBase | None = None
@@ -249,13 +246,17 @@ class Examination:
 
     def report_refused(self, split: Split, data_args: DataArguments, title: str) -> None:
         """Print and count the first rows that cannot be encoded."""
-        datasets.disable_progress_bars()  # many small encodings follow, each with a bar of its own
+        self.shows_progress = False  # many small encodings follow, each with a bar of its own
         refused = list(islice(self.refused_rows(split, split.conversations, data_args), MOST_REFUSED))
         self.has_more |= len(refused) == MOST_REFUSED < len(split)
         self.report(title, refused)
 
     def encode(self, split: Split, data_args: DataArguments) -> tuple[Any, Any]:
         """Encode a split as training would, and return the dataset and the report on its lengths."""
+        import datasets  # here, as a base that cannot be read is told without it
+
+        if not self.shows_progress:
+            datasets.disable_progress_bars()
         if split.name != "test":
             return build_training_features(split, self.base.chat_format, self.base.tokenizer, data_args)
         features = build_generation_features(split, self.base.chat_format, self.base.tokenizer, data_args)

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 from transformers import BatchEncoding
@@ -34,7 +33,11 @@ from glm_peft.preprocessing.batching import GROUPING, group_by_length, plan_batc
 from glm_peft.preprocessing.collators import GenerationCollator, TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
 
+if TYPE_CHECKING:  # a machine with a GPU may be without it
+    from datasets import Dataset
+
 MATRIX = 2048  # rows and columns of the product by which the machine's rate is measured
+NUMBERS = 2**27  # whose sum measures the rate of its memory
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,8 @@ def measure_prediction(name: str, arguments: argparse.Namespace) -> dict[str, fl
 
 def model_arguments(arguments: argparse.Namespace) -> ModelArguments:
     """The base and the prefix, as the toolkit's commands name them."""
-    names = ("model_name_or_path", "num_virtual_tokens", "dtype", "quantization_bit")
-    return ModelArguments(**{name: getattr(arguments, name) for name in names})
+    names = ("model_name_or_path", "num_virtual_tokens", "dtype", "quantization_bit", "attn_implementation")
+    return ModelArguments(**{name: getattr(arguments, name, None) for name in names})
 
 
 def load_setting(arguments: argparse.Namespace) -> SimpleNamespace:
@@ -168,8 +171,10 @@ def load_setting(arguments: argparse.Namespace) -> SimpleNamespace:
     return SimpleNamespace(tokenizer=tokenizer, chat_format=chat_format, examples=examples, prompts=prompts)
 
 
-def stretch(examples: Dataset, median: float, sigma: float, data_args: DataArguments) -> Dataset:
+def stretch(examples: "Dataset", median: float, sigma: float, data_args: DataArguments) -> "Dataset":
     """The examples with answers repeated or cut so that whole lengths are log-normal, within the two limits."""
+    from datasets import Dataset
+
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(len(examples), generator=generator).mul(sigma).exp().mul(median).tolist()
     most = data_args.max_source_length + data_args.max_target_length
@@ -280,7 +285,7 @@ def weight_bytes(model: PeftModel) -> int:
 
 def memory_rate(model: PeftModel) -> float:
     """Return the bytes a second at which memory is read, by the best of several sums over 512 MiB."""
-    numbers = torch.ones(2**27, device=model.device)
+    numbers = torch.ones(NUMBERS, device=model.device)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()

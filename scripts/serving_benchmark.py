@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from glm_peft.arguments.model import ModelArguments
+from glm_peft.models.loading import load_config
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.serving.engine import AnswerRequest
 from glm_peft.serving.engines import SharedEngine, open_engine
@@ -63,10 +64,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def make_adapters(arguments: argparse.Namespace, folder: Path) -> tuple[ModelArguments, dict[str, str]]:
     """Save three prefixes of random numbers; return the arguments of the base, and the prefixes by name."""
     model_args = ModelArguments(model_name_or_path=arguments.model_name_or_path, dtype=arguments.dtype)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model_name_or_path)
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=arguments.num_virtual_tokens)
+    with torch.device("meta"):  # a prefix needs no weights of the base
+        base = AutoModelForCausalLM.from_config(load_config(model_args))
+    model = get_peft_model(base, config)
+    encoder = model.prompt_encoder["default"].to_empty(device="cpu")
     for name in ("first", "second", "third"):
-        get_peft_model(model, config).save_pretrained(folder / name)
+        torch.nn.init.normal_(encoder.embedding.weight)
+        model.save_pretrained(folder / name)
     return model_args, {name: str(folder / name) for name in ("first", "second", "third")}
 
 

@@ -18,6 +18,7 @@ import jinja2
 import jinja2.meta
 import numpy as np
 import pytest
+import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from huggingface_hub import ModelCard
@@ -34,6 +35,7 @@ from glm_peft.arguments.training import TrainingArguments, parse_train_arguments
 from glm_peft.errors import UserError
 from glm_peft.hub.rights import is_hub_id
 from glm_peft.metrics import compute_scores, score_pair
+from glm_peft.models.loading import choose_dtype
 from glm_peft.preprocessing.conversations import Conversation
 from glm_peft.provenance.ownership import digest_weights
 from glm_peft.provenance.recipe import describe_flags
@@ -725,9 +727,25 @@ def test_hardware_time_memory_and_versions_are_told(adapter):
     record = json.loads((adapter / "provenance.json").read_text())
     (shown,) = [dict(rows[1:]) for rows in tables("\n---\n" + section(build_card(adapter), "Hardware and time"))]
     assert shown["device"] == record["hardware"]["device"] and shown["processes"] == "1"
+    assert shown["precision of the base"] == "float32" and shown["chosen"] == record["hardware"]["dtype_reason"]
     assert shown["training, seconds"] == f"{record['measured']['seconds']['train']:,.1f}"
     assert shown["peak resident memory"] == _size(record["measured"]["peak_memory"]["resident_bytes"])
     assert f"peft {record['versions']['peft']}" in shown["versions"]
+
+
+@pytest.mark.parametrize("has_it", [False, True])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("dtype", "kind"), [("auto", "cpu"), ("auto", "cuda"), ("bfloat16", "cpu")])
+def test_why_this_precision_was_chosen_is_told_in_both_languages(
+    has_it, stored, dtype, kind, adapter, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("glm_peft.models.loading.has_fast_bfloat16", lambda: has_it)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_it)
+    _, reason = choose_dtype(dtype, torch.device(kind), stored)
+    folder = copy_of(adapter, tmp_path / "folder", hardware={"dtype_reason": reason})
+    told, told_in_chinese = (build_card(folder, language=language) for language in ("en", "zh"))
+    assert f"| chosen | {reason} |" in told
+    assert "| 选择依据 | " in told_in_chinese and reason not in told_in_chinese
 
 
 def test_the_limits_of_a_prefix_are_told(adapter):

@@ -23,6 +23,7 @@ import distil_cost
 import distil_curve
 import forgetting_reading
 import forgetting_table
+import gpu_check
 import pytest
 import real_size
 import serving_benchmark
@@ -78,7 +79,11 @@ READMES = ("README.md", "README_zh.md")
 DOCUMENTS = [*READMES, *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"bash", "python", "json", "jsonl", "csv", "text", "yaml"}
 
-UNCHECKED_COMMANDS = {"pip install": "it installs from a registry; `make test` installs the same way"}
+UNCHECKED_COMMANDS = {
+    "pip install": "it installs from a registry; `make test` installs the same way",
+    "pip download": "it asks a registry",
+    "zip -q": "it works on what that fetched",
+}
 OTHER_FLAGS = {
     "--base": "of glm_peft.convert",
     "--verify": "of glm_peft.convert",
@@ -96,6 +101,8 @@ OTHER_FLAGS = {
     "--generation": "of scripts/make_tiny_model.py",
     "--hidden_size": "of scripts/make_tiny_model.py",
     "--num_layers": "of scripts/make_tiny_model.py",
+    "--lines": "of scripts/gpu_check.py",
+    "--small": "of scripts/gpu_check.py",
 }
 SENTENCES_OF_LIBRARIES = {"--load_best_model_at_end requires the save and eval strategy to match, …": "transformers'"}
 RECIPES = {
@@ -237,6 +244,8 @@ def test_every_command_is_understood(words, monkeypatch):
     elif words[:2] == ["python", "-m"]:
         words = words[: words.index("<")] if "<" in words else words
         MODULES[words[2]](words[3:])
+    elif words[:2] == ["bash", "scripts/gpu_check.sh"]:
+        gpu_check.parse_arguments(words[2:])
     elif words != ["python", "scripts/draw_rooms.py"]:  # which takes no words
         assert words[0] == "python"
         SCRIPTS[words[1]](words[2:])

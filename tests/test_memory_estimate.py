@@ -19,13 +19,17 @@ import glm_peft  # noqa: F401  (registers the generations)
 from glm_peft.adapters import label_loss
 from glm_peft.adapters.loading import create_adapter
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.model import ModelArguments
+from glm_peft.arguments.training import TrainingArguments
 from glm_peft.examination import memory_estimate
+from glm_peft.examination.doctor_report import format_memory
 from glm_peft.examination.memory_estimate import (
     BaseSize,
     Settings,
     base_bytes,
     count_trained,
+    describe_settings,
     estimate_memory,
     fit_settings,
     measure_base,
@@ -88,6 +92,31 @@ def test_bytes_of_the_base_by_precision_and_quantization():
     assert base_bytes(base, SETTINGS) == 6 * 2**20
     assert base_bytes(base, replace(SETTINGS, quantization_bit=8)) == 4 * 2**20 + 4 * 2**10
     assert base_bytes(base, replace(SETTINGS, quantization_bit=4)) == 3 * 2**20 + 2**15 + 2**9
+
+
+@pytest.mark.parametrize(
+    ("has_it", "flags", "dtype", "mapped"),
+    [
+        (True, {}, "bfloat16", 0),  # the base is the mapped file itself
+        (True, {"quantization_bit": 4}, "bfloat16", 2),
+        (False, {}, "float32", 2),
+        (False, {"dtype": "bfloat16"}, "bfloat16", 0),
+    ],
+)
+def test_auto_is_counted_as_it_is_resolved_here_and_as_half_precision_on_a_gpu(
+    has_it: bool, flags: dict, dtype: str, mapped: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("glm_peft.models.loading.has_fast_bfloat16", lambda: has_it)
+    config, training_args = ChatGLMConfig(dtype="bfloat16"), TrainingArguments(str(tmp_path), use_cpu=True)
+    arguments = ModelArguments("base", **flags), DataArguments(), training_args
+    settings = describe_settings(*arguments, None, config)
+    assert (settings.dtype, settings.mapped_element, settings.gpu_dtype) == (dtype, mapped, flags.get("dtype", "auto"))
+    base = measure_base(config)
+    told = format_memory(config, settings, base)
+    assert ("in float32" in told) == (dtype == "float32")
+    assert (f"Resident up to {mapped * base.parameters / 1e9:.2f} GB more" in told) == bool(mapped)
+    on_gpu = format_memory(config, replace(settings, dtype="bfloat16"), base)
+    assert told.splitlines()[-4:] == on_gpu.splitlines()[-4:]
 
 
 def test_the_published_recipe_of_chatglm_6b_needs_less_than_what_was_published_for_it():

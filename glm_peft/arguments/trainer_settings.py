@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
+from transformers import Seq2SeqTrainingArguments, get_scheduler
 
 from glm_peft.arguments.command_line import warn
 from glm_peft.arguments.data import DPO, DataArguments
@@ -85,6 +85,8 @@ def choose_count(given: Any) -> str:
 def _check_optimizer(args: Seq2SeqTrainingArguments) -> None:
     if args.optim in _AT_HAND:
         return
+    from transformers import Trainer  # which imports what only training needs
+
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError) as error:

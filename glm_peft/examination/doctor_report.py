@@ -30,6 +30,9 @@ _MEMORY_LINES = {
     "total": "total",
 }
 
+# Of the pages of a mapped file, which the system's own count of a process's memory includes.
+_MAPPED = "  Resident up to {:.2f} GB more: the weight files that are read, until the system needs the room."
+
 
 def format_histogram(name: str, lengths: Sequence[int], limit: int) -> str:
     """
@@ -139,7 +142,10 @@ def format_memory(config: PreTrainedConfig, settings: Settings, base: BaseSize) 
         f"  {'GB':<26}{'without':>10}{'with':>10}  activation checkpointing (the flags say {given})",
         *(_memory_line(name, plain, checkpointed) for name in _MEMORY_LINES),
     ]
-    return "\n".join(lines + [_gpu_line(size, config, settings, base) for size in GPU_SIZES])
+    if settings.mapped_element:
+        lines.append(_MAPPED.format(settings.mapped_element * base.parameters / GB))
+    on_gpu = replace(settings, dtype=settings.gpu_dtype)
+    return "\n".join(lines + [_gpu_line(size, config, on_gpu, base) for size in GPU_SIZES])
 
 
 def _describe(settings: Settings, base: BaseSize) -> str:

@@ -24,6 +24,7 @@ from glm_peft.adapters.label_loss import CHUNK_LOGITS
 from glm_peft.arguments.data import DPO, DataArguments
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.training import TrainingArguments
+from glm_peft.models.loading import choose_dtype
 from glm_peft.preprocessing.collators import IGNORED_LABEL
 from glm_peft.preprocessing.lengths import each_example
 
@@ -50,11 +51,14 @@ class Settings:
     """
     The sizes and flags that the memory of a run depends on.
 
-    `dtype` is the value of `--dtype`, where auto counts as half precision, as on a GPU; `tokens` is the length of the
-    longest row, prompt and answer together; `labels` how many of them carry loss.
+    `dtype` is the precision here, and `gpu_dtype` that on a GPU, where auto is half precision; `mapped_element` the
+    bytes of an element in weight files that a CPU maps beside the base, 0 for none; `tokens` the length of the longest
+    row, prompt and answer together; `labels` how many of them carry loss.
     """
 
     dtype: str = "auto"
+    gpu_dtype: str = "auto"
+    mapped_element: int = 0
     quantization_bit: int | None = None
     num_virtual_tokens: int = 128
     encoder_hidden_size: int | None = None
@@ -258,8 +262,14 @@ def describe_settings(
     # Packed rows are as long as --max_length, and may carry loss at every token.
     tokens, labels = longest or ((data_args.max_length,) * 2 if data_args.packing else limits)
     inner = model_args.encoder_hidden_size or config.hidden_size
+    device, stored = training_args.device, config.dtype or torch.float32
+    dtype, _ = choose_dtype(model_args.dtype, device, stored)
+    # On a CPU a base that is used as it is stored is the mapped file itself; any other is made beside it.
+    is_mapped = device.type == "cpu" and (dtype != stored or model_args.quantization_bit is not None)
     return Settings(
-        dtype=model_args.dtype,
+        dtype=str(dtype).removeprefix("torch."),
+        gpu_dtype=model_args.dtype,
+        mapped_element=stored.itemsize if is_mapped else 0,
         quantization_bit=model_args.quantization_bit,
         num_virtual_tokens=model_args.num_virtual_tokens,
         encoder_hidden_size=inner if model_args.prefix_projection else None,

@@ -1,9 +1,12 @@
 """4 and 8 bits by bitsandbytes: how a base is quantized while it loads, and which CPU kernel its 4-bit layers take."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from bitsandbytes import functional
-from bitsandbytes.nn import Linear4bit
 from transformers import BitsAndBytesConfig, PreTrainedModel
+
+if TYPE_CHECKING:
+    from bitsandbytes.nn import Linear4bit
 
 _ROWS_OF_A_TILE = 32  # `block_n` of bitsandbytes' packed layout
 
@@ -40,14 +43,20 @@ def keep_unpacked(model: PreTrainedModel) -> None:
 def allow_packing(model: PreTrainedModel) -> None:
     """Let 4-bit layers take the faster kernel of CPUs with AVX512-BF16, where it fits them; not for training."""
     for layer in _four_bit_layers(model):
+        from bitsandbytes import functional
+
         fits = layer.compute_dtype == torch.bfloat16 and _fits_packed_kernel(layer)
         layer.support_avx512bf16_for_cpu = fits and bool(functional.has_avx512bf16())
 
 
-def _four_bit_layers(model: PreTrainedModel) -> list[Linear4bit]:
+def _four_bit_layers(model: PreTrainedModel) -> list["Linear4bit"]:
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return []  # without bitsandbytes, which other bases do not need
+    from bitsandbytes.nn import Linear4bit
+
     return [module for module in model.modules() if isinstance(module, Linear4bit)]
 
 
-def _fits_packed_kernel(layer: Linear4bit) -> bool:
+def _fits_packed_kernel(layer: "Linear4bit") -> bool:
     # The scales are laid out by rows, so that no block of them may reach from one row into the next.
     return layer.out_features % _ROWS_OF_A_TILE == 0 and layer.in_features % layer.weight.blocksize == 0

@@ -7,9 +7,9 @@ data's own lengths. A step has the same number of examples in all three; with pa
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedConfig
 
@@ -18,6 +18,9 @@ from glm_peft.arguments.training import TrainArguments, TrainingArguments
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.packing import BatchPackingCollator, PackingCollator, RowCost, pack_examples, plan_batch
+
+if TYPE_CHECKING:  # its import takes half a second, and an error in the arguments needs none
+    from datasets import Dataset
 
 GROUPING = "group_by_length"
 _GROUPED_STEPS = 50  # steps whose examples are sorted together: fewer would pad more, more would mix less
@@ -39,7 +42,7 @@ class Batching:
     `reason` says in one sentence what was chosen and why.
     """
 
-    examples: Dataset
+    examples: "Dataset"
     collator: Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]
     order: str
     reason: str
@@ -54,7 +57,7 @@ class Layout:
 
 
 def plan_batching(
-    examples: Dataset,
+    examples: "Dataset",
     padded: TrainingCollator,
     config: PreTrainedConfig,
     arguments: TrainArguments,
@@ -100,7 +103,7 @@ def plan_batching(
     return planned
 
 
-def head_cost(examples: Dataset, config: PreTrainedConfig) -> float:
+def head_cost(examples: "Dataset", config: PreTrainedConfig) -> float:
     """Return what the head costs per token of the data, the same in every layout, in the unit of `RowCost`."""
     # The loss runs the head at positions with a label alone: vocabulary x h against 12 h² in every layer.
     labels = sum(label != IGNORED_LABEL for row in examples["labels"][:] for label in row)

@@ -28,7 +28,7 @@ from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.sources import Source, read_train_sources
 from glm_peft.arguments.splits import file_of
 from glm_peft.models.chat_formats import ChatFormat
-from glm_peft.models.loading import find_generation, hub_arguments
+from glm_peft.models.loading import choose_dtype, find_generation, hub_arguments
 from glm_peft.models.tokenization_common import read_json_beside
 from glm_peft.models.unwrapping import base_of
 from glm_peft.preprocessing.conversations import Conversation, Split
@@ -78,6 +78,8 @@ def describe_origin(
     if not PartialState().is_main_process:
         return {}
     model_args, data_args, training_args = arguments
+    dtype, reason = choose_dtype(model_args.dtype, training_args.device, base_of(model).dtype)
+    precision = {"dtype": str(dtype).removeprefix("torch."), "dtype_reason": reason}
     record = {
         "base": describe_base(base_of(model).config, find_generation(model_args), tokenizer, model),
         "chat_format": chat_format.name,
@@ -87,7 +89,7 @@ def describe_origin(
         "flags": describe_flags(*arguments),
         "data": data,
         "languages": find_languages(splits),
-        "hardware": describe_hardware(training_args),
+        "hardware": describe_hardware(training_args) | precision,
         "card_language": training_args.card_language,
         "card_examples": training_args.card_examples,
     }

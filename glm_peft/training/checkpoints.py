@@ -21,7 +21,6 @@ from typing import Any
 from accelerate import PartialState
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.trainer import TRAINER_STATE_NAME
 
 from glm_peft.adapters.trained_state import ENCODER_NAME, TRAINED_NAME
 from glm_peft.errors import UserError
@@ -209,6 +208,8 @@ def _choose_last(output_dir: Path) -> str | None:
 def _step_of(checkpoint: str | None) -> int | None:
     if checkpoint is None:
         return None
+    from transformers.trainer import TRAINER_STATE_NAME  # which imports what only training needs
+
     return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
 
 

@@ -11,12 +11,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
 from torch.nn.functional import cross_entropy
 
 from glm_peft.adapters.assembly import OpenedBase
@@ -34,6 +33,9 @@ from glm_peft.provenance.fingerprints import sample_weights
 from glm_peft.reporting.files import write_atomically
 from glm_peft.training.base_calls import calls_of_base, without_adapter
 from glm_peft.training.teacher_values import TeacherBatch, TeacherValues, keep_values, number_labels
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 LIKELIEST = 20
 """Tokens whose probabilities are compared at each place; all others count as one."""
@@ -99,7 +101,7 @@ class Keeping:
     answering: Answering
     prompts: list[list[int]]
     answers: list[str]
-    examples: Dataset
+    examples: "Dataset"
     values: TeacherValues
     tokens: torch.Tensor
     batch_size: int
@@ -240,8 +242,10 @@ def _answer_once(file: Path, described: Mapping[str, Any], answer: Callable[[], 
 
 def _build_examples(
     answering: Answering, prompts: list[list[int]], answers: list[str]
-) -> tuple[Dataset, torch.Tensor]:
+) -> tuple["Dataset", torch.Tensor]:
     """Return prompts with the base's answers, labels numbered, and the tokens that the numbers stand for."""
+    from datasets import Dataset
+
     rows, tokens = [], []
     for prompt, answer in zip(prompts, answers, strict=True):
         # Cut without an end token, which the base did not give there.

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import count, groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -25,6 +24,9 @@ from glm_peft.adapters.label_loss import Measure, Project, at_labels, chunks_of,
 from glm_peft.models.unwrapping import base_of
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.reporting.files import write_atomically
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _DESCRIPTION = "values.json"
 
@@ -80,7 +82,7 @@ class TeacherValues:
         return measure
 
 
-def number_labels(examples: Dataset, numbers: Iterator[int] | None = None) -> Dataset:
+def number_labels(examples: "Dataset", numbers: Iterator[int] | None = None) -> "Dataset":
     """Return the examples with numbers in the place of the tokens that are labels, counted through all of them."""
     numbers = count() if numbers is None else numbers
     labels = [[label if label == IGNORED_LABEL else next(numbers) for label in row] for row in examples["labels"][:]]
@@ -89,7 +91,7 @@ def number_labels(examples: Dataset, numbers: Iterator[int] | None = None) -> Da
 
 def keep_values(
     folder: Path,
-    examples: Dataset,
+    examples: "Dataset",
     batches: list[TeacherBatch],
     base: PreTrainedModel,
     open_model: Callable[[int], torch.nn.Module],
@@ -151,7 +153,7 @@ def _begin(folder: Path, described: Mapping[str, Any]) -> None:
     write_atomically(file, text)
 
 
-def _digest(examples: Dataset) -> str:
+def _digest(examples: "Dataset") -> str:
     digest = hashlib.sha256()
     for row in examples:
         digest.update(json.dumps([row["input_ids"], row["labels"]]).encode())
