@@ -68,6 +68,7 @@ CHECKPOINTED = Training(activation_checkpointing=True)
 LINES = {
     **{f"equal to the CPU, {generation}": Line("equal", generation) for generation in SIZES},
     "6B, 4 bits, ADGEN recipe": Line("step", bits=4, rows=1, lengths=ADGEN),
+    "6B, 4 bits, ADGEN recipe, activation checkpointing": Line("step", "chatglm3", 4, 1, ADGEN, variant=CHECKPOINTED),
     "6B, 16 × 1,024": Line("step"),
     "6B, 16 × 1,024, plain PEFT": Line("step", variant=PLAIN),
     "6B, 16 × 128": Line("step", lengths=SHORT),
