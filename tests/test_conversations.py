@@ -255,6 +255,7 @@ def test_results_stand_in_the_order_of_their_calls_and_a_last_call_is_the_answer
             "of the call of 'f' in message 2 must be a JSON object, found the text \"[1]\"",
         ),
         ([call('{"a": NaN}'), RESULT, CHAT[1]], "in message 2 are no JSON"),
+        ([call('{"a": 1, "a": 2}'), RESULT, CHAT[1]], "are no JSON (a name stands twice in an object), found"),
         ([call(name=""), RESULT, CHAT[1]], "a call in message 2 must name a tool, found the text"),
         ([{"role": "assistant", "tool_calls": "f"}], "the tool_calls of message 2 must be a list, found the text"),
         (

@@ -191,9 +191,17 @@ def _decoded(value: Any, what: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value, parse_constant=_refuse_constant)
+        return json.loads(value, parse_constant=_refuse_constant, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} are no JSON ({type(error).__name__}), found {describe_value(value)}") from None
+        reason = error if type(error) is ValueError else type(error).__name__  # ours, or that of Python's parser
+        raise ValueError(f"{what} are no JSON ({reason}), found {describe_value(value)}") from None
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, of which Python would keep the last value of a name that stands there twice."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return found
 
 
 def _refuse_constant(name: str) -> None:
