@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import benchmark
+import benchmark_cases
 import pytest
 import torch
 from benchmark_cases import PREDICTION, TRAINING, measure, useful_flops
@@ -23,6 +24,8 @@ JOBS += [("prediction", name) for name in PREDICTION]
 @pytest.mark.parametrize(("task", "name"), JOBS)
 def test_every_variant_is_measured(task, name, monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(benchmark_cases, "MATRIX", 64)  # a rate that is measured well takes a second
+    monkeypatch.setattr(benchmark_cases, "NUMBERS", 2**10)
     measured = measure(task, name, benchmark.parse_arguments(WORDS))
     assert all(value > 0 for key, value in measured.items() if key not in ("batches", "padding, %"))
     assert ("examples/s" if task == "training" else "rows/s") in measured
