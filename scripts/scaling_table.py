@@ -110,7 +110,7 @@ def describe(assumed: Assumptions) -> str:
 def _table(name: str, config: PreTrainedConfig, assumed: Assumptions) -> Iterator[str]:
     base, settings = measure_base(config), Settings()
     trained, size = count_trained(config, settings), base_bytes(base, settings)
-    numbers = f"{trained / 1e6:.2f} million numbers, {4 * trained / 1e6:.1f} MB of gradients"
+    numbers = f"{trained / 1e6:.2f} million parameters and {4 * trained / 1e6:.1f} MB of gradients"
     yield (
         f"**{name}**: {base.parameters / 1e9:.2f} billion parameters, {size / GB:.1f} GB; a prefix of "
         f"{settings.num_virtual_tokens} has {numbers}."
