@@ -79,7 +79,8 @@ def _tell_faults(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def tell_route(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"There is no {request.method} {request.url.path[:80]} here ({error.detail}); see docs/serving.md."
+        message = f"There is no {request.method} {request.url.path[:80]} here ({error.detail}): "
+        message += "POST /v1/chat/completions takes conversations, docs/serving.md lists all paths."
         return RequestError(error.status_code, message, headers=error.headers).response()
 
 

@@ -19,6 +19,7 @@ _SAMPLING = ("temperature", "top_p", "top_k")
 HONOURED = ("model", "max_tokens", "seed", "stop", "stream", "stream_options", "generation_config", *_SAMPLING)
 HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Fields that have no say in an answer."""
+_RENAMED = {"prompt": "messages", "history": "messages", "max_length": "max_tokens"}  # of the published api.py
 NEUTRAL = {
     "n": (1,),
     "presence_penalty": (0,),
@@ -105,7 +106,9 @@ def read_asked(
             allowed = " or ".join(json.dumps(one) for one in neutral[name])
             refuse(name, f"may only be {allowed} here" if allowed else "is not supported here", value)
         if name not in (*neutral, *own, *HONOURED, *HARMLESS):
-            raise RequestError(400, f"{name} is no field that is supported here: leave it out.", name)
+            new = _RENAMED.get(name)
+            advice = f"give {new} in its place" if new in (*own, *HONOURED) else "leave it out"
+            raise RequestError(400, f"{name} is no field that is supported here: {advice}.", name)
     stream = _flag(given, "stream")
     options = given.get("stream_options", {})
     if not isinstance(options, dict) or not options.keys() <= {"include_usage", "include_obfuscation"}:
