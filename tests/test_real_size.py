@@ -23,7 +23,7 @@ def test_a_generation_is_made_trained_asked_and_removed(tmp_path, monkeypatch, c
 
 
 def test_the_memory_of_a_command_is_watched_and_what_it_says_is_shown_where_it_fails():
-    keeps = "import time; kept = bytearray(b'1') * 200_000_000; time.sleep(0.5)"
-    assert 2e8 < real_size.run(["-c", keeps]).allocated < 3e8
+    keeps = "import time; kept = bytearray(b'1') * 200_000_000; time.sleep(1.5)"  # many samples, on a busy machine too
+    assert real_size.run(["-c", keeps]).allocated > 2e8
     with pytest.raises(SystemExit, match="no such day"):
         real_size.run(["-c", "raise SystemExit('no such day')"])
