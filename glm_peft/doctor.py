@@ -37,7 +37,7 @@ from glm_peft.examination.doctor_report import (
 from glm_peft.examination.memory_estimate import describe_settings, measure_base, measure_longest
 from glm_peft.examination.run_checks import check_positions, describe_steps
 from glm_peft.examination.tool_checks import check_tools
-from glm_peft.models.loading import check_base_weights, choose_dtype
+from glm_peft.models.loading import check_base_weights, choose_dtype, choose_kept_dtype
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.conversations import Conversation, Split, load_splits, open_rows, read_conversations
@@ -120,8 +120,10 @@ class Examination:
             return  # rows can be examined without a tokenizer, their lengths and the memory cannot
         name, config = self.model_args.model_name_or_path, self.base.config
         dtype, reason = choose_dtype(self.model_args.dtype, self.training_args.device, config.dtype)
+        kept = choose_kept_dtype(self.model_args, self.training_args.device, config.dtype)
         model = f"{name}: {config.model_type}, prompts of {self.base.chat_format.name}"
-        print_section("Model", f"  {model}\n  Precision of the base here: {dtype}, {reason}")
+        precision = f"{dtype}{f' with weights kept in {kept}' if kept else ''}, {reason}"
+        print_section("Model", f"  {model}\n  Precision of the base here: {precision}")
 
     def examine_start(self) -> None:
         """Check what training would stop at before its first step: weight files, general prompts, the checkpoint."""

@@ -18,6 +18,7 @@ from accelerate.utils import parse_flag_from_env
 from glm_peft.adapters.assembly import OpenedBase, open_base, put_adapter_on
 from glm_peft.arguments.prediction import parse_predict_arguments
 from glm_peft.data import GenerationFeatures, build_generation_features, describe_example, shape_prompt
+from glm_peft.models.layerwise_casting import kept_dtype
 from glm_peft.models.loading import check_base_weights
 from glm_peft.models.quantization import allow_packing
 from glm_peft.prediction.evaluation import Answering, Scoring
@@ -93,7 +94,8 @@ def load_answering(base: OpenedBase) -> Answering:
     """Load the base, with the adapter where there is one."""
     model, args = base.load_model(PartialState().device), base.model_args
     allow_packing(model)
-    place = f"{describe_device(model.device)}, {describe_precision(model.dtype, args.quantization_bit)}"
+    precision = describe_precision(model.dtype, kept_dtype(model), args.quantization_bit)
+    place = f"{describe_device(model.device)}, {precision}"
     adapter = args.adapter_name_or_path or "none, the base alone"
     logger.info("Base %s on %s; adapter %s", args.model_name_or_path, place, adapter)
     return Answering(put_adapter_on(model, base), base.tokenizer, base.chat_format)

@@ -99,7 +99,8 @@ def test_bytes_of_the_base_by_precision_and_quantization():
     [
         (True, {}, "bfloat16", 0),  # the base is the mapped file itself
         (True, {"quantization_bit": 4}, "bfloat16", 2),
-        (False, {}, "float32", 2),
+        (False, {}, "float32", 0),  # so it is with weights that are kept as they are stored
+        (False, {"dtype": "float32"}, "float32", 2),
         (False, {"dtype": "bfloat16"}, "bfloat16", 0),
     ],
 )

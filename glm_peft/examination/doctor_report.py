@@ -144,12 +144,13 @@ def format_memory(config: PreTrainedConfig, settings: Settings, base: BaseSize) 
     ]
     if settings.mapped_element:
         lines.append(_MAPPED.format(settings.mapped_element * base.parameters / GB))
-    on_gpu = replace(settings, dtype=settings.gpu_dtype)
+    on_gpu = replace(settings, dtype=settings.gpu_dtype, kept_dtype=None)
     return "\n".join(lines + [_gpu_line(size, config, on_gpu, base) for size in GPU_SIZES])
 
 
 def _describe(settings: Settings, base: BaseSize) -> str:
     precision = "half precision" if settings.element == 2 else "float32"
+    precision += f" with weights kept in {settings.kept_dtype}" if settings.kept_dtype else ""
     bits = f", quantized to {settings.quantization_bit} bits" if settings.quantization_bit else ""
     return (
         f"{base.parameters:,} parameters in {precision}{bits}; {settings.num_virtual_tokens} virtual tokens; "

@@ -24,7 +24,7 @@ from glm_peft.adapters.label_loss import CHUNK_LOGITS
 from glm_peft.arguments.data import DPO, DataArguments
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.training import TrainingArguments
-from glm_peft.models.loading import choose_dtype
+from glm_peft.models.loading import choose_dtype, choose_kept_dtype
 from glm_peft.preprocessing.collators import IGNORED_LABEL
 from glm_peft.preprocessing.lengths import each_example
 
@@ -51,13 +51,15 @@ class Settings:
     """
     The sizes and flags that the memory of a run depends on.
 
-    `dtype` is the precision here, and `gpu_dtype` that on a GPU, where auto is half precision; `mapped_element` the
-    bytes of an element in weight files that a CPU maps beside the base, 0 for none; `tokens` the length of the longest
-    row, prompt and answer together; `labels` how many of them carry loss.
+    `dtype` is the precision here, and `gpu_dtype` that on a GPU, where auto is half precision; `kept_dtype` that of
+    weights which a CPU keeps as they are stored; `mapped_element` the bytes of an element in weight files that a CPU
+    maps beside the base, 0 for none; `tokens` the length of the longest row, prompt and answer together; `labels` how
+    many of them carry loss.
     """
 
     dtype: str = "auto"
     gpu_dtype: str = "auto"
+    kept_dtype: str | None = None
     mapped_element: int = 0
     quantization_bit: int | None = None
     num_virtual_tokens: int = 128
@@ -72,6 +74,11 @@ class Settings:
     def element(self) -> int:
         """Return the bytes of an element in the base's precision."""
         return _BYTES[self.dtype]
+
+    @property
+    def element_of_weights(self) -> int:
+        """Return the bytes of a weight of the base that is not quantized."""
+        return _BYTES[self.kept_dtype or self.dtype]
 
 
 @dataclass(frozen=True)
@@ -157,12 +164,12 @@ def measure_base(config: PreTrainedConfig) -> BaseSize:
 
 def base_bytes(base: BaseSize, settings: Settings) -> float:
     """Return the bytes of the frozen base."""
-    rest = settings.element * (base.parameters - base.quantized)
+    rest = settings.element_of_weights * (base.parameters - base.quantized)
     if settings.quantization_bit == 8:  # a byte a weight, and a scale of 4 for each row
         return rest + base.quantized + 4 * base.quantized_rows
     if settings.quantization_bit == 4:
         return rest + _FOUR_BITS * base.quantized
-    return settings.element * base.parameters
+    return settings.element_of_weights * base.parameters
 
 
 def count_trained(config: PreTrainedConfig, settings: Settings) -> int:
@@ -264,11 +271,13 @@ def describe_settings(
     inner = model_args.encoder_hidden_size or config.hidden_size
     device, stored = training_args.device, config.dtype or torch.float32
     dtype, _ = choose_dtype(model_args.dtype, device, stored)
+    kept = choose_kept_dtype(model_args, device, stored)
     # On a CPU a base that is used as it is stored is the mapped file itself; any other is made beside it.
-    is_mapped = device.type == "cpu" and (dtype != stored or model_args.quantization_bit is not None)
+    is_mapped = device.type == "cpu" and ((kept or dtype) != stored or model_args.quantization_bit is not None)
     return Settings(
         dtype=str(dtype).removeprefix("torch."),
         gpu_dtype=model_args.dtype,
+        kept_dtype=str(kept).removeprefix("torch.") if kept else None,
         mapped_element=stored.itemsize if is_mapped else 0,
         quantization_bit=model_args.quantization_bit,
         num_virtual_tokens=model_args.num_virtual_tokens,

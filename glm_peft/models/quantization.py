@@ -40,6 +40,12 @@ def keep_unpacked(model: PreTrainedModel) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
+def dequantize_to(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Let 4-bit layers dequantize to another dtype than that which their weights were loaded in, which would round."""
+    for layer in _four_bit_layers(model):
+        layer.weight.quant_state.dtype = dtype
+
+
 def allow_packing(model: PreTrainedModel) -> None:
     """Let 4-bit layers take the faster kernel of CPUs with AVX512-BF16, where it fits them; not for training."""
     for layer in _four_bit_layers(model):

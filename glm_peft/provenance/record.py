@@ -28,6 +28,7 @@ from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.sources import Source, read_train_sources
 from glm_peft.arguments.splits import file_of
 from glm_peft.models.chat_formats import ChatFormat
+from glm_peft.models.layerwise_casting import kept_dtype
 from glm_peft.models.loading import choose_dtype, find_generation, hub_arguments
 from glm_peft.models.tokenization_common import read_json_beside
 from glm_peft.models.unwrapping import base_of
@@ -79,7 +80,10 @@ def describe_origin(
         return {}
     model_args, data_args, training_args = arguments
     dtype, reason = choose_dtype(model_args.dtype, training_args.device, base_of(model).dtype)
-    precision = {"dtype": str(dtype).removeprefix("torch."), "dtype_reason": reason}
+    kept = kept_dtype(model)
+    precision = {"dtype": str(dtype).removeprefix("torch.")}
+    precision |= {"dtype_of_weights": str(kept).removeprefix("torch.")} if kept else {}
+    precision |= {"dtype_reason": reason}
     record = {
         "base": describe_base(base_of(model).config, find_generation(model_args), tokenizer, model),
         "chat_format": chat_format.name,

@@ -28,9 +28,10 @@ def describe_device(device: "torch.device") -> str:
     return f"{device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
 
 
-def describe_precision(dtype: "torch.dtype", quantization_bit: int | None) -> str:
-    """Return a base's precision as text, such as `torch.bfloat16, quantized to 4 bits`."""
-    return f"{dtype}, {f'quantized to {quantization_bit} bits' if quantization_bit else 'not quantized'}"
+def describe_precision(dtype: "torch.dtype", kept: "torch.dtype | None", quantization_bit: int | None) -> str:
+    """Return a base's precision as text, such as `torch.bfloat16, quantized to 4 bits`; `kept`: of its weights."""
+    weights = f" with weights kept in {kept}" if kept else ""
+    return f"{dtype}{weights}, {f'quantized to {quantization_bit} bits' if quantization_bit else 'not quantized'}"
 
 
 def format_bytes(size: int) -> str:

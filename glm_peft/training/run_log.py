@@ -12,6 +12,7 @@ from glm_peft.arguments.methods import FULL
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.training import TrainArguments
 from glm_peft.data import EncodedSplits, describe_example
+from glm_peft.models.layerwise_casting import kept_dtype
 from glm_peft.preprocessing.batching import Batching
 from glm_peft.preprocessing.lengths import LengthReport
 from glm_peft.provenance.ownership import digest_weights, refuse_adapter
@@ -98,7 +99,7 @@ def _describe_precision(
     model: PreTrainedModel | PeftModel, model_args: ModelArguments, training_args: TrainingArguments
 ) -> str:
     mixed = next((f"; trained in {name}" for name in ("bf16", "fp16") if getattr(training_args, name)), "")
-    return describe_precision(model.dtype, model_args.quantization_bit) + mixed
+    return describe_precision(model.dtype, kept_dtype(model), model_args.quantization_bit) + mixed
 
 
 def _training_lines(arguments: TrainArguments, rows: int) -> list[str]:

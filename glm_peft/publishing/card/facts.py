@@ -316,7 +316,7 @@ def _read_rows(file: Path, names: Sequence[str], needed: Sequence[str]) -> list[
 def _read_hardware(record: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, str]:
     hardware, memory = part(record, "hardware"), part(record, "measured", "peak_memory")
     seconds, versions = part(record, "measured", "seconds"), part(record, "versions")
-    names = ("device", "processes", "threads", "dtype", "dtype_reason")
+    names = ("device", "processes", "threads", "dtype", "dtype_of_weights", "dtype_reason")
     rows = {name: hardware[name] for name in names if name in hardware}
     # "NO" is accelerate's name for a single process.
     rows |= {"engine": hardware["engine"]} if hardware.get("engine", "NO") != "NO" else {}

@@ -1,0 +1,110 @@
+"""Bases whose weights stay in 16 bits while they compute in float32, as on CPUs without bfloat16 of their own."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from closeness import assert_close
+from make_tiny_model import make_tiny_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from glm_peft.adapters.label_loss import attach_label_loss
+from glm_peft.adapters.loading import create_adapter
+from glm_peft.adapters.prefix_attention import attach_prefix_attention
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.models import layerwise_casting
+from glm_peft.models.layerwise_casting import CastEmbedding, CastLinear, cast_layerwise, kept_dtype
+from glm_peft.models.loading import choose_kept_dtype, load_base_model
+from glm_peft.models.unwrapping import base_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one counts as one without AMX and AVX512-BF16; weights of tiny models have several tiles."""
+    monkeypatch.setattr("glm_peft.models.loading.has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(layerwise_casting, "_TILE", 512)
+    monkeypatch.setattr(layerwise_casting, "_ROWS", 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 7, 24), (1, 24), (24,), (0, 24)])
+def test_products_and_gradients_are_those_of_float32(dtype: torch.dtype, shape: tuple[int, ...]):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(24, 101)).requires_grad_(False)
+    plain.load_state_dict({name: value.to(dtype).float() for name, value in plain.state_dict().items()})
+    kept = nn.Sequential(nn.Linear(24, 101)).requires_grad_(False)
+    kept.load_state_dict(plain.state_dict())
+    cast_layerwise(kept.to(dtype))
+    assert kept[0].weight.dtype == dtype and kept[0].bias.dtype == torch.float32
+    states, same = (torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in "ab")
+    products = plain(states), kept(same)
+    for product in products:
+        product.backward(torch.ones_like(product))
+    assert products[1].shape == products[0].shape and products[1].dtype == torch.float32
+    assert_close(products[1], products[0])
+    assert_close(same.grad, states.grad)
+
+
+def trained(model_args: ModelArguments, checkpointing: bool = False) -> tuple[PreTrainedModel, list[torch.Tensor]]:
+    """The base, and of a training step the loss and the gradients of the adapter."""
+    torch.manual_seed(0)
+    model = create_adapter(load_base_model(model_args, "cpu"), model_args).train()
+    base = base_of(model)
+    if model_args.peft_type == "prefix_tuning":
+        attach_prefix_attention(model)
+    attach_label_loss(base)
+    for each in model.parameters():
+        if each.requires_grad:  # LoRA begins with zeros, and rounds the rest to the dtype of the weight
+            nn.init.normal_(each, std=0.05)
+    if checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    ids = torch.tensor([[5, 60, getattr(base.config, "gmask_token_id", 8), base.config.bos_token_id or 9, 7, 77]])
+    loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
+    loss.backward()
+    return base, [loss.detach(), *(each.grad for each in model.parameters() if each.requires_grad)]
+
+
+@pytest.mark.parametrize(
+    ("generation", "dtype", "flags"),
+    [
+        ("chatglm", "float16", {}),
+        ("chatglm2", "bfloat16", {"peft_type": "lora"}),
+        ("chatglm3", "bfloat16", {"attn_implementation": "eager"}),
+        ("glm4", "bfloat16", {"quantization_bit": 4}),
+        ("glm4_0414", "bfloat16", {"prefix_projection": True}),
+    ],
+)
+def test_a_base_stored_in_16_bits_trains_as_in_float32(generation: str, dtype: str, flags: dict, tmp_path: Path):
+    folder = str(make_tiny_model(tmp_path / "model", generation, hidden_size=64, dtype=dtype))
+    plain, expected = trained(ModelArguments(folder, dtype="float32", **flags))
+    base, found = trained(ModelArguments(folder, **flags), checkpointing=flags.get("peft_type") != "lora")
+    for value, other in zip(found, expected, strict=True):
+        assert_close(value, other)
+    assert base.dtype == plain.dtype == torch.float32 and kept_dtype(plain) is None
+    assert kept_dtype(base) == getattr(torch, dtype)
+    kept = [each for each in base.modules() if isinstance(each, (CastLinear, CastEmbedding))]
+    assert {each.weight.dtype for each in kept} == {kept_dtype(base)}
+    assert base.get_memory_footprint() < 0.75 * plain.get_memory_footprint()
+    assert type(base).__name__ == type(plain).__name__
+    assert {name for name, _ in base.named_parameters()} == {name for name, _ in plain.named_parameters()}
+
+
+def test_weights_are_kept_only_where_that_changes_nothing_but_memory(monkeypatch: pytest.MonkeyPatch):
+    base, stored = ModelArguments("base"), torch.bfloat16
+    assert choose_kept_dtype(base, CPU, stored) == stored
+    assert choose_kept_dtype(base, CPU, "float16") == torch.float16
+    assert choose_kept_dtype(base, CPU, torch.float32) is None and choose_kept_dtype(base, CPU, None) is None
+    assert choose_kept_dtype(base, torch.device("cuda"), stored) is None
+    assert choose_kept_dtype(ModelArguments("base", dtype="float32"), CPU, stored) is None
+    assert choose_kept_dtype(ModelArguments("base", dtype="bfloat16"), CPU, stored) is None
+    assert choose_kept_dtype(ModelArguments("base", peft_type="none"), CPU, stored) is None
+    assert choose_kept_dtype(ModelArguments("base", quantization_bit=8), CPU, stored) is None
+    with monkeypatch.context() as several:
+        several.setattr("glm_peft.models.loading.PartialState", lambda: SimpleNamespace(num_processes=2))
+        assert choose_kept_dtype(base, CPU, stored) is None
+    monkeypatch.setattr("glm_peft.models.loading.has_fast_bfloat16", lambda: True)
+    assert choose_kept_dtype(base, CPU, stored) is None
