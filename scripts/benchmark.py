@@ -5,19 +5,21 @@ Time and memory of this toolkit against the published recipe's way and plain PEF
     python scripts/benchmark.py --shape real --num_layers 4 --model_name_or_path output/real --train_file FILE
 
 Every variant runs in a process of its own, so that its peak memory is its own; the rounds are interleaved, so that a
-machine that slows down slows all of them; the table has the medians. On CPUs peak memory is the resident set's, on a
-GPU what was allocated.
+machine that slows down slows all of them; the table has the medians. On CPUs peak memory is the resident set's, beside
+what was allocated of it, on a GPU what was allocated. Where a variant fails, its row says why, and the others go on.
 """
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmark_cases import PREDICTION, TRAINING, measure
+from benchmark_answers import PREDICTION, measure_prediction
+from benchmark_cases import ALL_FLOAT32, TRAINING, measure_training, model_arguments, resolve_dtype
 from make_tiny_model import make_tiny_model
 from tqdm import tqdm
 
@@ -41,8 +43,11 @@ def main() -> None:
         make_model(arguments)
     results = summarize(run_rounds(arguments)) | {"settings": vars(arguments)}
     Path(arguments.output_file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    for task in arguments.tasks:
+    for task in filter(results.get, arguments.tasks):
         print(format_table(task, results[task]))
+    failed = [f"{task}, {name}" for task in arguments.tasks for name, row in results[task].items() if "failed" in row]
+    if failed:
+        sys.exit(f"failed: {'; '.join(failed)}")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,7 +60,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_file", default="benchmark.json", help="default: benchmark.json")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--steps", type=int, default=4, help="training steps that are timed, after one that is not")
-    parser.add_argument("--batch_size", type=int, default=16, help="examples a step, rows of a batch; default: 16")
+    parser.add_argument("--batch_size", type=int, default=16, help="rows of a batch; default: 16")
+    parser.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches of a step; default: 1")
     parser.add_argument("--rows", type=int, default=48, help="rows to predict; default: 48")
     parser.add_argument("--max_new_tokens", type=int, default=32, help="tokens of each answer; default: 32")
     parser.add_argument("--num_virtual_tokens", type=int, default=128, help="default: 128")
@@ -83,47 +89,71 @@ def make_model(arguments: argparse.Namespace) -> None:
         make_tiny_model(arguments.model_name_or_path, dtype="bfloat16", **SHAPES[arguments.shape] | layers)
 
 
+def measure(task: str, name: str, arguments: argparse.Namespace) -> Run:
+    """One variant, in this process."""
+    return (measure_training if task == "training" else measure_prediction)(name, arguments)
+
+
 def run_rounds(arguments: argparse.Namespace) -> dict[tuple[str, str], list[Run]]:
-    """All variants once, then all of them again, and so on."""
-    wanted = set(arguments.variants or {*TRAINING, *PREDICTION})
-    jobs = [(task, name) for task in arguments.tasks for name in VARIANTS[task] if name in wanted]
+    """All variants once, then all of them again but those that failed, and so on."""
+    jobs = list_jobs(arguments)
     runs: dict[tuple[str, str], list[Run]] = {job: [] for job in jobs}
     with tqdm(total=len(jobs) * arguments.rounds, unit="run") as progress:
         for job in jobs * arguments.rounds:
             progress.set_description(", ".join(job))
-            runs[job].append(run_worker(job))
+            if not any("failed" in run for run in runs[job]):
+                runs[job].append(run_worker(job))
             progress.update()
     return runs
 
 
+def list_jobs(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """Task and variant of all that is asked for."""
+    wanted = set(arguments.variants or {*TRAINING, *PREDICTION})
+    resolved = resolve_dtype(model_arguments(arguments))
+    if ALL_FLOAT32 in wanted and (arguments.dtype, resolved) != ("auto", "float32"):
+        wanted.remove(ALL_FLOAT32)
+        print(f'"{ALL_FLOAT32}" is left out: here no weight is kept in another precision.', file=sys.stderr)
+    return [(task, name) for task in arguments.tasks for name in VARIANTS[task] if name in wanted]
+
+
 def run_worker(job: tuple[str, str]) -> Run:
-    """One variant in a process of its own."""
+    """One variant in a process of its own: what was measured, or why it `failed`."""
     command = [sys.executable, *sys.argv, "--worker", ":".join(job)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{', '.join(job)}: {done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    if not done.returncode:
+        return json.loads(done.stdout.splitlines()[-1])
+    tqdm.write(f"{', '.join(job)}: {done.stderr}", file=sys.stderr)
+    if done.returncode < 0:  # by the system, which says nothing, where memory runs out
+        return {"failed": f"killed by {signal.Signals(-done.returncode).name}"}
+    return {"failed": (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]}
 
 
 def summarize(runs: dict[tuple[str, str], list[Run]]) -> dict[str, Any]:
-    """The median of every number, by task and variant; of words the first."""
+    """The median of every number, by task and variant; of words the first; of a variant that failed only why."""
     results: dict[str, Any] = {task: {} for task in VARIANTS}
     for (task, name), measured in runs.items():
-        columns = {key: [run[key] for run in measured] for key in measured[0]}
+        columns = {key: [run[key] for run in measured] for key in measured[-1] if "failed" not in measured[-1]}
         results[task][name] = {
             key: values[0] if isinstance(values[0], str) else statistics.median(values)
             for key, values in columns.items()
-        }
+        } or measured[-1]
     return results
 
 
 def format_table(task: str, results: dict[str, dict[str, Any]]) -> str:
     """A Markdown table, a line for each variant; below it what the toolkit says of its batches."""
-    first = next(iter(results.values()))
-    keys = [key for key, value in first.items() if not isinstance(value, str)]
+    first = next((row for row in results.values() if "failed" not in row), {})
+    keys = [key for key, value in first.items() if not isinstance(value, str)] or [""]
     lines = [f"| {task} | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(_cell(row[key]) for key in keys)} |" for name, row in results.items()]
+    lines += [f"| {name} | {' | '.join(_cells(row, keys))} |" for name, row in results.items()]
     return "\n".join([*lines, first["batches"]] if "batches" in first else lines) + "\n"
+
+
+def _cells(row: Run, keys: list[str]) -> list[str]:
+    if "failed" in row:
+        return [f"failed: {row['failed']}".replace("|", "\\|")]
+    return [_cell(row[key]) for key in keys]
 
 
 def _cell(value: float) -> str:

@@ -21,13 +21,15 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import benchmark_answers
 import benchmark_cases
 import make_tiny_model
 import peft
 import serving_benchmark
 import torch
 import transformers
-from benchmark_cases import Prediction, Training
+from benchmark_answers import Prediction
+from benchmark_cases import Training
 from gpu_equality import compare_with_cpu
 from gpu_weights import drawn_weights
 from real_size import SIZES
@@ -204,7 +206,7 @@ def make_setting(line: Line, small: bool, folder: Path) -> SimpleNamespace:
 
 def measure_step(line: Line, setting: SimpleNamespace) -> Result:
     """Forward, backward and optimizer: the median of several steps, after one that is not counted."""
-    model = benchmark_cases.build_model(setting, line.variant)
+    model, _ = benchmark_cases.build_model(setting, line.variant)
     batch = make_batch(line, setting, model)
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-3)
     benchmark_cases.train_step(model, optimizer, batch)
@@ -258,9 +260,9 @@ def make_row(setting: SimpleNamespace, prompt: int, answer: int) -> dict[str, An
 
 def measure_answers(line: Line, setting: SimpleNamespace) -> Result:
     """Greedy answers of a fixed length, after some that are not counted."""
-    model = benchmark_cases.build_model(setting, PLAIN).eval()
+    model = benchmark_cases.build_model(setting, PLAIN)[0].eval()
     prompts = [make_row(setting, setting.lengths[0], 1)["input_ids"][:-1] for _ in range(setting.rows)]
-    answer = benchmark_cases.answer_in_order if line.stock else benchmark_cases.answer_with_engine
+    answer = benchmark_answers.answer_in_order if line.stock else benchmark_answers.answer_with_engine
     answer_all = partial(answer, model, setting, prompts, Prediction(), setting.rows, setting)
     answer_all()
     forget_peak()
@@ -269,7 +271,7 @@ def measure_answers(line: Line, setting: SimpleNamespace) -> Result:
     benchmark_cases.synchronize()
     seconds = time.perf_counter() - start
     peak, rate = benchmark_cases.peak_memory(), benchmark_cases.memory_rate(model)
-    read = setting.max_new_tokens * benchmark_cases.weight_bytes(model)
+    read = setting.max_new_tokens * benchmark_answers.weight_bytes(model)
     return {
         "tokens/s": setting.rows * setting.max_new_tokens / seconds,
         "share of rate, %": 100 * read / seconds / rate,
