@@ -1,32 +1,32 @@
 """
-Makes each generation at its published size with random weights, trains and asks it, and removes it again.
+Makes each generation at its published size with random weights, tries it in several precisions, and removes it again.
 
-    python scripts/real_size.py --output_dir output/real_size --generations chatglm3 --quantization_bit 4
+    python scripts/real_size.py --output_dir output/real_size --generations chatglm3 --precisions auto 4
 
-Every command is typed as a user would and runs in a process of its own, of which two peaks of memory are taken: what
-it allocated, and all that was resident, where pages of a weight file that is mapped count, which the system takes back
-when it needs room. Beside them stands what the doctor foretells. 20 GB of disk are needed at a time.
+In each precision the base is loaded alone, trained, asked and served, with the trained prefix, or with none where
+training failed. Every command is typed as a user would and runs in a process of its own, of which two peaks of memory
+are taken: what it allocated, and all that was resident, where pages of a weight file that is mapped count, which the
+system takes back when it needs room. Beside them stands what the doctor foretells. 20 GB of disk are needed at a time.
 """
 
 import argparse
 import json
 import shutil
-import subprocess
 import sys
-import threading
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import psutil
-import torch
 from make_demo_data import product_rows
+from real_size_commands import ROOT, Figures, ask_server, run
+from real_size_commands import watch as watch  # for other scripts that measure memory
 
-from glm_peft.arguments.model import ModelArguments
-from glm_peft.examination.memory_estimate import Settings, estimate_memory
-from glm_peft.models.loading import choose_dtype, load_config
+from glm_peft.arguments.training import parse_train_arguments
+from glm_peft.errors import UserError
+from glm_peft.examination.memory_estimate import describe_settings, estimate_memory
+from glm_peft.models.loading import load_config
 
-ROOT, PYTHON = Path(__file__).parents[1], sys.executable
 # Layers, inner size of the MLP, rows of the embedding table, as published; all are 4,096 wide with 32 heads.
 SIZES = {
     "chatglm": (28, 16384, 130528),
@@ -35,41 +35,66 @@ SIZES = {
     "glm4": (40, 13696, 151552),
     "glm4_0414": (40, 13696, 151552),
 }
-COLUMNS = (
-    *("generation", "bits", "weights, GB", "made in, s", "start and loading, s", "a step, s"),
-    *("foretold, GB", "allocated, GB", "resident, GB", "answer: start and loading, s", "tokens/s", "allocated, GB"),
+FORMATS = ("safetensors", "bin")
+# What bitsandbytes imports when it is first used is no loading of weights.
+LOADING = """
+import json, sys, time
+from glm_peft.arguments.model import ModelArguments
+from glm_peft.models.loading import load_base_model
+model_args = ModelArguments(**json.loads(sys.argv[1]))
+if model_args.quantization_bit:
+    import bitsandbytes, transformers.integrations.bitsandbytes
+start = time.perf_counter()
+load_base_model(model_args)
+print(time.perf_counter() - start)
+"""
+# Titles, and the part of a row and the figure in it that they show; those of loading come for each format.
+MADE = (("weights, GB", "made", "weights"), ("made in, s", "made", "seconds"))
+LOADED = (("loading, s", "loading"), ("allocated, GB", "allocated"), ("resident, GB", "resident"))
+TRIED = (
+    ("training: start and loading, s", "trained", "start"),
+    ("a step, s", "trained", "step"),
+    ("foretold, GB", "foretold", "total"),
+    ("allocated, GB", "trained", "allocated"),
+    ("resident, GB", "trained", "resident"),
+    ("answer: start and loading, s", "answered", "start"),
+    ("tokens/s", "answered", "rate"),
+    ("allocated, GB", "answered", "allocated"),
+    ("server: up after, s", "served", "up"),
+    ("first answer, 1 token, s", "served", "first"),
+    ("second answer, s", "served", "second"),
+    ("end, s", "served", "ended"),
+    ("allocated, GB", "served", "allocated"),
+    ("resident, GB", "served", "resident"),
 )
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a command took: seconds, and the most that its process allocated and had resident, in bytes."""
-
-    seconds: float
-    allocated: int
-    resident: int
+Column = tuple[str, str, str]
 
 
 def main() -> None:
     """Measure every generation that is asked for; a row of the table as soon as it is known."""
     arguments = parse_arguments()
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
-    for generation in arguments.generations:
-        row = measure(generation, arguments)
-        with (arguments.output_dir / "rows.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"| {' | '.join(format_cells(row))} |", flush=True)
+    arguments.output_dir = arguments.output_dir.resolve()  # commands run in another folder
+    titles = ["generation", "precision", *(title for title, _, _ in columns_of(arguments.formats))]
+    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|", flush=True)
+    rows = [row for generation in arguments.generations for row in measure(generation, arguments)]
+    sys.exit(any("failed" in part for row in rows for part in row.values() if isinstance(part, dict)))
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return which models are made, and the shape of a step."""
+    """Return which models are made, in which precisions they are tried, and the shape of a step."""
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
+    precisions = ("auto", "bfloat16", "float32", "4", "8")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for models, adapters and rows.jsonl")
     parser.add_argument("--generations", nargs="+", choices=SIZES, default=list(SIZES), help="default: all")
-    parser.add_argument("--quantization_bit", choices=("4", "8"), help="load the base quantized")
-    parser.add_argument("--dtype", default="auto", help="precision of the base; default: auto")
-    parser.add_argument("--format", default="safetensors", choices=("safetensors", "bin"), help="of the weight files")
+    parser.add_argument("--precisions", nargs="+", choices=precisions, default=["auto", "4"], help="default: auto 4")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=FORMATS,
+        default=["safetensors"],
+        help="of the weight files: all are loaded, the first is trained, asked and served; default: safetensors",
+    )
+    parser.add_argument("--limit", type=float, default=1800, help="most seconds of a command; default: 1800")
     parser.add_argument("--steps", type=int, default=2, help="training steps; default: 2")
     parser.add_argument("--batch_size", type=int, default=4, help="rows of a step; default: 4")
     parser.add_argument("--max_length", type=int, default=64, help="most tokens of prompt and of answer; default: 64")
@@ -80,41 +105,99 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(generation: str, arguments: argparse.Namespace) -> dict[str, object]:
-    """Make a model, train a prefix, ask it, remove the model; return what each took."""
+def columns_of(formats: list[str]) -> list[Column]:
+    """Return the columns behind generation and precision."""
+    loaded = [(f".{name}: {title}", f"loaded_{name}", figure) for name in formats for title, figure in LOADED]
+    return [*MADE, *loaded, *TRIED]
+
+
+def measure(generation: str, arguments: argparse.Namespace) -> list[Figures]:
+    """Make a model in each format, try it in each precision, and remove it; return a row for each precision."""
     folder = arguments.output_dir / generation
     shutil.rmtree(folder, ignore_errors=True)
-    model, adapter, data = folder / "model", folder / "adapter", folder / "rows.jsonl"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     # So long that both lengths are filled, as the foretold memory is that of full rows.
-    rows = [{name: text * arguments.max_length for name, text in row.items()} for row in product_rows(4, seed=0)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows * arguments.batch_size), encoding="utf-8")
-    made = run(make_words(generation, model, arguments))
-    base = ["--model_name_or_path", model, "--dtype", arguments.dtype]
-    base += ["--quantization_bit", arguments.quantization_bit] if arguments.quantization_bit else []
-    size = sum(file.stat().st_size for file in model.iterdir())
-    try:
-        trained = run([ROOT / "glm_peft" / "train.py", *base, *train_words(data, adapter, arguments)])
-        asked = ["--adapter_name_or_path", adapter, "--test_file", data, "--max_predict_samples", "1"]
-        asked += ["--max_new_tokens", arguments.answer_tokens, "--output_dir", folder / "answers"]
-        answered = run(["-m", "glm_peft.predict", *base, *asked])
-        foretold = foretell(model, arguments)
-    finally:
-        shutil.rmtree(model)
-    results = read(adapter / "all_results.json") | read(folder / "answers" / "predict_results.json")
-    commands = {"made": made, "trained": trained, "answered": answered}
-    own = {name: str(value) for name, value in vars(arguments).items() if name not in ("output_dir", "generations")}
-    took = {name: asdict(command) for name, command in commands.items()}
-    return {"generation": generation, "weights": size, "foretold": foretold, "results": results, **took, **own}
+    data = [{name: text * arguments.max_length for name, text in row.items()} for row in product_rows(4, seed=0)]
+    lines = "".join(json.dumps(row) + "\n" for row in data * arguments.batch_size)
+    (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
+    known = ("output_dir", "generations", "precisions")
+    own = {name: value for name, value in vars(arguments).items() if name not in known}
+    rows = [{"generation": generation, "precision": precision, **own} for precision in arguments.precisions]
+    first, *others = arguments.formats
+    for name in others:  # before the first, so that the disk holds one at a time
+        with made_model(name, folder, generation, arguments) as (model, made):
+            for row in rows:
+                failed = {"failed": made["failed"]} if "failed" in made else None
+                row[f"loaded_{name}"] = failed or load(model, row["precision"], arguments)
+    with made_model(first, folder, generation, arguments) as (model, made):
+        for row in rows:
+            row["made"] = made
+            try:
+                if "failed" not in made:
+                    row[f"loaded_{first}"] = load(model, row["precision"], arguments)
+                    try_model(row, model, arguments)
+            finally:
+                write(row, arguments)
+    return rows
 
 
-def make_words(generation: str, model: Path, arguments: argparse.Namespace) -> list[object]:
-    """Return the command that writes the model."""
-    layers, inner, vocabulary = SIZES[generation]
+@contextmanager
+def made_model(
+    name: str, folder: Path, generation: str, arguments: argparse.Namespace
+) -> Iterator[tuple[Path, Figures]]:
+    """Make a model with weight files of the format `name`, and remove it at the end, whatever happened."""
+    model, (layers, inner, vocabulary) = folder / name, SIZES[generation]
     words = [ROOT / "scripts" / "make_tiny_model.py", "--output_dir", model, "--generation", generation]
-    words += ["--dtype", "bfloat16", "--format", arguments.format, "--vocab_size", vocabulary, "--num_heads", "32"]
+    words += ["--dtype", "bfloat16", "--format", name, "--vocab_size", vocabulary, "--num_heads", "32"]
     words += ["--ffn_size", inner * arguments.hidden_size // 4096, "--hidden_size", arguments.hidden_size]
-    return [*words, "--num_layers", arguments.num_layers or layers]
+    try:
+        words += ["--num_layers", arguments.num_layers or layers]
+        made = run(words, folder / f"made_{name}.log", arguments.limit)
+        if "failed" not in made:
+            made["weights"] = sum(file.stat().st_size for file in model.iterdir())
+        yield model, made
+    finally:
+        if model.exists():
+            shutil.rmtree(model)
+
+
+def base_of(model: Path, precision: str) -> dict[str, object]:
+    """Return the arguments of a base."""
+    is_quantized = precision in ("4", "8")
+    chosen = {"quantization_bit": int(precision)} if is_quantized else {"dtype": precision}
+    return {"model_name_or_path": str(model), **chosen}
+
+
+def load(model: Path, precision: str, arguments: argparse.Namespace) -> Figures:
+    """Load the base in a process that does nothing else."""
+    log = model.parent / precision / f"loaded_{model.name}.log"
+    figures = run(["-c", LOADING, json.dumps(base_of(model, precision))], log, arguments.limit)
+    if "failed" not in figures:
+        figures["loading"] = float(log.read_text(encoding="utf-8").split()[-1])
+    return figures
+
+
+def try_model(row: Figures, model: Path, arguments: argparse.Namespace) -> None:
+    """Train a prefix, ask and serve the base with it, and add to the row what each took."""
+    data, folder = model.parent / "rows.jsonl", model.parent / row["precision"]
+    base = [word for name, value in base_of(model, row["precision"]).items() for word in (f"--{name}", value)]
+    train = [*base, *train_words(data, folder / "adapter", arguments)]
+    row["foretold"] = foretell(train, arguments)
+    row["trained"] = trained = run([ROOT / "glm_peft" / "train.py", *train], folder / "trained.log", arguments.limit)
+    if "failed" not in trained:
+        base += ["--adapter_name_or_path", folder / "adapter"]
+        trained["results"] = read(folder / "adapter" / "all_results.json")
+        took = trained["results"]["train_runtime"]
+        trained |= {"start": trained["seconds"] - took, "step": took / arguments.steps}
+    row["answered"] = answer(base, data, folder, arguments)
+    attend = partial(
+        ask_server,
+        model="base" if "failed" in trained else "adapter",
+        question=product_rows(1, seed=0)[0]["content"],
+        answer_tokens=arguments.answer_tokens,
+    )
+    serve = ["-m", "glm_peft.serve", *base, "--port", "0"]
+    row["served"] = run(serve, folder / "served.log", arguments.limit, attend)
 
 
 def train_words(data: Path, adapter: Path, arguments: argparse.Namespace) -> list[object]:
@@ -125,70 +208,53 @@ def train_words(data: Path, adapter: Path, arguments: argparse.Namespace) -> lis
     return [*words, "--num_virtual_tokens", arguments.num_virtual_tokens]
 
 
-def run(words: list[object]) -> Command:
-    """Run a Python command to its end, and watch its memory; show what it said where it fails."""
-    start = time.perf_counter()
-    command = [PYTHON, *map(str, words)]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-    ) as process:
-        peaks = {"allocated": 0, "resident": 0}
-        watcher = threading.Thread(target=watch, args=(process.pid, peaks), daemon=True)
-        watcher.start()
-        said = process.communicate()[0]
-    if process.returncode:
-        sys.exit(f"{' '.join(command)}\n{said}")
-    return Command(time.perf_counter() - start, **peaks)
-
-
-def watch(pid: int, peaks: dict[str, int]) -> None:
-    """Keep the most memory that a process had, until it ends."""
+def foretell(words: list[object], arguments: argparse.Namespace) -> Figures:
+    """Return the bytes that the doctor foretells of a training, and the precision that is resolved."""
     try:
-        process = psutil.Process(pid)
-        while True:
-            memory = process.memory_info()
-            found = {"allocated": memory.rss - memory.shared, "resident": memory.rss}
-            peaks.update({name: max(peaks[name], value) for name, value in found.items()})
-            time.sleep(0.1)
-    except psutil.Error:
-        return
+        args = parse_train_arguments([*map(str, words), "--use_cpu", "true"])
+    except UserError as error:  # which the training will say too
+        return {"failed": f"failed: {error}"}
+    config = load_config(args.model)
+    settings = describe_settings(*args, (2 * arguments.max_length, arguments.max_length), config)
+    return {"total": estimate_memory(config, settings).total, "dtype": settings.dtype}
 
 
-def foretell(model: Path, arguments: argparse.Namespace) -> float:
-    """Return the bytes that the doctor foretells of the training."""
-    config = load_config(ModelArguments(model_name_or_path=str(model)))
-    settings = Settings(
-        dtype=str(choose_dtype(arguments.dtype, torch.device("cpu"), config.dtype)[0]).removeprefix("torch."),
-        quantization_bit=int(arguments.quantization_bit or 0) or None,
-        num_virtual_tokens=arguments.num_virtual_tokens,
-        batch_size=arguments.batch_size,
-        tokens=2 * arguments.max_length,
-        labels=arguments.max_length,
-    )
-    return estimate_memory(config, settings).total
+def answer(base: list[object], data: Path, folder: Path, arguments: argparse.Namespace) -> Figures:
+    """Answer one prompt."""
+    words = ["-m", "glm_peft.predict", *base, "--test_file", data, "--max_predict_samples", "1"]
+    words += ["--max_new_tokens", arguments.answer_tokens, "--output_dir", folder / "answers"]
+    figures = run(words, folder / "answered.log", arguments.limit)
+    if "failed" not in figures:
+        figures["results"] = read(folder / "answers" / "predict_results.json")
+        took = figures["results"]["predict_runtime"]
+        figures |= {"start": figures["seconds"] - took, "rate": figures["results"]["predict_tokens_per_second"]}
+    return figures
 
 
-def read(file: Path) -> dict[str, object]:
+def read(file: Path) -> Figures:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def format_cells(row: dict) -> list[str]:
-    """Return a row's cells, as `COLUMNS` names them."""
-    trained, answered, results = row["trained"], row["answered"], row["results"]
-    numbers = [
-        row["weights"] / 1e9,
-        row["made"]["seconds"],
-        trained["seconds"] - results["train_runtime"],
-        results["train_runtime"] / int(row["steps"]),
-        row["foretold"] / 1e9,
-        trained["allocated"] / 1e9,
-        trained["resident"] / 1e9,
-        answered["seconds"] - results["predict_runtime"],
-        int(row["answer_tokens"]) / results["predict_runtime"],
-        answered["allocated"] / 1e9,
-    ]
-    bits = row["quantization_bit"] if row["quantization_bit"] != "None" else f"16 or 32 ({row['dtype']})"
-    return [row["generation"], bits, *(f"{number:,.0f}" if number >= 100 else f"{number:.3g}" for number in numbers)]
+def write(row: Figures, arguments: argparse.Namespace) -> None:
+    """Add the row to `rows.jsonl` and to the table."""
+    with (arguments.output_dir / "rows.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(f"| {' | '.join(format_cells(row, arguments.formats))} |", flush=True)
+
+
+def format_cells(row: Figures, formats: list[str]) -> list[str]:
+    """Return a row's cells; what failed stands in the first cell of its part that has no figure."""
+    dtype = row.get("foretold", {}).get("dtype", "")
+    cells, told = [row["generation"], f"{row['precision']} ({dtype})" if dtype else row["precision"]], set()
+    for title, part, name in columns_of(formats):
+        number, failed = row.get(part, {}).get(name), row.get(part, {}).get("failed", "")
+        if number is None:
+            cells.append("" if part in told else failed.replace("|", "\\|"))
+            told.add(part)
+        else:
+            number /= 1e9 if title.endswith("GB") else 1
+            cells.append(f"{number:,.0f}" if number >= 100 else f"{number:.3g}")
+    return cells
 
 
 if __name__ == "__main__":
