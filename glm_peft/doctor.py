@@ -120,7 +120,7 @@ class Examination:
             return  # rows can be examined without a tokenizer, their lengths and the memory cannot
         name, config = self.model_args.model_name_or_path, self.base.config
         dtype, reason = choose_dtype(self.model_args.dtype, self.training_args.device, config.dtype)
-        kept = choose_kept_dtype(self.model_args, self.training_args.device, config.dtype)
+        kept = choose_kept_dtype(self.model_args, self.training_args.device, config)
         model = f"{name}: {config.model_type}, prompts of {self.base.chat_format.name}"
         precision = f"{dtype}{f' with weights kept in {kept}' if kept else ''}, {reason}"
         print_section("Model", f"  {model}\n  Precision of the base here: {precision}")

@@ -193,7 +193,7 @@ def try_model(row: Figures, model: Path, arguments: argparse.Namespace) -> None:
     attend = partial(
         ask_server,
         model="base" if "failed" in trained else "adapter",
-        question=product_rows(1, seed=0)[0]["content"],
+        questions=[row["content"] for row in product_rows(2, seed=0)],
         answer_tokens=arguments.answer_tokens,
     )
     serve = ["-m", "glm_peft.serve", *base, "--port", "0"]

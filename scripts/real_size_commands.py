@@ -96,7 +96,7 @@ def watch(pid: int, peaks: dict[str, int]) -> None:
 
 
 def ask_server(
-    process: subprocess.Popen, log: Path, figures: Figures, model: str, question: str, answer_tokens: int
+    process: subprocess.Popen, log: Path, figures: Figures, model: str, questions: list[str], answer_tokens: int
 ) -> None:
     """
     Ask a server twice, and end it by Ctrl-C.
@@ -105,6 +105,7 @@ def ask_server(
         figures: gets the seconds until it is `up`, of the `first` answer, of 1 token, of the `second`, and from Ctrl-C
             until it `ended` in order.
         model: the name of what is asked.
+        questions: two that differ, as the beginning of a prompt that was asked before is not computed again.
         answer_tokens: the most tokens of the second answer.
 
     Raises:
@@ -118,7 +119,7 @@ def ask_server(
     with httpx2.Client(base_url=address[1], timeout=None, trust_env=False) as client:
         client.get("/health").raise_for_status()
         figures["up"] = time.perf_counter() - start
-        for name, tokens in (("first", 1), ("second", answer_tokens)):
+        for name, question, tokens in zip(("first", "second"), questions, (1, answer_tokens), strict=True):
             figures[name] = ask(client, model, question, tokens)
     start = time.perf_counter()
     process.send_signal(signal.SIGINT)

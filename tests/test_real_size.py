@@ -79,7 +79,7 @@ server.serve_forever()
 
 def test_a_server_that_does_not_end_is_killed_and_its_figures_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(real_size_commands, "MOST_TO_END", 0.2)
-    attend = partial(ask_server, model="base", question="", answer_tokens=1)
+    attend = partial(ask_server, model="base", questions=["", ""], answer_tokens=1)
     figures = run(["-c", STAYS], tmp_path / "served.log", 60, attend)
     assert figures["failed"] == "failed: still running 0.2 s after Ctrl-C" and figures["second"] > 0
     ended = run(["-c", "print('no port')"], tmp_path / "served.log", 60, attend)

@@ -57,7 +57,8 @@ class ModelArguments:
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto",
-        "Precision of the base; auto: bfloat16 on GPUs and CPUs that have it, else float16 or, on CPUs, float32.",
+        "Precision of the base; auto: bfloat16 on GPUs and CPUs that have it, else float16 or, on CPUs, "
+        "float32, with weights that are stored in 16 bits kept so.",
         recipe="changed",
     )
     quantization_bit: int | None = option(

@@ -271,7 +271,7 @@ def describe_settings(
     inner = model_args.encoder_hidden_size or config.hidden_size
     device, stored = training_args.device, config.dtype or torch.float32
     dtype, _ = choose_dtype(model_args.dtype, device, stored)
-    kept = choose_kept_dtype(model_args, device, stored)
+    kept = choose_kept_dtype(model_args, device, config)
     # On a CPU a base that is used as it is stored is the mapped file itself; any other is made beside it.
     is_mapped = device.type == "cpu" and ((kept or dtype) != stored or model_args.quantization_bit is not None)
     return Settings(

@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+SMALLEST_KEPT = 1 << 20
+"""Numbers of the smallest weight that stays in 16 bits: casting smaller ones costs more than their memory is worth."""
+
 _TILE = 1 << 20  # numbers: 4 MiB of float32, which the cache holds
 _ROWS = 512  # rows of a tile beyond which a product gains nothing
 
@@ -21,16 +24,16 @@ def cast_layerwise(model: PreTrainedModel) -> PreTrainedModel:
     """
     Let a base on the CPU, loaded in 16 bits and frozen, compute in float32 (in place).
 
-    Linear layers and embeddings keep their weights; all other parameters, and `model.dtype`, become float32. Layers
-    that are quantized stay as they are.
+    Large weights of linear layers and embeddings are kept; all other parameters, and `model.dtype`, become float32.
+    Layers that are quantized stay as they are.
     """
     for module in model.modules():
-        cast = _CAST.get(type(module))
-        kept = {"weight"} if cast else set()
+        if type(module) in _CAST and module.weight.numel() >= SMALLEST_KEPT:
+            module.__class__ = _CAST[type(module)]
+        is_kept = type(module) in _CAST.values()
         for name, parameter in module.named_parameters(recurse=False):
-            if name not in kept and parameter.is_floating_point():
+            if parameter.is_floating_point() and not (is_kept and name == "weight"):
                 parameter.data = parameter.data.float()
-        module.__class__ = cast or type(module)
     own = type(model)
     # Everything that asks for the dtype means that of the activations, as masks, caches and prefixes are made in it.
     model.__class__ = type(own.__name__, (own,), {"__module__": own.__module__, "dtype": torch.float32})

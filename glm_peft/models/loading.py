@@ -24,7 +24,7 @@ from glm_peft.errors import UserError
 from glm_peft.hub.connection import set_up_connection
 from glm_peft.models.folder_kind import A_BASE, PREFIX, Kind, check_source
 from glm_peft.models.generations import CHATGLM2, CHATGLM3, GLM4, generation_by_fields
-from glm_peft.models.layerwise_casting import cast_layerwise
+from glm_peft.models.layerwise_casting import SMALLEST_KEPT, cast_layerwise
 from glm_peft.models.quantization import dequantize_to, keep_unpacked, quantization_config
 from glm_peft.models.tokenization_common import read_json_beside, recorded_generation
 from glm_peft.models.weight_files import check_weight_files
@@ -96,12 +96,10 @@ def load_base_model(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = load_config(model_args)
     dtype, reason = choose_dtype(model_args.dtype, runs_on or device, config.dtype)
-    kept = choose_kept_dtype(model_args, runs_on or device, config.dtype)
+    kept = choose_kept_dtype(model_args, runs_on or device, config)
     logger.info("Precision of the base: %s%s, %s", dtype, f" with weights kept in {kept}" if kept else "", reason)
     if device.type == "cpu" and dtype.itemsize == 2 and not has_fast_bfloat16():
-        logger.warning(
-            "This processor has no instructions for %s: training is many times faster with --dtype auto.", dtype
-        )
+        logger.info("This processor has no instructions for it: training is many times faster with --dtype auto")
     kwargs: dict[str, Any] = {"dtype": kept or dtype, "device_map": {"": device}, "output_loading_info": True}
     kwargs["ignore_mismatched_sizes"] = True  # they are refused below, in one sentence
     if model_args.attn_implementation:
@@ -168,20 +166,18 @@ def choose_dtype(dtype: str, device: torch.device, stored: torch.dtype | str | N
 
 
 def choose_kept_dtype(
-    model_args: ModelArguments, device: torch.device, stored: torch.dtype | str | None
+    model_args: ModelArguments, device: torch.device, config: PreTrainedConfig
 ) -> torch.dtype | None:
-    """
-    Return the dtype that weights keep where `--dtype auto` computes in float32 on a CPU, or `None` for the same one.
-
-    Args:
-        device, stored: as `choose_dtype` takes them.
-    """
-    if model_args.dtype != "auto" or choose_dtype("auto", device, stored)[0] != torch.float32:
+    """Return the dtype that weights keep where `--dtype auto` computes in float32 on a CPU, or `None` for float32."""
+    if model_args.dtype != "auto" or choose_dtype("auto", device, config.dtype)[0] != torch.float32:
+        return None
+    # The embeddings are the largest matrix.
+    if config.vocab_size * config.hidden_size < SMALLEST_KEPT:
         return None
     # 8-bit layers round otherwise what comes in 16 bits; processes send each other weights, all in one dtype.
     if model_args.quantization_bit == 8 or PartialState().num_processes > 1:
         return None
-    return _SIXTEEN_BITS.get(str(stored).removeprefix("torch."))
+    return _SIXTEEN_BITS.get(str(config.dtype).removeprefix("torch."))
 
 
 def has_fast_bfloat16() -> bool:

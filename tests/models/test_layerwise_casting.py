@@ -8,7 +8,7 @@ import torch
 from closeness import assert_close
 from make_tiny_model import make_tiny_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from glm_peft.adapters.label_loss import attach_label_loss
 from glm_peft.adapters.loading import create_adapter
@@ -19,13 +19,13 @@ from glm_peft.models.layerwise_casting import CastEmbedding, CastLinear, cast_la
 from glm_peft.models.loading import choose_kept_dtype, load_base_model
 from glm_peft.models.unwrapping import base_of
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(autouse=True)
 def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """This one counts as one without AMX and AVX512-BF16; weights of tiny models have several tiles."""
     monkeypatch.setattr("glm_peft.models.loading.has_fast_bfloat16", lambda: False)
+    for name in ("layerwise_casting", "loading"):
+        monkeypatch.setattr(f"glm_peft.models.{name}.SMALLEST_KEPT", 512)
     monkeypatch.setattr(layerwise_casting, "_TILE", 512)
     monkeypatch.setattr(layerwise_casting, "_ROWS", 5)
 
@@ -94,17 +94,19 @@ def test_a_base_stored_in_16_bits_trains_as_in_float32(generation: str, dtype: s
 
 
 def test_weights_are_kept_only_where_that_changes_nothing_but_memory(monkeypatch: pytest.MonkeyPatch):
-    base, stored = ModelArguments("base"), torch.bfloat16
-    assert choose_kept_dtype(base, CPU, stored) == stored
-    assert choose_kept_dtype(base, CPU, "float16") == torch.float16
-    assert choose_kept_dtype(base, CPU, torch.float32) is None and choose_kept_dtype(base, CPU, None) is None
-    assert choose_kept_dtype(base, torch.device("cuda"), stored) is None
-    assert choose_kept_dtype(ModelArguments("base", dtype="float32"), CPU, stored) is None
-    assert choose_kept_dtype(ModelArguments("base", dtype="bfloat16"), CPU, stored) is None
-    assert choose_kept_dtype(ModelArguments("base", peft_type="none"), CPU, stored) is None
-    assert choose_kept_dtype(ModelArguments("base", quantization_bit=8), CPU, stored) is None
-    with monkeypatch.context() as several:
-        several.setattr("glm_peft.models.loading.PartialState", lambda: SimpleNamespace(num_processes=2))
-        assert choose_kept_dtype(base, CPU, stored) is None
+    def choose(stored: torch.dtype | str | None = torch.bfloat16, device: str = "cpu", **flags) -> torch.dtype | None:
+        config = PreTrainedConfig(dtype=stored, vocab_size=64, hidden_size=8)
+        return choose_kept_dtype(ModelArguments("base", **flags), torch.device(device), config)
+
+    assert choose() == torch.bfloat16 and choose("float16") == torch.float16
+    assert choose(torch.float32) is None and choose(None) is None and choose(device="cuda") is None
+    for flags in ({"dtype": "float32"}, {"dtype": "bfloat16"}, {"peft_type": "none"}, {"quantization_bit": 8}):
+        assert choose(**flags) is None
+    with monkeypatch.context() as other:
+        other.setattr("glm_peft.models.loading.PartialState", lambda: SimpleNamespace(num_processes=2))
+        assert choose() is None
+    with monkeypatch.context() as other:
+        other.setattr("glm_peft.models.loading.SMALLEST_KEPT", 513)
+        assert choose() is None
     monkeypatch.setattr("glm_peft.models.loading.has_fast_bfloat16", lambda: True)
-    assert choose_kept_dtype(base, CPU, stored) is None
+    assert choose() is None
