@@ -48,6 +48,7 @@ def kept_dtype(model: nn.Module) -> torch.dtype | None:
 class CastLinear(nn.Linear):
     """A frozen linear layer with its weight in 16 bits, for states in float32."""
 
+    @torch.compiler.disable  # it would compile a loop over tiles as so many products
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return the product in float32, [..., in_features] -> [..., out_features]."""
         flat = states.float().reshape(-1, self.in_features)

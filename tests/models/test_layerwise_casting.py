@@ -49,6 +49,20 @@ def test_products_and_gradients_are_those_of_float32(dtype: torch.dtype, shape: 
     assert_close(same.grad, states.grad)
 
 
+def test_the_compiler_leaves_the_loop_over_tiles_alone():
+    kept = cast_layerwise(nn.Sequential(nn.Linear(24, 101)).requires_grad_(False).half())
+    graphs = []
+
+    def record(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiled, states = torch.compile(lambda states: kept(states + 1) * 2, backend=record), torch.ones(3, 24)
+    assert torch.equal(compiled(states), kept(states + 1) * 2)
+    called = {str(node.target) for graph in graphs for node in graph.graph.nodes if node.op.startswith("call")}
+    assert called and not any("mm" in name or "copy" in name for name in called)
+
+
 def trained(model_args: ModelArguments, checkpointing: bool = False) -> tuple[PreTrainedModel, list[torch.Tensor]]:
     """The base, and of a training step the loss and the gradients of the adapter."""
     torch.manual_seed(0)
