@@ -47,7 +47,7 @@ from glm_peft.provenance.record import describe_data
 from glm_peft.provenance.stretches import check_same_rows
 from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.log import set_up_logging
-from glm_peft.reporting.results import print_section
+from glm_peft.reporting.results import describe_dtype, print_section
 from glm_peft.training.checkpoints import choose_checkpoint, complete_checkpoints
 from glm_peft.training.keeping import read_general_prompts
 
@@ -122,8 +122,7 @@ class Examination:
         dtype, reason = choose_dtype(self.model_args.dtype, self.training_args.device, config.dtype)
         kept = choose_kept_dtype(self.model_args, self.training_args.device, config)
         model = f"{name}: {config.model_type}, prompts of {self.base.chat_format.name}"
-        precision = f"{dtype}{f' with weights kept in {kept}' if kept else ''}, {reason}"
-        print_section("Model", f"  {model}\n  Precision of the base here: {precision}")
+        print_section("Model", f"  {model}\n  Precision of the base here: {describe_dtype(dtype, kept)}, {reason}")
 
     def examine_start(self) -> None:
         """Check what training would stop at before its first step: weight files, general prompts, the checkpoint."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
-from real_size import watch
+from real_size_commands import watch
 from torch import nn
 from transformers import BatchEncoding
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from make_demo_data import product_rows
 from real_size_commands import ROOT, Figures, ask_server, run
-from real_size_commands import watch as watch  # for other scripts that measure memory
 
 from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.errors import UserError

@@ -1,9 +1,9 @@
 """
 Weights that stay in 16 bits, as their file has them, under a network that computes in float32.
 
-Processors without AMX or AVX512-BF16 multiply bfloat16 some 20 times slower than float32, in which a base of 6
-billion parameters takes 25 GB. Here a frozen weight is cast tile by tile, each while it is in the processor's cache:
-results are those of float32, memory that of 16 bits, and what is cast costs less than what is not read.
+Processors without AMX or AVX512-BF16 multiply bfloat16 many times slower than float32, in which a base of 6 billion
+parameters takes 25 GB. Here a frozen weight is cast inside each product, tile by tile: the results are those of
+float32 in nearly its time, the memory is that of 16 bits.
 """
 
 from collections.abc import Iterator

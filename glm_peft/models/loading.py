@@ -28,6 +28,7 @@ from glm_peft.models.layerwise_casting import SMALLEST_KEPT, cast_layerwise
 from glm_peft.models.quantization import dequantize_to, keep_unpacked, quantization_config
 from glm_peft.models.tokenization_common import read_json_beside, recorded_generation
 from glm_peft.models.weight_files import check_weight_files
+from glm_peft.reporting.results import describe_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def load_base_model(
     config = load_config(model_args)
     dtype, reason = choose_dtype(model_args.dtype, runs_on or device, config.dtype)
     kept = choose_kept_dtype(model_args, runs_on or device, config)
-    logger.info("Precision of the base: %s%s, %s", dtype, f" with weights kept in {kept}" if kept else "", reason)
+    logger.info("Precision of the base: %s, %s", describe_dtype(dtype, kept), reason)
     if device.type == "cpu" and dtype.itemsize == 2 and not has_fast_bfloat16():
         logger.info("This processor has no instructions for it: training is many times faster with --dtype auto")
     kwargs: dict[str, Any] = {"dtype": kept or dtype, "device_map": {"": device}, "output_loading_info": True}

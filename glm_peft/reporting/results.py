@@ -29,9 +29,14 @@ def describe_device(device: "torch.device") -> str:
 
 
 def describe_precision(dtype: "torch.dtype", kept: "torch.dtype | None", quantization_bit: int | None) -> str:
-    """Return a base's precision as text, such as `torch.bfloat16, quantized to 4 bits`; `kept`: of its weights."""
-    weights = f" with weights kept in {kept}" if kept else ""
-    return f"{dtype}{weights}, {f'quantized to {quantization_bit} bits' if quantization_bit else 'not quantized'}"
+    """Return a base's precision as text, such as `torch.bfloat16, quantized to 4 bits`."""
+    quantized = f"quantized to {quantization_bit} bits" if quantization_bit else "not quantized"
+    return f"{describe_dtype(dtype, kept)}, {quantized}"
+
+
+def describe_dtype(dtype: "torch.dtype", kept: "torch.dtype | None") -> str:
+    """Return in which dtype a base computes, and in which its weights are `kept` where that is another one."""
+    return f"{dtype} with weights kept in {kept}" if kept else str(dtype)
 
 
 def format_bytes(size: int) -> str:
