@@ -40,6 +40,15 @@ BY_LOSS = ["--eval_strategy", "steps", "--eval_steps", "1", "--metric_for_best_m
 WORST_FIRST = [*BY_LOSS, "--greater_is_better", "true"]  # the loss falls, so that the first is the best
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A copy of this process has no threads but its own, and some processors round otherwise with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def base(tiny_model_dirs: dict[str, Path]) -> Path:
     return tiny_model_dirs["chatglm2"]
@@ -164,7 +173,6 @@ def run_in_child(words: list[str], at_event: int, folder: Path) -> int:
     """The command in a copy of this process, which needs no imports; returns the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
-        torch.set_num_threads(1)
         try:
             with killed(at_event, folder):
                 run(words)
