@@ -24,6 +24,7 @@ from glm_peft.errors import UserError
 from glm_peft.hub.connection import set_up_connection
 from glm_peft.models.folder_kind import A_BASE, PREFIX, Kind, check_source
 from glm_peft.models.generations import CHATGLM2, CHATGLM3, GLM4, generation_by_fields
+from glm_peft.models.head_input import copy_head_input
 from glm_peft.models.layerwise_casting import SMALLEST_KEPT, cast_layerwise
 from glm_peft.models.quantization import dequantize_to, keep_unpacked, quantization_config
 from glm_peft.models.tokenization_common import read_json_beside, recorded_generation
@@ -119,6 +120,7 @@ def load_base_model(
         ) from error
     _check_complete(info, model_args)
     keep_unpacked(model)
+    copy_head_input(model)
     model.eval().requires_grad_(False)
     if kept:
         dequantize_to(model, dtype)
