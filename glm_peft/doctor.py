@@ -22,7 +22,7 @@ from glm_peft.arguments.doctor import parse_doctor_arguments, wanted_splits
 from glm_peft.arguments.methods import PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.training import TrainArguments, TrainingArguments
-from glm_peft.data import build_generation_features, build_training_features, describe_example
+from glm_peft.data import build_generation_features, build_training_features
 from glm_peft.errors import UserError
 from glm_peft.examination.data_checks import check_overlaps, check_split
 from glm_peft.examination.doctor_report import (
@@ -41,6 +41,7 @@ from glm_peft.models.loading import check_base_weights, choose_dtype, choose_kep
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.conversations import Conversation, Split, load_splits, open_rows, read_conversations
+from glm_peft.preprocessing.example_description import describe_example
 from glm_peft.preprocessing.lengths import limit_report, measure_lengths
 from glm_peft.preprocessing.mixing import mix_sources
 from glm_peft.provenance.record import describe_data

@@ -17,7 +17,7 @@ from accelerate.utils import parse_flag_from_env
 
 from glm_peft.adapters.assembly import OpenedBase, open_base, put_adapter_on
 from glm_peft.arguments.prediction import parse_predict_arguments
-from glm_peft.data import GenerationFeatures, build_generation_features, describe_example, shape_prompt
+from glm_peft.data import GenerationFeatures, build_generation_features
 from glm_peft.models.layerwise_casting import kept_dtype
 from glm_peft.models.loading import check_base_weights
 from glm_peft.models.quantization import allow_packing
@@ -26,6 +26,8 @@ from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import PartialPredictions, check_resumable
 from glm_peft.prediction.run_description import describe_run, describe_settings
 from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.example_description import describe_example
+from glm_peft.preprocessing.prompt_shape import shape_prompt
 from glm_peft.provenance.ownership import claim_folder, state_origin
 from glm_peft.provenance.record import describe_data
 from glm_peft.reporting.exits import exit_with_user_errors

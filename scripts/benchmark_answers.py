@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from benchmark_cases import (
     ALL_FLOAT32,
-    Training,
+    AS_STOCK,
     build_model,
     load_setting,
     memory_peaks,
@@ -21,6 +21,7 @@ from benchmark_cases import (
 )
 from peft import PeftModel
 
+from glm_peft.models.quantization import allow_packing
 from glm_peft.models.unwrapping import base_of
 from glm_peft.prediction import generation
 from glm_peft.prediction.generation import generate_answers
@@ -53,9 +54,11 @@ PREDICTION = {
 def measure_prediction(name: str, arguments: argparse.Namespace) -> dict[str, float]:
     """Greedy answers of a fixed length, so that every variant does the same work."""
     variant, setting = PREDICTION[name], load_setting(arguments)
-    plain = Training(label_loss=False, prefix_attention=False, kept_weights=variant.kept_weights)
-    model, loading = build_model(arguments, plain)
+    loaded = replace(AS_STOCK, kept_weights=variant.kept_weights, loaded_as_stock=not variant.engine)
+    model, took = build_model(arguments, loaded)
     model.eval()
+    if variant.engine:
+        allow_packing(model)
     prompts = setting.prompts[: arguments.rows]
     size = arguments.batch_size if variant.batch_size == 0 else variant.batch_size
     answer = answer_with_engine if variant.engine else answer_in_order
@@ -78,7 +81,7 @@ def measure_prediction(name: str, arguments: argparse.Namespace) -> dict[str, fl
         "tokens/s": len(prompts) * arguments.max_new_tokens / seconds,
         "GB/s of weights": read / seconds / 1e9,
         "share of memory rate, %": 100 * read / seconds / memory_rate(model),
-        **loading,
+        **took,
         **peaks,
     }
 

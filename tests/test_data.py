@@ -7,13 +7,14 @@ import pytest
 import torch
 from data_fakes import END, CharacterFormat, CharacterTokenizer, make_data_args, text_of
 
-from glm_peft.data import build_generation_features, build_training_features, describe_example
+from glm_peft.data import build_generation_features, build_training_features
 from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.models.tokenization_chatglm import ChatGLMTokenizer
 from glm_peft.models.tokenization_glm4 import ChatGLM4Tokenizer
 from glm_peft.preprocessing.collators import GenerationCollator, TrainingCollator
 from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.example_description import describe_example
 from glm_peft.preprocessing.label_weights import has_weights, split_labels
 
 CHAT = [

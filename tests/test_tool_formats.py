@@ -9,7 +9,6 @@ import pytest
 from conftest import SHARED_REFERENCE
 from transformers import AutoTokenizer
 
-from glm_peft.data import with_source_prefix
 from glm_peft.errors import UserError
 from glm_peft.examination.tool_checks import check_tools
 from glm_peft.models.chat_formats import CHAT_FORMATS, get_chat_format
@@ -18,6 +17,7 @@ from glm_peft.prediction.generation import decode_answer
 from glm_peft.prediction.tool_scores import read_calls, score_calls
 from glm_peft.preprocessing.columns import Columns
 from glm_peft.preprocessing.conversations import Conversation, Split, read_conversation
+from glm_peft.preprocessing.prompt_shape import with_source_prefix
 from glm_peft.preprocessing.records import Row
 
 # The beginning of the published template of GLM-4-0414, which takes the tools beside the messages.

@@ -13,11 +13,12 @@ from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.distil import DistilArguments
 from glm_peft.arguments.fields import changed
 from glm_peft.arguments.training import TrainArguments, TrainingArguments
-from glm_peft.data import EncodedSplits, build_training_features, encode_splits, with_system
+from glm_peft.data import EncodedSplits, build_training_features, encode_splits
 from glm_peft.distillation.reading import Readers, reads_both_ways
 from glm_peft.errors import UserError
 from glm_peft.preprocessing.collators import TrainingCollator
 from glm_peft.preprocessing.conversations import Conversation, Split
+from glm_peft.preprocessing.prompt_shape import with_system
 from glm_peft.provenance.fingerprints import sample_weights
 from glm_peft.reporting.file_names import CONVERSATIONS_NAME
 from glm_peft.training.teacher_values import TeacherBatch, TeacherValues, keep_values, number_labels

@@ -21,11 +21,11 @@ from glm_peft.adapters.loading import put_prefix_on
 from glm_peft.adapters.prefix_attention import attach_prefix_attention
 from glm_peft.adapters.prefix_initialization import keys_and_values
 from glm_peft.arguments.distil import DistilArguments
-from glm_peft.data import shape_prompt
 from glm_peft.errors import UserError
 from glm_peft.models.generations import CHATGLM
 from glm_peft.models.shortening import Message
 from glm_peft.prediction.evaluation import Answering
+from glm_peft.preprocessing.prompt_shape import shape_prompt
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from glm_peft.arguments.data import DataArguments
 from glm_peft.arguments.effects import naming_places
 from glm_peft.arguments.fields import changed
 from glm_peft.arguments.model import ModelArguments
-from glm_peft.data import shape_prompt
 from glm_peft.errors import UserError
 from glm_peft.models.quantization import allow_packing
 from glm_peft.models.shortening import Message
 from glm_peft.prediction.evaluation import Answering
 from glm_peft.prediction.generation_settings import GenerationSettings
+from glm_peft.preprocessing.prompt_shape import shape_prompt
 
 BASE = "base"  # the name of the base without an adapter
 

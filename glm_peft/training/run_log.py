@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from glm_peft.arguments.methods import FULL
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.arguments.training import TrainArguments
-from glm_peft.data import EncodedSplits, describe_example
+from glm_peft.data import EncodedSplits
 from glm_peft.models.layerwise_casting import kept_dtype
 from glm_peft.preprocessing.batching import Batching
+from glm_peft.preprocessing.example_description import describe_example
 from glm_peft.preprocessing.lengths import LengthReport
 from glm_peft.provenance.ownership import digest_weights, refuse_adapter
 from glm_peft.reporting.results import describe_device, describe_precision, format_bytes

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glm_peft.data import with_source_prefix, with_system
 from glm_peft.hub.rights import is_hub_id
 from glm_peft.preprocessing.messages import Message
+from glm_peft.preprocessing.prompt_shape import with_source_prefix, with_system
 from glm_peft.publishing.card.values import part, read_prompt, text_of
 
 _OUTPUT_DIR = "output/repeated"
