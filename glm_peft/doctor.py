@@ -40,10 +40,11 @@ from glm_peft.examination.tool_checks import check_tools
 from glm_peft.models.loading import check_base_weights, choose_dtype, choose_kept_dtype
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import TrainingCollator
-from glm_peft.preprocessing.conversations import Conversation, Split, load_splits, open_rows, read_conversations
+from glm_peft.preprocessing.conversations import Conversation, Split, open_rows, read_conversations
 from glm_peft.preprocessing.example_description import describe_example
 from glm_peft.preprocessing.lengths import limit_report, measure_lengths
 from glm_peft.preprocessing.mixing import mix_sources
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.provenance.record import describe_data
 from glm_peft.provenance.stretches import check_same_rows
 from glm_peft.reporting.exits import exit_with_user_errors

@@ -39,7 +39,7 @@ from glm_peft.examination.prefix_importance import Importance, Row, measure_impo
 from glm_peft.examination.prefix_pruning import write_pruned_adapter
 from glm_peft.models.loading import find_generation
 from glm_peft.prediction.evaluation import Answering
-from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.provenance.recipe import public_name
 from glm_peft.provenance.record import describe_base, describe_prompt, read_provenance
 from glm_peft.reporting.exits import exit_with_user_errors

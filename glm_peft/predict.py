@@ -25,9 +25,9 @@ from glm_peft.prediction.evaluation import Answering, Scoring
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import PartialPredictions, check_resumable
 from glm_peft.prediction.run_description import describe_run, describe_settings
-from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.preprocessing.example_description import describe_example
 from glm_peft.preprocessing.prompt_shape import shape_prompt
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.provenance.ownership import claim_folder, state_origin
 from glm_peft.provenance.record import describe_data
 from glm_peft.reporting.exits import exit_with_user_errors

@@ -18,7 +18,7 @@ from glm_peft.hub.errors import Unsent
 from glm_peft.hub.rights import check_name, check_rights
 from glm_peft.hub.upload import Target, send, with_retries
 from glm_peft.models.folder_kind import A_PEFT_ADAPTER, check_source
-from glm_peft.publishing.card.facts import count_examples
+from glm_peft.publishing.card.examples import count_examples
 from glm_peft.publishing.files import collect_files, describe_commit, describe_sending, find_base
 from glm_peft.reporting.exits import exit_with_user_errors
 from glm_peft.reporting.file_names import CARD_NAME

@@ -19,7 +19,7 @@ from glm_peft.models.loading import check_base_weights
 from glm_peft.prediction.evaluation import Answering, Scoring
 from glm_peft.preprocessing.batching import plan_batching, row_sizes
 from glm_peft.preprocessing.collators import TrainingCollator
-from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.publishing.callback import prepare_push
 from glm_peft.publishing.card.build import write_card
 from glm_peft.reporting.exits import exit_with_user_errors

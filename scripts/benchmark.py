@@ -23,6 +23,8 @@ from benchmark_cases import ALL_FLOAT32, TRAINING, measure_training, model_argum
 from make_tiny_model import make_tiny_model
 from tqdm import tqdm
 
+from glm_peft.reporting.files import write_atomically
+
 VARIANTS = {"training": TRAINING, "prediction": PREDICTION}
 # Random weights with the published vocabulary: what a step takes is decided by the sizes alone.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -41,8 +43,7 @@ def main() -> None:
         return
     if arguments.shape:
         make_model(arguments)
-    results = summarize(run_rounds(arguments)) | {"settings": vars(arguments)}
-    Path(arguments.output_file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    results = run_rounds(arguments)
     for task in filter(results.get, arguments.tasks):
         print(format_table(task, results[task]))
     failed = [f"{task}, {name}" for task in arguments.tasks for name, row in results[task].items() if "failed" in row]
@@ -94,8 +95,8 @@ def measure(task: str, name: str, arguments: argparse.Namespace) -> Run:
     return (measure_training if task == "training" else measure_prediction)(name, arguments)
 
 
-def run_rounds(arguments: argparse.Namespace) -> dict[tuple[str, str], list[Run]]:
-    """All variants once, then all of them again but those that failed, and so on."""
+def run_rounds(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All variants once, then all of them again but those that failed, and so on; the file has each as it comes."""
     jobs = list_jobs(arguments)
     runs: dict[tuple[str, str], list[Run]] = {job: [] for job in jobs}
     with tqdm(total=len(jobs) * arguments.rounds, unit="run") as progress:
@@ -103,8 +104,10 @@ def run_rounds(arguments: argparse.Namespace) -> dict[tuple[str, str], list[Run]
             progress.set_description(", ".join(job))
             if not any("failed" in run for run in runs[job]):
                 runs[job].append(run_worker(job))
+            results = summarize(runs) | {"settings": vars(arguments)}
+            write_atomically(arguments.output_file, json.dumps(results, indent=2) + "\n")
             progress.update()
-    return runs
+    return results
 
 
 def list_jobs(arguments: argparse.Namespace) -> list[tuple[str, str]]:
@@ -132,7 +135,7 @@ def run_worker(job: tuple[str, str]) -> Run:
 def summarize(runs: dict[tuple[str, str], list[Run]]) -> dict[str, Any]:
     """The median of every number, by task and variant; of words the first; of a variant that failed only why."""
     results: dict[str, Any] = {task: {} for task in VARIANTS}
-    for (task, name), measured in runs.items():
+    for (task, name), measured in ((job, measured) for job, measured in runs.items() if measured):
         columns = {key: [run[key] for run in measured] for key in measured[-1] if "failed" not in measured[-1]}
         results[task][name] = {
             key: values[0] if isinstance(values[0], str) else statistics.median(values)

@@ -3,12 +3,10 @@
 import argparse
 import functools
 import os
-import re
 import threading
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock, patch
@@ -34,7 +32,8 @@ from glm_peft.models.loading import choose_dtype, load_base_model, load_config, 
 from glm_peft.models.unwrapping import base_of
 from glm_peft.preprocessing.batching import GROUPING, group_by_length, plan_batching, row_sizes
 from glm_peft.preprocessing.collators import TrainingCollator
-from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.split_loading import load_splits
+from glm_peft.provenance.hardware import peak_resident
 
 if TYPE_CHECKING:  # a machine with a GPU may be without it
     from datasets import Dataset
@@ -287,8 +286,7 @@ def peak_memory() -> float:
     """MiB that the process had at most: allocated on the GPU, resident on CPUs."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    # Not `ru_maxrss`, which begins at the peak of the process that started this one.
-    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**10
+    return peak_resident() / 2**20
 
 
 @functools.cache

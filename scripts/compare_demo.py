@@ -31,7 +31,8 @@ from glm_peft.prediction.evaluation import choose_protocol, score_answers
 from glm_peft.prediction.generation import generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.preprocessing.collators import TrainingCollator
-from glm_peft.preprocessing.conversations import Split, load_splits
+from glm_peft.preprocessing.conversations import Split
+from glm_peft.preprocessing.split_loading import load_splits
 
 LORA_TARGETS = ("query_key_value", "dense")
 EXAMPLES = 3

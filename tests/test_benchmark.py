@@ -89,6 +89,16 @@ def test_a_variant_that_fails_says_why_in_its_row_and_the_others_go_on(tmp_path,
     assert rows["toolkit"]["s a step"] == 2.5 and rows["published way"] == {"failed": "killed by SIGKILL"}
 
 
+def test_what_is_measured_is_written_before_the_next_begins(tmp_path, monkeypatch):
+    measured = iter([{"s a step": 2.5}])  # as if Ctrl-C came in the second
+    monkeypatch.setattr(benchmark, "run_worker", lambda job: next(measured))
+    words = ["--tasks", "training", "--variants", "toolkit", "plain PEFT", "--output_file", str(tmp_path / "file")]
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(StopIteration):
+        benchmark.run_rounds(benchmark.parse_arguments([*WORDS, *words]))
+    assert json.loads((tmp_path / "file").read_text())["training"] == {"toolkit": {"s a step": 2.5}}
+
+
 def test_examples_are_grouped_by_whole_steps_as_the_trainer_does(monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = benchmark.parse_arguments([*WORDS, "--steps", "9"])

@@ -17,7 +17,7 @@ from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.prediction.evaluation import Answering
 from glm_peft.prediction.generation_settings import GenerationSettings
-from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.serving.answerers import Answerers, _arguments_of, open_answerers, parse_adapters
 from glm_peft.serving.chat_session import ChatSession
 from glm_peft.serving.console import read_questions

@@ -10,7 +10,8 @@ from data_fakes import make_data_args
 
 from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import CHAT_FORMATS
-from glm_peft.preprocessing.conversations import load_splits, paused_collection
+from glm_peft.preprocessing.conversations import paused_collection
+from glm_peft.preprocessing.split_loading import load_splits
 
 PAIR = {"content": "q", "summary": "a"}
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

@@ -13,9 +13,9 @@ from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.models.tokenization_chatglm import ChatGLMTokenizer
 from glm_peft.models.tokenization_glm4 import ChatGLM4Tokenizer
 from glm_peft.preprocessing.collators import GenerationCollator, TrainingCollator
-from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.preprocessing.example_description import describe_example
 from glm_peft.preprocessing.label_weights import has_weights, split_labels
+from glm_peft.preprocessing.split_loading import load_splits
 
 CHAT = [
     {"role": "system", "content": "s"},

@@ -33,7 +33,7 @@ from glm_peft.metrics import SCORE_NAMES, compute_scores
 from glm_peft.prediction.evaluation import Scoring
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.publishing.card.build import TEMPLATES, build_card
-from glm_peft.publishing.card.facts import count_examples
+from glm_peft.publishing.card.examples import count_examples
 from glm_peft.publishing.files import collect_files
 
 TEXT = "牌子：飞鸟。颜色：黑色和白色。价格：一百二十元。材质：棉。"

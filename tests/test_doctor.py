@@ -16,7 +16,7 @@ from warm_starts import warm_python
 from glm_peft import doctor
 from glm_peft.arguments.methods import METHODS
 from glm_peft.examination.doctor_report import colour_example, format_histogram, shows_colour
-from glm_peft.preprocessing import conversations
+from glm_peft.preprocessing import split_loading
 
 PROJECT = Path(__file__).parents[1]
 ROWS = [{"content": f"类型#裙*颜色#{number}", "summary": f"第{number}条裙子很美"} for number in range(10)]
@@ -80,7 +80,7 @@ def test_every_bad_row_is_listed_and_the_command_leaves_with_1(visit: Visit, mon
     for line, problem in enumerate(("not JSON", "no column 'summary'", "prompt is empty", "the number 5"), 11):
         assert re.search(rf"train\.json, line {line}, .*{problem}", text)
     assert "Training would fail: 4 problems" in text
-    monkeypatch.setattr(conversations, "FIRST_ROWS", 5)
+    monkeypatch.setattr(split_loading, "_FIRST_ROWS", 5)
     code, text = visit("--train_file", visit.write([*ROWS, *bad]), "--streaming", "--max_steps", "9")
     assert code == 1 and "Training would fail: 4 problems" in text and "9 steps of 8 rows: a stream" in text
     assert "all rows are read, 10 can be used, and the first 5 are examined here more closely" in text

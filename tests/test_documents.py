@@ -71,7 +71,7 @@ from glm_peft.examination.doctor_report import GB
 from glm_peft.examination.memory_estimate import BaseSize, Settings, estimate_memory, measure_base
 from glm_peft.models import ChatGLMConfig
 from glm_peft.models.chat_formats import get_chat_format
-from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.training.trainer import PrefixTrainer
 
 ROOT = Path(__file__).parents[1]

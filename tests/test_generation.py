@@ -20,7 +20,8 @@ from warm_starts import warm_python
 import glm_peft  # noqa: F401
 from glm_peft.errors import UserError
 from glm_peft.models.chat_formats import get_chat_format
-from glm_peft.prediction.generation import AnsweredBatch, _Generator, _ready, _seeded, generate_answers, plan_batches
+from glm_peft.prediction.batch_plan import plan_batches
+from glm_peft.prediction.generation import AnsweredBatch, _Generator, _ready, _seeded, generate_answers
 from glm_peft.prediction.generation_settings import (
     CACHE_BYTES,
     GenerationSettings,

@@ -18,7 +18,7 @@ from glm_peft.errors import UserError
 from glm_peft.metrics import ChineseGenerationMetric, compute_scores, longest_common_subsequence, score_pair
 from glm_peft.models.chat_formats import get_chat_format
 from glm_peft.prediction.evaluation import Scoring
-from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.publishing.card.scores import Split, read_scores
 
 BLEU_COLUMN = {"thudm": "bleu-4 characters", "chatglm3": "bleu-4 words"}

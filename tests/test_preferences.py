@@ -23,8 +23,8 @@ from glm_peft.data import build_generation_features, build_training_features
 from glm_peft.errors import UserError
 from glm_peft.models.unwrapping import base_of
 from glm_peft.preprocessing.collators import TrainingCollator
-from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.preprocessing.example_description import describe_example
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.training.preference import REWARDS
 from glm_peft.training.trainer import PrefixTrainer
 

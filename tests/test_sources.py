@@ -11,8 +11,8 @@ from glm_peft.arguments.sources import Source, read_train_sources
 from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.data import encode_splits
 from glm_peft.errors import UserError
-from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.preprocessing.label_weights import has_weights
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.provenance.recipe import public_sources
 from glm_peft.provenance.record import describe_data
 

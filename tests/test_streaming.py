@@ -15,8 +15,8 @@ from transformers import GlmConfig
 from glm_peft.arguments.training import parse_train_arguments
 from glm_peft.data import encode_splits, stream_examples
 from glm_peft.errors import UserError
-from glm_peft.preprocessing import conversations, json_values, packing
-from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing import json_values, packing, split_loading
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.preprocessing.streaming import StreamedExamples
 from glm_peft.provenance.record import describe_data
 
@@ -35,7 +35,7 @@ TEXTS = {
 @pytest.fixture(autouse=True)
 def in_folder_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(conversations, "FIRST_ROWS", 3)
+    monkeypatch.setattr(split_loading, "_FIRST_ROWS", 3)
     monkeypatch.setattr(packing, "_PACKED_TOGETHER", 23)
     write("a.jsonl", [{"prompt": f"a{number:02}", "response": "x" * (number % 5) + "."} for number in range(23)])
     write("b.jsonl", [{"question": f"b{number:02}", "answer": "y"} for number in range(9)])

@@ -17,7 +17,7 @@ from glm_peft.distillation.self_study import SelfStudy, generate
 from glm_peft.errors import UserError
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.run_description import describe_settings
-from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.provenance.fingerprints import digest_rows, sample_weights
 
 logger = logging.getLogger(__name__)

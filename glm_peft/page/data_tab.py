@@ -19,8 +19,8 @@ from glm_peft.page.context import Context, told
 from glm_peft.page.words import TEXT, say
 from glm_peft.prediction.evaluation import Answering
 from glm_peft.preprocessing.collators import IGNORED_LABEL
-from glm_peft.preprocessing.conversations import load_splits
 from glm_peft.preprocessing.lengths import measure_lengths
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.serving.answerers import BASE
 
 DATA_TYPES = [".json", ".jsonl", ".csv", ".parquet"]

@@ -2,10 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from threading import RLock
 from typing import Any
 
@@ -25,9 +24,10 @@ from transformers import (
 )
 
 from glm_peft.errors import UserError
-from glm_peft.models.chat_format import ChatFormat, find_token_id
-from glm_peft.models.tool_formats import TURN_MARK
+from glm_peft.models.chat_format import ChatFormat
 from glm_peft.models.unwrapping import base_of, starts_with_embeddings
+from glm_peft.prediction.answer_text import decode_answer
+from glm_peft.prediction.batch_plan import batch_tokens, own_share, plan_batches
 from glm_peft.prediction.decoding import decode
 from glm_peft.prediction.generation_settings import GenerationSettings, build_generation_config, choose_batch_size
 from glm_peft.prediction.prefix_cache import prefix_computed_once
@@ -85,7 +85,7 @@ def generate_answers(
     answers = dict(known_answers or {})
     lengths = [len(prompt) for prompt in prompts]
     settings = choose_batch_size(settings, model, lengths)
-    mine, filler = _own_share(plan_batches(lengths, settings, answers))
+    mine, filler = own_share(plan_batches(lengths, settings, answers))
     generator = _Generator(model, tokenizer, chat_format, settings, watch)
     is_hidden = not shows_progress or len(prompts) == 1 or watch is not None  # who watches shows the answers
     with _one_at_a_time, _progress(mine, is_hidden) as progress, _ready(model, generator.config):
@@ -100,40 +100,6 @@ def generate_answers(
     answers = dict(gather_object(list(answers.items())))
     ordered = [answers[row] for row in range(len(prompts))]
     return ordered if keep_white_space else [chat_format.clean_answer(answer) for answer in ordered]
-
-
-def plan_batches(
-    lengths: Sequence[int], settings: GenerationSettings, known_rows: Collection[int] = ()
-) -> list[list[int]]:
-    """
-    Put row numbers into batches, the longest prompts first, so that what does not fit into memory shows at once.
-
-    Args:
-        lengths: of the prompts, in tokens.
-        known_rows: rows that have their answers already.
-    """
-    # Which rows share a batch decides the draws: where answers are drawn, only batches known in full are left out.
-    rows = [row for row in range(len(lengths)) if settings.do_sample or row not in known_rows]
-    batches: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: -lengths[row]):
-        if batches and _has_room(len(batches[-1]), lengths[batches[-1][0]], settings):
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return [batch for batch in batches if not all(row in known_rows for row in batch)]
-
-
-def _own_share(batches: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """
-    Return this process's batches, and a batch to answer again where other processes have one more.
-
-    Processes that hold shards of one model (FSDP) must all generate equally often, or they wait for ever.
-    """
-    state = PartialState()
-    # One by one in turn, as batches get shorter: every process has as much to do.
-    own = batches[state.process_index :: state.num_processes]
-    most = len(batches[:: state.num_processes])
-    return own, batches[: most - len(own)]
 
 
 def _progress(batches: list[list[int]], is_hidden: bool) -> tqdm:
@@ -174,7 +140,7 @@ class _Generator:
 
     def _try(self, rows: list[int], prompts: Sequence[list[int]]) -> AnsweredBatch | None:
         """Answer the rows, or return `None` where they are too many for the GPU's memory."""
-        tokens = _batch_tokens(len(rows), len(prompts[rows[0]]), self.settings)
+        tokens = batch_tokens(len(rows), len(prompts[rows[0]]), self.settings)
         if tokens >= self.too_many_tokens and len(rows) > 1:
             return None
         try:
@@ -198,42 +164,6 @@ class _Generator:
         generated = [_until_end(ids, self.config.eos_token_id) for ids in generated]
         answers = [decode_answer(self.tokenizer, self.chat_format, ids) for ids in generated]
         return AnsweredBatch(rows, answers, [len(ids) for ids in generated])
-
-
-def decode_answer(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, ids: list[int]) -> str:
-    """
-    Decode the generated ids of an answer, with the white space around it, without special tokens and its end.
-
-    Where it calls tools, the mark between a thought and the calls stays.
-    """
-    blocks = decode_blocks(tokenizer, chat_format, ids)
-    if len(blocks) > 1 and chat_format.read_turn(text := TURN_MARK.join(blocks))[1]:
-        return text
-    return _decode(tokenizer, chat_format, ids)
-
-
-def decode_blocks(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, ids: list[int]) -> list[str]:
-    """Decode the generated ids of a turn, each of the blocks that the model begins within it by itself."""
-    mark = find_token_id(tokenizer, TURN_MARK) if chat_format.has_roles else None
-    blocks = [list(group) for is_mark, group in groupby(ids, lambda id_: id_ == mark) if not is_mark]
-    return [_decode(tokenizer, chat_format, block) for block in blocks]
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat, ids: list[int]) -> str:
-    stops = chat_format.stop_token_ids(tokenizer)
-    # skip_special_tokens would leave in what ends an answer without being special to the tokenizer.
-    return tokenizer.decode([id_ for id_ in ids if id_ not in stops], skip_special_tokens=True)
-
-
-def _batch_tokens(rows: int, prompt_length: int, settings: GenerationSettings) -> int:
-    # The longest prompt counts for all rows, which are padded to it, and each beam has a cache of its own.
-    return rows * settings.num_beams * (prompt_length + settings.max_new_tokens)
-
-
-def _has_room(rows: int, longest: int, settings: GenerationSettings) -> bool:
-    if settings.max_batch_tokens is None:
-        return rows < settings.batch_size
-    return _batch_tokens(rows + 1, longest, settings) <= settings.max_batch_tokens
 
 
 def _until_end(ids: list[int], stops: list[int]) -> list[int]:

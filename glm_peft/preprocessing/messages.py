@@ -1,10 +1,8 @@
 """Read the messages of one row, whichever of the known shapes it has, and refuse what is no conversation."""
 
-import json
 import math
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 from glm_peft.models.shortening import Message
 from glm_peft.models.tool_formats import is_call, tool_names
@@ -12,11 +10,11 @@ from glm_peft.preprocessing.columns import (
     IN_MESSAGES,
     TOOL_COLUMNS,
     Columns,
-    describe_missing_column,
     find_other_form,
     holds_something,
 )
 from glm_peft.preprocessing.records import BadRow, Row, describe_value, quoted
+from glm_peft.preprocessing.row_values import read_by, read_list, read_text, read_value, without_nulls
 from glm_peft.preprocessing.tool_messages import (
     KEYS,
     RESULT_ROLES,
@@ -27,8 +25,6 @@ from glm_peft.preprocessing.tool_messages import (
     spoken_turns,
     with_tools,
 )
-
-_T = TypeVar("_T")
 
 # ShareGPT's names stand beside the published ones.
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
@@ -62,15 +58,20 @@ def read_messages(row: Row, columns: Columns, needs_answer: bool) -> list[Messag
     return with_tools(_with_system(row, columns, messages), _read_tools(row, columns))
 
 
+def _items(row: Row, columns: Columns) -> list[Any]:
+    return read_list(row, columns.messages, row.values[columns.messages], "conversation")
+
+
 def _read_tools(row: Row, columns: Columns) -> str | None:
     """Read the tools of a row of messages: those of its column, or of its system message as GLM-4 has them."""
     if not columns.messages:
         return None
-    items = _list(row, columns.messages, row.values[columns.messages], "conversation")
+    items = _items(row, columns)
     offered = {name: row.values.get(name) for name in TOOL_COLUMNS}
     offered[columns.messages] = next((item["tools"] for item in items if item.get("tools")), None)
     read = {
-        name: _try(row, name, "wrong tools", read_tools, _without_nulls(row, tools)) for name, tools in offered.items()
+        name: read_by(row, name, "wrong tools", read_tools, without_nulls(row, tools))
+        for name, tools in offered.items()
     }
     found = {name: tools for name, tools in read.items() if tools}
     if len(set(found.values())) > 1:
@@ -78,30 +79,12 @@ def _read_tools(row: Row, columns: Columns) -> str | None:
     return next(iter(found.values()), None)
 
 
-def _try(row: Row, column: str, kind: str, read: Callable[..., _T], *values: Any) -> _T:
-    try:
-        return read(*values)
-    except ValueError as error:
-        raise BadRow(row, f"column {column!r}: {error}", kind) from None
-
-
-def _without_nulls(row: Row, value: Any) -> Any:
-    """Leave out the keys that tables of one schema fill with null, where the row is of such a table."""
-    if row.unit == "line":
-        return value
-    if isinstance(value, list):
-        return [_without_nulls(row, item) for item in value]
-    if isinstance(value, dict):
-        return {name: _without_nulls(row, item) for name, item in value.items() if item is not None}
-    return value
-
-
 def find_unoffered_calls(row: Row, columns: Columns, messages: list[Message]) -> list[str]:
     """Return the places and names of calls of tools that a row does not offer."""
     if not columns.messages or not any(map(is_call, messages)):
         return []
-    offered, items = tool_names(messages), _list(row, columns.messages, row.values[columns.messages], "conversation")
-    calls = [one for one in _read_items(row, columns.messages, items) if is_call(one.message)]
+    offered = tool_names(messages)
+    calls = [one for one in _read_items(row, columns.messages, _items(row, columns)) if is_call(one.message)]
     return [
         f"{row.where}, message {call.number} ({call.message['metadata']!r})"
         for call in calls
@@ -122,7 +105,7 @@ def read_weights(row: Row, columns: Columns) -> dict[int, float]:
     """
     if not columns.messages:
         return {}
-    items = _list(row, columns.messages, row.values[columns.messages], "conversation")
+    items = _items(row, columns)
     loss = [_read_loss(row, columns.messages, number, item) for number, item in enumerate(items, 1)]
     if not any(carries is not None for carries in loss):
         return {}
@@ -165,7 +148,7 @@ def unread_values(row: Row, columns: Columns) -> dict[str, Any]:
     """Return what the row holds that is not read: columns, and keys of its messages."""
     left = {name: row.values[name] for name in columns.unread(row)}
     if columns.messages:
-        messages = _list(row, columns.messages, row.values[columns.messages], "conversation")
+        messages = _items(row, columns)
         known = {key for keys in (*_MESSAGE_KEYS, KEYS, _LOSS) for key in keys}
         for number, item in enumerate(messages):
             named = {"name"} if item.get("role", item.get("from")) in RESULT_ROLES else set()
@@ -175,19 +158,19 @@ def unread_values(row: Row, columns: Columns) -> dict[str, Any]:
 
 
 def _read_prompt(row: Row, columns: Columns) -> str:
-    prompt = _text(row, columns.prompt, _value(row, columns.prompt), "prompt", may_be_empty=True)
+    prompt = read_text(row, columns.prompt, read_value(row, columns.prompt), "prompt", may_be_empty=True)
     given = row.values.get(columns.input)
     if given not in (None, ""):  # joined as Alpaca's readers do
-        prompt = "\n".join(filter(None, (prompt, _text(row, columns.input, given, "input", may_be_empty=True))))
-    return _text(row, columns.prompt, prompt, "prompt")
+        prompt = "\n".join(filter(None, (prompt, read_text(row, columns.input, given, "input", may_be_empty=True))))
+    return read_text(row, columns.prompt, prompt, "prompt")
 
 
 def _with_system(row: Row, columns: Columns, messages: list[Message]) -> list[Message]:
     """Put the system text of the row's column before its messages."""
-    system = _value(row, columns.system) if columns.system in columns.required else row.values.get(columns.system)
+    system = read_value(row, columns.system) if columns.system in columns.required else row.values.get(columns.system)
     if system in (None, ""):
         return messages
-    text = _text(row, columns.system, system, "system text", may_be_empty=True)
+    text = read_text(row, columns.system, system, "system text", may_be_empty=True)
     if messages[0]["role"] == "system":
         if messages[0]["content"] not in ("", text):
             problem = "the conversation has another system message; keep one of the two"
@@ -196,74 +179,36 @@ def _with_system(row: Row, columns: Columns, messages: list[Message]) -> list[Me
     return [{"role": "system", "content": text}, *messages]
 
 
-def _value(row: Row, column: str) -> Any:
-    if column not in row.values:
-        raise BadRow(row, describe_missing_column(row, column), "missing column")
-    return row.values[column]
-
-
-def _text(row: Row, column: str, value: Any, name: str, may_be_empty: bool = False) -> str:
-    """Return the value if it is text, or raise a `BadRow` that calls it `name`."""
-    if not isinstance(value, str):
-        problem = f"column {column!r}: the {name} must be text, found {describe_value(value)}"
-        raise BadRow(row, problem, "wrong type")
-    if not may_be_empty and not value.strip():
-        raise BadRow(row, f"column {column!r}: the {name} is empty, found {value!r}", f"empty {name.split(' of ')[0]}")
-    # JSON can spell half of a surrogate pair, which no tokenizer and no output file can encode.
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        found = ascii(value[error.start])
-        problem = f"column {column!r}: the {name} holds {found}, half of a character that cannot be encoded"
-        raise BadRow(row, problem, "not text") from error
-    return value
-
-
 def _read_answer(row: Row, column: str | None, needs_answer: bool) -> str | None:
     if needs_answer:
-        return _text(row, column, _value(row, column), "answer")
+        return read_text(row, column, read_value(row, column), "answer")
     answer = row.values.get(column)
     if answer is None:
         return None
-    return _text(row, column, answer, "answer", may_be_empty=True) if answer != "" else None
+    return read_text(row, column, answer, "answer", may_be_empty=True) if answer != "" else None
 
 
 def _read_history(row: Row, columns: Columns) -> list[Message]:
     column = columns.history
-    history = _value(row, column) if column in columns.required else row.values.get(column)
+    history = read_value(row, column) if column in columns.required else row.values.get(column)
     if history is None or history == "" or not columns.reads_history(row):
         return []
     messages = []
-    for number, pair in enumerate(_list(row, column, history, "history"), 1):
+    for number, pair in enumerate(read_list(row, column, history, "history"), 1):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             problem = f"a history is a list of [question, answer] pairs, found {describe_value(pair)} as pair {number}"
             raise BadRow(row, f"column {column!r}: {problem}", "wrong history")
         for role, text, name in zip(("user", "assistant"), pair, ("question", "answer"), strict=True):
-            content = _text(row, column, text, f"{name} of history pair {number}")
+            content = read_text(row, column, text, f"{name} of history pair {number}")
             messages.append({"role": role, "content": content})
     return messages
 
 
-def _list(row: Row, column: str, value: Any, name: str) -> list[Any]:
-    """Return the value if it is a list, or the list that its text is in JSON."""
-    if isinstance(value, str):  # as a CSV file holds it
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            problem = f"the {name} is text that is not JSON ({error.msg}), found {describe_value(value)}"
-            raise BadRow(row, f"column {column!r}: {problem}", f"wrong {name}") from error
-    if not isinstance(value, list):
-        raise BadRow(
-            row, f"column {column!r}: the {name} must be a list, found {describe_value(value)}", f"wrong {name}"
-        )
-    return value
-
-
 def _read_turns(row: Row, column: str, needs_answer: bool) -> list[Message]:
-    items = _list(row, column, _value(row, column), "conversation")
+    items = read_list(row, column, read_value(row, column), "conversation")
     spoken = turns = _read_items(row, column, items)
     if any("metadata" in turn.message or turn.message["role"] == "observation" for turn in turns):
-        turns = _try(row, column, "unanswered call", match_results, turns)
+        turns = read_by(row, column, "unanswered call", match_results, turns)
         spoken = spoken_turns(turns)
     _check_turns(row, column, spoken, needs_answer)
     # A file to predict may keep the place of the answer empty.
@@ -273,7 +218,7 @@ def _read_turns(row: Row, column: str, needs_answer: bool) -> list[Message]:
     for turn in turns:
         role, content = turn.message["role"], turn.message["content"]
         if role not in ("system", "observation"):  # a tool may have nothing to say
-            _text(row, column, content, f"{role} content of message {turn.number}")
+            read_text(row, column, content, f"{role} content of message {turn.number}")
     return [turn.message for turn in turns]
 
 
@@ -282,8 +227,8 @@ def _read_items(row: Row, column: str, items: list[Any]) -> list[ToolMessage]:
     for number, item in enumerate(items, 1):
         of_tool = []
         if isinstance(item, dict):
-            item, following = _without_nulls(row, item), items[number] if number < len(items) else None
-            of_tool = _try(row, column, "wrong call", read_tool_message, number, item, following)
+            item, following = without_nulls(row, item), items[number] if number < len(items) else None
+            of_tool = read_by(row, column, "wrong call", read_tool_message, number, item, following)
             if item.get("tools") and not holds_something(item.get("content")):
                 continue  # GLM-4's place for the tools, which is no system text
         turns += of_tool or [ToolMessage(number, _read_message(row, column, number, item))]
@@ -302,7 +247,7 @@ def _read_message(row: Row, column: str, number: int, item: Any) -> Message:
         known = quoted((*ROLES, "tool", "observation"))
         problem = f"the role of message {number} must be one of {known}, found {describe_value(role)}"
         raise BadRow(row, f"column {column!r}: {problem}", "unknown role")
-    content = _text(row, column, content, f"content of message {number}", may_be_empty=True)
+    content = read_text(row, column, content, f"content of message {number}", may_be_empty=True)
     return {"role": ROLES[role], "content": content}
 
 

@@ -17,6 +17,7 @@ RUNTIMES = {"train_runtime": "train", "eval_runtime": "evaluate", "predict_runti
 """The task whose seconds a result holds, by the result's name."""
 
 _CPU_NAME = re.compile(r"^model name\s*:\s*(.+)$", re.MULTILINE)
+_PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
 
 
 def describe_hardware(training_args: "TrainingArguments") -> dict[str, Any]:
@@ -53,20 +54,34 @@ def measure_cost(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _peak_memory() -> dict[str, int]:
     """Return the peaks of resident memory, as the system counts it, and of a GPU's, as torch's allocator does."""
-    found = {}
-    if sys.platform != "win32":
-        import resource  # Windows has none
-
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
-        found["resident_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    resident = peak_resident()
+    found = {} if resident is None else {"resident_bytes": resident}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["gpu_bytes"] = torch.cuda.max_memory_allocated()
     return found
 
 
+def peak_resident() -> int | None:
+    """Return the most bytes of this process that were resident, or `None` on Windows, which has no such count."""
+    # On Linux `ru_maxrss` begins at the peak of the process that started this one, such as a launcher.
+    if measured := _read_first(_PEAK, "/proc/self/status"):
+        return int(measured) * 1024
+    if sys.platform == "win32":
+        return None
+    import resource  # Windows has none
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kibibytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _name_cpu() -> str:
+    return " ".join((_read_first(_CPU_NAME, "/proc/cpuinfo") or platform.machine() or "CPU").split())
+
+
+def _read_first(pattern: re.Pattern[str], file: str) -> str | None:
+    """Return what the pattern finds first in a file of Linux, or `None` where there is neither."""
     try:
-        named = _CPU_NAME.search(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        found = pattern.search(Path(file).read_text(encoding="utf-8"))
     except OSError:
-        named = None
-    return " ".join(named[1].split()) if named else platform.machine() or "CPU"
+        return None
+    return found[1] if found else None

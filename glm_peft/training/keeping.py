@@ -28,7 +28,7 @@ from glm_peft.models.unwrapping import base_of
 from glm_peft.prediction.evaluation import Answering
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
-from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.provenance.fingerprints import sample_weights
 from glm_peft.reporting.files import write_atomically
 from glm_peft.training.base_calls import calls_of_base, without_adapter

@@ -30,7 +30,7 @@ from glm_peft.errors import UserError
 from glm_peft.prediction.evaluation import Answering, Scoring
 from glm_peft.preprocessing.batching import plan_batching
 from glm_peft.preprocessing.collators import TrainingCollator
-from glm_peft.preprocessing.conversations import load_splits
+from glm_peft.preprocessing.split_loading import load_splits
 from glm_peft.training.trainer import PrefixTrainer
 
 logger = logging.getLogger(__name__)

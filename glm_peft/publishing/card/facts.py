@@ -1,15 +1,14 @@
 """Read the facts of a model card from the folder that a training run, or PEFT, saved an adapter in."""
 
-import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glm_peft.arguments.methods import FULL, MERGED, METHODS
-from glm_peft.distillation.comparison import DOCUMENT, NEITHER, PREFIX, Comparison
+from glm_peft.distillation.comparison import Comparison
 from glm_peft.distillation.report import read_comparison
 from glm_peft.errors import UserError
 from glm_peft.hub.rights import is_hub_id
@@ -19,6 +18,7 @@ from glm_peft.provenance.recipe import public_name
 from glm_peft.provenance.record import read_provenance
 from glm_peft.provenance.stretches import can_be_repeated, read_stretches
 from glm_peft.publishing.card.commands import Commands, write_commands
+from glm_peft.publishing.card.examples import number_of_examples, read_compared, read_predictions
 from glm_peft.publishing.card.scores import (
     Decoding,
     Scores,
@@ -28,13 +28,11 @@ from glm_peft.publishing.card.scores import (
     read_split,
     read_splits,
 )
-from glm_peft.publishing.card.values import is_number, part, read_messages, text_of
+from glm_peft.publishing.card.values import is_number, part, text_of
 from glm_peft.reporting.file_names import (
-    COMPARISON_ANSWERS_NAME,
     COMPARISON_NAME,
     COMPARISON_PICTURE_NAME,
     CURVES_NAME,
-    PREDICTIONS_NAME,
     PROVENANCE_NAME,
 )
 from glm_peft.reporting.files import read_json
@@ -42,9 +40,6 @@ from glm_peft.reporting.results import format_bytes
 from glm_peft.training.kept_log import KEPT_TITLES
 
 _FILE, _LINK = re.compile(r"[\w.-]+"), re.compile(r"https?://[^\s()<>]+")
-_TEXTS = ("prompt", "labels", "predict", "scored_labels", "scored_predict")
-_ANSWERS = (DOCUMENT, PREFIX, NEITHER)
-_EXAMPLES = 3  # of adapters of earlier versions, where nobody said how many
 _ORIGINS = ("continued_from", "pruned_from", "converted_from")
 
 logger = logging.getLogger(__name__)
@@ -171,9 +166,9 @@ def read_facts(
     method = (text_of(config.get("peft_type")) or FULL).lower()
     base = base_model_id or _find_base(config, record)
     recipe, splits = part(record, "recipe"), read_splits(part(record, "data") | part(results, "data"))
-    predictions = _read_predictions(folder, foreign)
+    predictions = read_predictions(folder, foreign)
     protocol = text_of(results.get("predict_metric_protocol")) or text_of(record.get("metric_protocol"))
-    number = _number_of_examples(record, examples)
+    number = number_of_examples(record, examples)
     shown = predictions[:number]
     commands = write_commands(record, base, adapter_id, method == FULL, shown)
     scores = read_scores(results, splits, predictions, protocol)
@@ -199,7 +194,7 @@ def read_facts(
         documents=_read_documents(record.get("documents")),
         comparison=None if COMPARISON_NAME in foreign else read_comparison(folder),
         has_comparison_picture=COMPARISON_PICTURE_NAME not in foreign and (folder / COMPARISON_PICTURE_NAME).is_file(),
-        compared=_read_compared(folder, foreign)[:number],
+        compared=read_compared(folder, foreign)[:number],
         languages=[name for name in map(text_of, languages) if name] if isinstance(languages, list) else [],
         predictions=predictions,
         examples=shown,
@@ -223,18 +218,6 @@ def read_facts(
         lengths=lengths if all(lengths) else None,
         card_language=text_of(record.get("card_language")),
     )
-
-
-def count_examples(folder: Path, examples: int | None) -> int:
-    """Return how many rows of data the card of a folder shows, see `read_facts`."""
-    record = read_json(folder / PROVENANCE_NAME)
-    number, foreign = _number_of_examples(record, examples), find_foreign(folder)
-    return sum(len(read(folder, foreign)[:number]) for read in (_read_predictions, _read_compared))
-
-
-def _number_of_examples(record: Mapping[str, Any], asked: int | None) -> int:
-    told = record.get("card_examples")
-    return asked if asked is not None else told if isinstance(told, int) and told >= 0 else _EXAMPLES
 
 
 def _read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -290,27 +273,6 @@ def _read_documents(recorded: Any) -> list[Document]:
 
 def _distinct(splits: list[Split]) -> list[Split]:
     return list({(split.source, split.digest, split.rows): split for split in splits if split.source}.values())
-
-
-def _read_predictions(folder: Path, foreign: list[str]) -> list[dict[str, Any]]:
-    """Return the rows of the predictions; none where they are of other weights."""
-    return [] if PREDICTIONS_NAME in foreign else _read_rows(folder / PREDICTIONS_NAME, _TEXTS, ("predict", "prompt"))
-
-
-def _read_compared(folder: Path, foreign: list[str]) -> list[dict[str, Any]]:
-    """Return the questions of the comparison with their answers; none where they are of other weights."""
-    return [] if COMPARISON_NAME in foreign else _read_rows(folder / COMPARISON_ANSWERS_NAME, _ANSWERS, _ANSWERS)
-
-
-def _read_rows(file: Path, names: Sequence[str], needed: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the messages and the named texts of every row; none where one of them has another form."""
-    try:
-        # Not `splitlines`, which also ends a line at characters that JSON leaves as they are, such as U+2028.
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        rows = [{name: row.get(name) for name in names} | {"messages": read_messages(row)} for row in rows]
-    except (OSError, ValueError, AttributeError, KeyError):
-        return []
-    return rows if all(isinstance(row[name], str) for row in rows for name in needed) else []
 
 
 def _read_hardware(record: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, str]:
