@@ -21,6 +21,7 @@ from typing import Any
 from benchmark_answers import PREDICTION, measure_prediction
 from benchmark_cases import ALL_FLOAT32, TRAINING, measure_training, model_arguments, resolve_dtype
 from make_tiny_model import make_tiny_model
+from real_size import SIZES, published_options
 from tqdm import tqdm
 
 from glm_peft.reporting.files import write_atomically
@@ -30,7 +31,8 @@ VARIANTS = {"training": TRAINING, "prediction": PREDICTION}
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"generation": "chatglm", "hidden_size": 256, "num_layers": 6, "num_heads": 8, "vocab_size": 130528},
     "balanced": {"generation": "chatglm3", "hidden_size": 1024, "num_layers": 12, "num_heads": 8, "vocab_size": 65024},
-    "real": {"generation": "chatglm3", "hidden_size": 4096, "num_layers": 28, "num_heads": 32, "vocab_size": 65024},
+    "real": published_options("chatglm3"),
+    **{f"real-{generation}": published_options(generation) for generation in SIZES if generation != "chatglm3"},
 }
 Run = dict[str, float | str]
 

@@ -200,7 +200,7 @@ def plan_batches(
         "file",
     )
     if variant.layout == "chosen":
-        training = SimpleNamespace(train_batch_size=size, world_size=1, neftune_noise_alpha=None)
+        training = SimpleNamespace(train_batch_size=size, world_size=1, neftune_noise_alpha=None, device=model.device)
         training.gradient_accumulation_steps = arguments.gradient_accumulation_steps
         training.train_sampling_strategy = "auto"
         data = DataArguments(train_file=arguments.train_file)

@@ -31,7 +31,7 @@ from benchmark_answers import Prediction
 from gpu_equality import compare_with_cpu
 from gpu_lines import LINES, PLAIN, Line
 from gpu_weights import drawn_weights
-from real_size import SIZES
+from real_size import published_options
 
 from glm_peft.adapters.compilation import compile_layers
 from glm_peft.errors import UserError
@@ -131,18 +131,17 @@ def measure(line: Line, small: bool) -> Result:
 
 def make_setting(line: Line, small: bool, folder: Path) -> SimpleNamespace:
     """Write config and tokenizer of a base without its weights; return all that says what is measured."""
-    layers, inner, vocabulary = SIZES[line.generation]
-    sizes = {"hidden_size": 4096, "num_layers": layers, "num_heads": 32, "ffn_size": inner, "vocab_size": vocabulary}
-    sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 512} if small else sizes
+    small_sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "ffn_size": None, "vocab_size": 512}
+    options = published_options(line.generation) | (small_sizes if small else {})
     with patch("make_tiny_model.write_weights"):
-        make_tiny_model.make_tiny_model(folder, line.generation, dtype="bfloat16", **sizes)
+        make_tiny_model.make_tiny_model(folder, dtype="bfloat16", **options)
     setting = SimpleNamespace(
         model_name_or_path=str(folder),
         num_virtual_tokens=4 if small else 128,
         dtype="bfloat16",
         quantization_bit=line.bits,
         attn_implementation=line.attention,
-        vocab_size=sizes["vocab_size"],
+        vocab_size=options["vocab_size"],
         rows=min(line.rows, 3) if small else line.rows,
         lengths=(6, 6) if small else line.lengths,
         max_new_tokens=3 if small else 64,

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from make_demo_data import product_rows
 from real_size_commands import ROOT, Figures, ask_server, run
@@ -26,7 +27,7 @@ from glm_peft.errors import UserError
 from glm_peft.examination.memory_estimate import describe_settings, estimate_memory
 from glm_peft.models.loading import load_config
 
-# Layers, inner size of the MLP, rows of the embedding table, as published; all are 4,096 wide with 32 heads.
+# Layers, inner size of the MLP, rows of the embedding table, as published.
 SIZES = {
     "chatglm": (28, 16384, 130528),
     "chatglm2": (28, 13696, 65024),
@@ -34,6 +35,7 @@ SIZES = {
     "glm4": (40, 13696, 151552),
     "glm4_0414": (40, 13696, 151552),
 }
+WIDTH, HEADS = 4096, 32
 FORMATS = ("safetensors", "bin")
 # What bitsandbytes imports when it is first used is no loading of weights.
 LOADING = """
@@ -100,8 +102,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_virtual_tokens", type=int, default=128, help="default: 128")
     parser.add_argument("--answer_tokens", type=int, default=8, help="most tokens of the answer; default: 8")
     parser.add_argument("--num_layers", type=int, help="layers of a smaller model, to try this script")
-    parser.add_argument("--hidden_size", type=int, default=4096, help="width of a smaller model")
+    parser.add_argument("--hidden_size", type=int, default=WIDTH, help="width of a smaller model")
     return parser.parse_args(argv)
+
+
+def published_options(generation: str) -> dict[str, Any]:
+    """Return the options of `make_tiny_model` by which a model has its published size."""
+    layers, inner, vocabulary = SIZES[generation]
+    sizes = {"hidden_size": WIDTH, "num_layers": layers, "num_heads": HEADS, "ffn_size": inner}
+    return {"generation": generation, **sizes, "vocab_size": vocabulary}
 
 
 def columns_of(formats: list[str]) -> list[Column]:
@@ -145,12 +154,12 @@ def made_model(
     name: str, folder: Path, generation: str, arguments: argparse.Namespace
 ) -> Iterator[tuple[Path, Figures]]:
     """Make a model with weight files of the format `name`, and remove it at the end, whatever happened."""
-    model, (layers, inner, vocabulary) = folder / name, SIZES[generation]
-    words = [ROOT / "scripts" / "make_tiny_model.py", "--output_dir", model, "--generation", generation]
-    words += ["--dtype", "bfloat16", "--format", name, "--vocab_size", vocabulary, "--num_heads", "32"]
-    words += ["--ffn_size", inner * arguments.hidden_size // 4096, "--hidden_size", arguments.hidden_size]
+    model, options = folder / name, published_options(generation)
+    options["ffn_size"] = options["ffn_size"] * arguments.hidden_size // WIDTH
+    options |= {"hidden_size": arguments.hidden_size, "num_layers": arguments.num_layers or options["num_layers"]}
+    words = [ROOT / "scripts" / "make_tiny_model.py", "--output_dir", model, "--dtype", "bfloat16", "--format", name]
+    words += [word for option, value in options.items() for word in (f"--{option}", value)]
     try:
-        words += ["--num_layers", arguments.num_layers or layers]
         made = run(words, folder / f"made_{name}.log", arguments.limit)
         if "failed" not in made:
             made["weights"] = sum(file.stat().st_size for file in model.iterdir())

@@ -24,7 +24,7 @@ from glm_peft.preprocessing.packing import BatchPackingCollator, PackingCollator
 from glm_peft.training.trainer import PrefixTrainer
 
 TOKENIZER = SimpleNamespace(pad_token_id=0, padding_side="left", save_pretrained=lambda folder: None)
-CONFIG = SimpleNamespace(model_type="glm", hidden_size=512, vocab_size=2048, num_hidden_layers=8)
+CONFIG = SimpleNamespace(model_type="glm", hidden_size=512, vocab_size=2048, num_hidden_layers=8, dtype="bfloat16")
 COST = RowCost(128, 512)
 
 
@@ -37,11 +37,17 @@ def make_examples(lengths: list[int]) -> Dataset:
     return Dataset.from_dict({"input_ids": rows, "labels": rows, "length": lengths})
 
 
+@pytest.fixture(autouse=True)
+def old_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one counts as one without AMX and AVX512-BF16."""
+    monkeypatch.setattr("glm_peft.models.loading.has_fast_bfloat16", lambda: False)
+
+
 def plan(lengths, packing=None, order="auto", attention=None, ignore_pad=True, batch_size=16, config=CONFIG):
     training = {"train_batch_size": batch_size, "gradient_accumulation_steps": 1, "world_size": 1}
-    training["neftune_noise_alpha"] = None
+    training |= {"neftune_noise_alpha": None, "device": torch.device("cpu")}
     arguments = (
-        SimpleNamespace(num_virtual_tokens=128, attn_implementation=attention),
+        SimpleNamespace(num_virtual_tokens=128, attn_implementation=attention, dtype="auto"),
         SimpleNamespace(objective="sft", packing=packing, max_length=512, streaming=False),
         SimpleNamespace(train_sampling_strategy=order, **training),
     )
@@ -157,6 +163,17 @@ def test_what_is_weighed_is_what_the_collators_make():
     tokens = sum(batch["input_ids"].numel() for batch in batches)
     assert layout.padding == pytest.approx(1 - sum(lengths) / tokens)
     assert layout.cost == pytest.approx(sum(COST(*batch["input_ids"].shape) for batch in batches) / sum(lengths))
+
+
+def test_where_products_are_fast_attention_weighs_more(monkeypatch):
+    sizes = {"hidden_size": 4096, "vocab_size": 65024, "num_hidden_layers": 28}
+    options = {"batch_size": 4, "config": SimpleNamespace(**vars(CONFIG) | sizes)}
+    nearly_equal, skewed = draw_lengths(640, 90, 129), [16, 16, 16, 128] * 160
+    assert isinstance(plan(nearly_equal, **options).collator, BatchPackingCollator)
+    for name in ("models.loading", "preprocessing.batching"):
+        monkeypatch.setattr(f"glm_peft.{name}.has_fast_bfloat16", lambda: True)
+    assert isinstance(plan(nearly_equal, **options).collator, TrainingCollator)
+    assert isinstance(plan(skewed, **options).collator, BatchPackingCollator)
 
 
 @pytest.mark.parametrize("packing, chosen", [(0.58, "packing"), (0.7, "group_by_length"), (0.4, "packing")])

@@ -20,6 +20,7 @@ from glm_peft.adapters.published_checkpoints import read_published_prefix, rotat
 from glm_peft.adapters.saved_adapter import SavedAdapter, check_continuable, read_saved_adapter
 from glm_peft.arguments.methods import PREFIX_TUNING
 from glm_peft.arguments.model import ModelArguments
+from glm_peft.models.head_input import copy_head_input
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def load_adapter(
             architecture, other sizes or other weights than its own; of other values in the config there is a warning.
     """
     saved = read_saved_adapter(adapter) if isinstance(adapter, str) else adapter
+    copy_head_input(model)  # stock loading has not done so
     if saved.config is None:
         return _load_published(model, saved, is_trainable)
     if is_trainable:

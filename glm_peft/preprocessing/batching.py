@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from glm_peft.arguments.data import DPO
 from glm_peft.arguments.training import TrainArguments, TrainingArguments
 from glm_peft.errors import UserError
+from glm_peft.models.loading import choose_dtype, has_fast_bfloat16
 from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 from glm_peft.preprocessing.packing import BatchPackingCollator, PackingCollator, RowCost, pack_examples, plan_batch
 
@@ -28,6 +29,7 @@ _LEAST_PARTS = 4  # sorted separately: if all data were sorted at once, each epo
 _SAMPLED_BATCHES = 64  # on which padding and packing are estimated, as packing every batch would take long
 _LEAST_GAIN = 0.03  # of the cost: below this, examples stay padded in random order
 _ENOUGH = 0.8  # of what grouping saves: packing is then preferred, as it leaves the examples of each step together
+_EVEN_IN_BFLOAT16 = 1  # see `RowCost`: on CPUs with AMX products are many times faster, and attention is not
 _PACKS = (None, "sdpa", "eager")  # attention that takes a mask with a block for each example
 _PACKS_WHEN_ASKED = (*_PACKS, "flex_attention")
 _SAMPLED_LABELS = 256  # examples whose labels are counted: a share needs no more
@@ -84,7 +86,7 @@ def plan_batching(
         told = "The first examples are p" if data_args.streaming else "P"
         reason = f"{told}acked into {len(rows)} rows of up to {data_args.max_length} tokens, as --packing asks."
         return Batching(rows, PackingCollator(padded.tokenizer, padded), _or_random(order), reason)
-    cost = RowCost(model_args.num_virtual_tokens or 0, config.hidden_size)
+    cost = row_cost(arguments, config)
     head = head_cost(examples.select(range(min(len(examples), _SAMPLED_LABELS))), config)
     layouts = weigh_layouts(examples["length"][:], *row_sizes(training_args), cost, head)
     if data_args.streaming:  # which has no order by length
@@ -101,6 +103,16 @@ def plan_batching(
         collator = BatchPackingCollator(padded.tokenizer, padded, config, cost)
         planned = replace(planned, collator=collator, order=_or_random(order))
     return planned
+
+
+def row_cost(arguments: TrainArguments, config: PreTrainedConfig) -> RowCost:
+    """Return what the rows of a batch cost on the device of training."""
+    model_args, _, training_args = arguments
+    device = training_args.device
+    cost = RowCost(model_args.num_virtual_tokens or 0, config.hidden_size)
+    computes_in = choose_dtype(model_args.dtype, device, config.dtype)[0]
+    has_it = device.type == "cpu" and computes_in == torch.bfloat16 and has_fast_bfloat16()
+    return replace(cost, even=_EVEN_IN_BFLOAT16) if has_it else cost
 
 
 def head_cost(examples: "Dataset", config: PreTrainedConfig) -> float:

@@ -24,7 +24,6 @@ from glm_peft.preprocessing.collators import IGNORED_LABEL, TrainingCollator
 if TYPE_CHECKING:  # its import takes half a second, and one prompt needs none
     from datasets import Dataset
 
-_EVEN = 5  # times the hidden size, in tokens: the length at which attention costs as much as the rest, as measured
 _PACKED_TOGETHER = 1000  # examples of a stream: with fewer, rows stay less full
 _LEAST_GAIN = 0.03  # of the cost: below this, a batch stays padded, bit for bit
 
@@ -105,17 +104,23 @@ def plan_rows(lengths: list[int], max_length: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class RowCost:
-    """Compute what rows cost, padding included; the unit is a token without attention."""
+    """
+    Compute what rows cost, padding included; the unit is a token without attention.
+
+    Args:
+        even: the number of tokens, in hidden sizes, at which attention costs as much as the rest.
+    """
 
     # In every layer a token takes some 12 h² multiplications, and 2 h for each of the P + length tokens that a dense
-    # mask has for it, so that attention costs as much as the rest at 6 h tokens; measured, it does at `_EVEN` h.
+    # mask has for it, so that attention costs as much as the rest at 6 h tokens; measured, it does at 5 h.
 
     num_virtual_tokens: int
     hidden_size: int
+    even: float = 5
 
     def __call__(self, rows: int, length: int) -> float:
         """Return the cost of so many rows of so many tokens."""
-        return rows * length * (1 + (self.num_virtual_tokens + length) / (_EVEN * self.hidden_size))
+        return rows * length * (1 + (self.num_virtual_tokens + length) / (self.even * self.hidden_size))
 
 
 def plan_batch(lengths: list[int], cost: RowCost) -> list[list[int]]:

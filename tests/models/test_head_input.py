@@ -1,13 +1,17 @@
 """The first token of an answer: one product with the head, whatever the layout of the states that it takes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from closeness import assert_close
+from peft import PrefixTuningConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from glm_peft.adapters.loading import load_adapter
 from glm_peft.arguments.model import ModelArguments
 from glm_peft.models.loading import load_base_model, load_tokenizer
 
@@ -26,13 +30,27 @@ class Products(TorchDispatchMode):
         return result
 
 
+def load_own(folder: str, adapter: Path) -> PreTrainedModel:
+    return load_base_model(ModelArguments(folder), "cpu")
+
+
+def load_stock(folder: str, adapter: Path) -> PreTrainedModel:
+    """As Python users do, who put an adapter on it, here twice."""
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(adapter)
+    for _ in range(2):
+        base = load_adapter(base, str(adapter)).get_base_model()
+    return base
+
+
+@pytest.mark.parametrize("load", [load_own, load_stock])
 @pytest.mark.parametrize("generation", ["chatglm", "chatglm3", "glm4_0414"])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_first_token_takes_one_product_with_the_head(
-    tiny_model_dirs: dict[str, Path], generation: str, rows: int
+    tiny_model_dirs: dict[str, Path], tmp_path: Path, load: Callable[..., Any], generation: str, rows: int
 ) -> None:
     arguments = ModelArguments(str(tiny_model_dirs[generation]))
-    base = load_base_model(arguments, "cpu")
+    base = load(str(tiny_model_dirs[generation]), tmp_path)
     vocabulary = base.config.vocab_size
     ids = torch.tensor([load_tokenizer(arguments)("类型#裤")["input_ids"]] * rows)
     with torch.no_grad(), Products() as products:
@@ -43,3 +61,4 @@ def test_the_first_token_takes_one_product_with_the_head(
     with_head = [shape for shape in products.shapes if shape[-1] == vocabulary]
     assert with_head == [(rows, vocabulary), (ids.numel(), vocabulary)]
     assert_close(logits, whole[:, -1:])
+    assert len(base.get_output_embeddings()._forward_pre_hooks) == 1
