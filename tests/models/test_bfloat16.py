@@ -33,12 +33,12 @@ def test_loss_and_gradients_are_those_of_float32_within_rounding(folder: str, bi
 def test_answers_are_those_of_float32_where_the_likeliest_token_is_clear(folder: str):
     ids = load_tokenizer(ModelArguments(folder))("类型#裤*版型#宽松", return_tensors="pt")["input_ids"]
     exact, rounded = (load_base_model(ModelArguments(folder, dtype=dtype), "cpu") for dtype in ("float32", "bfloat16"))
-    tokens = exact.generate(ids, min_new_tokens=48, max_new_tokens=48, do_sample=False)
+    tokens = exact.generate(ids, min_new_tokens=24, max_new_tokens=24, do_sample=False)
     with torch.no_grad():
         wanted, found = (base(input_ids=tokens).logits[0, ids.shape[1] - 1 : -1] for base in (exact, rounded))
     off = (found - wanted).abs().max()
     assert off < 16 * ROUNDING * wanted.abs().max()
     best = wanted.topk(2).values
     is_clear = best[:, 0] - best[:, 1] > 2 * off
-    assert is_clear.sum() > 8
+    assert is_clear.sum() > 4
     assert torch.equal(found.argmax(-1)[is_clear], wanted.argmax(-1)[is_clear])
