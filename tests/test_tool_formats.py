@@ -13,7 +13,7 @@ from glm_peft.errors import UserError
 from glm_peft.examination.tool_checks import check_tools
 from glm_peft.models.chat_formats import CHAT_FORMATS, get_chat_format
 from glm_peft.models.tool_formats import ToolCall
-from glm_peft.prediction.answer_text import decode_answer
+from glm_peft.prediction.answer_decoding import decode_answer
 from glm_peft.prediction.tool_scores import read_calls, score_calls
 from glm_peft.preprocessing.columns import Columns
 from glm_peft.preprocessing.conversations import Conversation, Split, read_conversation

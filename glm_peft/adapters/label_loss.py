@@ -192,7 +192,7 @@ def _loss_and_gradient(
 
 def chunks_of(hidden_states: torch.Tensor, project: Project) -> list[slice]:
     """Return the places of chunks that have at most `CHUNK_LOGITS` logits each."""
-    # The head is known as a function alone, so its width shows in a call.
-    vocabulary = project(hidden_states[:0].detach()).shape[-1] if len(hidden_states) else 1
+    # The head is known as a function alone, so its width shows in a call: of no rows, which reads no weights.
+    vocabulary = project(hidden_states[:0].detach()).shape[-1]
     size = max(CHUNK_LOGITS // vocabulary, 1)
     return [slice(start, start + size) for start in range(0, len(hidden_states), size)]

@@ -20,7 +20,7 @@ from glm_peft.data import GenerationFeatures, join_features
 from glm_peft.models.chat_formats import ChatFormat
 from glm_peft.models.generations import CHATGLM3, GLM4
 from glm_peft.models.tool_formats import TURN_MARK, ToolCall
-from glm_peft.prediction.answer_text import decode_answer, decode_blocks
+from glm_peft.prediction.answer_decoding import decode_answer, decode_blocks
 from glm_peft.prediction.generation import AnsweredBatch, generate_answers
 from glm_peft.prediction.generation_settings import GenerationSettings
 from glm_peft.prediction.prediction_files import PartialPredictions, write_predictions

@@ -26,7 +26,7 @@ from transformers import (
 from glm_peft.errors import UserError
 from glm_peft.models.chat_format import ChatFormat
 from glm_peft.models.unwrapping import base_of, starts_with_embeddings
-from glm_peft.prediction.answer_text import decode_answer
+from glm_peft.prediction.answer_decoding import decode_answer
 from glm_peft.prediction.batch_plan import batch_tokens, own_share, plan_batches
 from glm_peft.prediction.decoding import decode
 from glm_peft.prediction.generation_settings import GenerationSettings, build_generation_config, choose_batch_size
